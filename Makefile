@@ -1,0 +1,63 @@
+# Every target works from a fresh clone: what it needs is made first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+NATIVE := $(wildcard native/*)
+BUILT := setup.py pyproject.toml $(NATIVE)
+FORMATTED := numbers_uring native tests setup.py
+C_SOURCES := $(wildcard native/*.c native/*.h)
+
+.PHONY: serve test lint format sanitize ci dist clean
+
+serve: $(VENV)/serve.stamp
+	@exec $(BIN)/numbers-uring serve $(ARGS)
+
+test: $(VENV)/dev.stamp
+	$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check $(FORMATTED)
+	$(BIN)/ruff format --check $(FORMATTED)
+	$(BIN)/mypy --strict
+	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix $(FORMATTED)
+	$(BIN)/ruff format $(FORMATTED)
+	$(BIN)/clang-format -i $(C_SOURCES)
+
+# The kernel tests again, on an extension built with ASan and UBSan. Python itself is not built with
+# them, so their run-time library is preloaded, and leaks, which would be Python's, are not looked for.
+SANITIZED := build/sanitize/lib
+sanitize: $(VENV)/dev.stamp
+	rm -rf build/sanitize
+	CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1" \
+	    $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib $(SANITIZED)
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) NUMBERS_URING_TEST_NATIVE=$(SANITIZED) \
+	    $(BIN)/pytest -p no:cacheprovider tests/test_kernel.py
+
+ci:
+	$(MAKE) test ARGS="--cov --cov-report=term"
+	$(MAKE) lint
+	$(MAKE) sanitize
+
+dist: $(VENV)/dev.stamp
+	rm -rf dist
+	$(BIN)/python -m build
+	cd dist && sha256sum -- *.tar.gz *.whl > SHA256SUMS
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info numbers_uring/_native*.so numbers_uring/_native.c
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/serve.stamp: $(VENV)/bin/python $(BUILT)
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/bin/python $(BUILT)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/serve.stamp

@@ -1,0 +1,28 @@
+"""Builds numbers_uring._native: the headers beside this file are handed to cffi as they stand."""
+
+from pathlib import Path
+
+from cffi import FFI
+
+NATIVE = Path(__file__).resolve().parent
+HEADERS = ["ingest.h"]
+SOURCES = ["native/ingest.c"]
+
+
+def declarations(header: str) -> str:
+    """Return the lines of `header` that are C declarations: all that do not start with '#'."""
+    lines = (NATIVE / header).read_text().splitlines()
+    return "\n".join(line for line in lines if not line.startswith("#"))
+
+
+ffi = FFI()
+for name in HEADERS:
+    ffi.cdef(declarations(name))
+ffi.set_source(
+    "numbers_uring._native",
+    "\n".join(f'#include "{name}"' for name in HEADERS),
+    sources=SOURCES,
+    include_dirs=["native"],
+    depends=[f"native/{name}" for name in HEADERS],
+    extra_compile_args=["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror=implicit", "-g1"],
+)

@@ -1,0 +1,47 @@
+/* The ingest kernels: lines in, bitmap and batch updated, a verdict out.
+ *
+ * This header is the whole contract between C and Python: native/build_ffi.py hands every line of
+ * it that does not start with '#' to cffi, so a difference between the two is a compile error.
+ */
+#ifndef NUMBERS_URING_INGEST_H
+#define NUMBERS_URING_INGEST_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum nu_limits {
+    NU_LINE_BYTES = 10,         /* nine characters and '\n' */
+    NU_BITMAP_BYTES = 125000000 /* one bit for each of 1,000,000,000 numbers */
+};
+
+enum nu_verdict {
+    NU_MORE = 0,     /* every line was taken in; fewer than 10 bytes, the tail, may be left */
+    NU_INVALID = 1,  /* the bytes after those consumed can be no line, whatever follows */
+    NU_TERMINATE = 2 /* the last line consumed is "terminate" */
+};
+
+/* A kernel's surroundings and its results.
+ *
+ * The caller sets bitmap (NU_BITMAP_BYTES; bit n & 7 of byte n >> 3 stands for number n), batch and
+ * batch_bytes. A kernel appends the lines not seen before at batch + batch_used, adds to
+ * batch_used, unique and duplicate, and sets consumed: how many bytes, from the start of the input,
+ * were whole lines taken in, "terminate" included.
+ */
+struct nu_ingest {
+    uint8_t *bitmap;
+    uint8_t *batch;
+    size_t batch_bytes;
+    size_t batch_used;
+    size_t consumed;
+    uint64_t unique;
+    uint64_t duplicate;
+};
+
+/* Takes in arena[start..stop). Reads no byte outside of that and writes none outside of the batch.
+ *
+ * Returns an nu_verdict, or -ENOBUFS, with nothing done, where the batch lacks room for
+ * stop - start bytes.
+ */
+int nu_ingest_swar(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop);
+
+#endif

@@ -1,0 +1,6 @@
+"""`python -m numbers_uring` is the command `numbers-uring`."""
+
+from numbers_uring.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""The command line: options to a Config, and the only place where the parts are put together."""
+
+import resource
+import sys
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from numbers_uring import __version__
+from numbers_uring.config import (
+    BATCH_BYTES,
+    DESCRIPTORS_RESERVED,
+    LAST_REPORT_WAIT_S,
+    Config,
+    ExitCode,
+    StartError,
+    WhenFull,
+)
+from numbers_uring.console import (
+    PROGRAM,
+    STDERR,
+    STDOUT,
+    Lines,
+    diagnostics,
+    open_standard_streams,
+)
+from numbers_uring.epoll_reactor import EpollReactor
+from numbers_uring.intake import Intake
+from numbers_uring.kernel import Kernel, PythonKernel
+from numbers_uring.listeners import address_text, listen
+from numbers_uring.numbers_log import LogError, NumbersLog
+from numbers_uring.server import Server
+from numbers_uring.signals import StopSignals
+
+_ENVIRONMENT_PREFIX = "NUMBERS_URING"
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class _Seconds(click.FloatRange):
+    """Seconds as a fraction; `nan` and `inf`, which float() takes, are no times."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds = float(super().convert(value, param, ctx))
+        if not seconds < 1e9:
+            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
+        return seconds
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(__version__, prog_name=PROGRAM)
+def cli() -> None:
+    """A TCP number server for Linux: takes in nine-digit numbers, keeps each once."""
+
+
+@cli.command(context_settings={"show_default": True})
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "epoll", "uring"]),
+    default="auto",
+    help="How the sockets are served; auto takes the best one there is.",
+)
+@click.option(
+    "--kernel",
+    type=click.Choice(["auto", "native", "python"]),
+    default="auto",
+    help="What parses and de-duplicates: native is compiled, python is its slow specification; "
+    "auto takes native.",
+)
+@click.option(
+    "--host",
+    metavar="HOST",
+    default="127.0.0.1",
+    help="Address or name to listen on, IPv4 or IPv6; 0.0.0.0 or :: for every interface.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=4000,
+    help="TCP port to listen on; 0 takes a free one, named in the start line.",
+)
+@click.option(
+    "--max-clients",
+    "--concurrent-connections",
+    "max_clients",
+    type=click.IntRange(1, 1_000_000),
+    default=5,
+    envvar=[
+        f"{_ENVIRONMENT_PREFIX}_SERVE_MAX_CLIENTS",
+        f"{_ENVIRONMENT_PREFIX}_SERVE_CONCURRENT_CONNECTIONS",
+    ],
+    metavar="N",
+    help="Clients served at once.",
+)
+@click.option(
+    "--when-full",
+    type=click.Choice([choice.value for choice in WhenFull]),
+    default=WhenFull.WAIT.value,
+    help="A client beyond --max-clients waits until one leaves, or is disconnected at once.",
+)
+@click.option(
+    "--log-file",
+    type=click.Path(path_type=Path),
+    default="numbers.log",
+    help="The file that gets each number once, one a line; created anew at start.",
+)
+@click.option(
+    "--report-interval",
+    type=_Seconds(min=0, min_open=True),
+    default=10.0,
+    help="Seconds between two reports on standard output.",
+)
+@click.option(
+    "--idle-timeout",
+    type=_Seconds(min=0),
+    default=0.0,
+    help="Disconnect a client this many seconds after its last complete line; 0 never does.",
+)
+@click.version_option(__version__, prog_name=PROGRAM)
+def serve(
+    backend: str,
+    kernel: str,
+    host: str,
+    port: int,
+    max_clients: int,
+    when_full: str,
+    log_file: Path,
+    report_interval: float,
+    idle_timeout: float,
+) -> None:
+    """Take in numbers over TCP until a client says "terminate", or SIGTERM or SIGINT comes.
+
+    Clients send lines of exactly nine decimal digits, each ended by a newline. Every number that is
+    new goes to the log file, repeats are only counted, and any other line ends its client's
+    connection. Counts are reported on standard output; all else is said on standard error.
+
+    Every option can also be set from the environment: NUMBERS_URING_SERVE_PORT=5000 stands for
+    --port 5000.
+
+    Exit status: 0 stopped as asked and everything is on file, 2 wrong usage, 3 could not start,
+    4 the log failed.
+    """
+    _serve(
+        Config(
+            backend=backend,
+            kernel=kernel,
+            host=host,
+            port=port,
+            connections_max=max_clients,
+            when_full=WhenFull(when_full),
+            log_path=log_file.absolute(),
+            report_interval_s=report_interval,
+            idle_timeout_s=idle_timeout,
+        )
+    )
+
+
+def _serve(config: Config) -> None:
+    say = diagnostics(Lines(STDERR))
+    stdout = Lines(STDOUT)
+
+    def report(line: str, last: bool) -> bool:
+        return stdout.write(line, wait_s=LAST_REPORT_WAIT_S if last else 0)
+
+    with ExitStack() as parts:
+        kernel = choose_kernel(config.kernel)
+        backend = choose_backend(config.backend)
+        stop = StopSignals(say)
+        raise_descriptor_limit(config.connections_max)
+        listeners = listen(config.host, config.port)
+        reactor = EpollReactor(
+            listeners,
+            stop.wakeup_fd,
+            connections_max=config.connections_max,
+            when_full=config.when_full,
+            warn=say,
+        )
+        parts.callback(reactor.close)
+        try:
+            intake = Intake(
+                kernel,
+                reactor.arena,
+                connections_max=config.connections_max,
+                batch_bytes=BATCH_BYTES,
+            )
+        except MemoryError as error:
+            raise StartError("not enough memory for the bitmap of 125 MB") from error
+        log = NumbersLog(config.log_path)
+        parts.callback(log.close)
+        log.truncate()
+        server = Server(
+            reactor,
+            intake,
+            log,
+            stop,
+            connections_max=config.connections_max,
+            report_interval_s=config.report_interval_s,
+            idle_timeout_s=config.idle_timeout_s,
+            report=report,
+            say=say,
+        )
+        say(
+            f"listening on {' and '.join(map(address_text, listeners))}, backend {backend}, "
+            f"kernel {kernel.variant}, at most {config.connections_max} clients, log {log.path}"
+        )
+        server.run()
+        ended = server.statistics.ended
+        say(
+            f"stopped by {server.stopped_by}: {log.written_lines} numbers in {log.path}, "
+            f"{server.statistics.accepted} clients served, {reactor.refused} refused, "
+            f"{ended['invalid']} disconnected for an invalid line, "
+            f"{ended['idle']} for being idle, {ended['incomplete']} left within a line"
+        )
+
+
+def choose_kernel(name: str) -> Kernel:
+    """Return the kernel asked for; `auto` is the fastest compiled variant. Raises StartError."""
+    if name == "python":
+        return PythonKernel()
+    try:
+        # Here and not at the top: the Python kernel runs where the extension can't be loaded.
+        native_kernel = import_module("numbers_uring.native_kernel")
+    except ImportError as error:
+        raise StartError(
+            f"cannot load the native kernel (--kernel python works): {error}"
+        ) from error
+    kernel: Kernel = native_kernel.variants()[0]
+    return kernel
+
+
+def choose_backend(name: str) -> str:
+    """Return the backend asked for; `auto` is the best there is. Raises StartError."""
+    if name == "uring":
+        raise StartError("the backend uring is not there yet; use --backend epoll")
+    return "epoll"
+
+
+def raise_descriptor_limit(connections_max: int) -> None:
+    """See to it that `connections_max` clients can be connected. Raises StartError."""
+    needed = connections_max + DESCRIPTORS_RESERVED
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise StartError(
+            f"--max-clients {connections_max} needs {needed} file descriptors, "
+            f"and the hard limit is {hard} (ulimit -Hn)"
+        )
+    target = needed if hard == resource.RLIM_INFINITY else hard
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+    except (OSError, ValueError) as error:
+        raise StartError(
+            f"cannot raise the limit of file descriptors to {target}: {error}"
+        ) from error
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    diagnostics(Lines(STDERR))(f"error: {text}")
+    sys.exit(code)
+
+
+def main() -> NoReturn:
+    """Run the command; every failure is one line on standard error and an ExitCode."""
+    open_standard_streams()
+    try:
+        code = cli.main(
+            prog_name=PROGRAM, auto_envvar_prefix=_ENVIRONMENT_PREFIX, standalone_mode=False
+        )
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else PROGRAM
+        _fail(f"{error.format_message()} Try '{command} --help'.", error.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except StartError as error:
+        _fail(str(error), ExitCode.NOT_STARTED)
+    except LogError as error:
+        _fail(str(error), ExitCode.LOG_FAILED)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(128 + 2)
+    sys.exit(code if isinstance(code, int) else ExitCode.CLEAN)

@@ -1,0 +1,106 @@
+"""What the server was asked to do, and every limit it keeps."""
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from pathlib import Path
+
+LINE_BYTES = 10
+"""Nine characters and a newline: a number's line and `terminate` alike."""
+
+TAIL_BYTES_MAX = LINE_BYTES - 1
+"""The most that is carried from one receive to the next: an incomplete line."""
+
+NUMBERS = 1_000_000_000
+BITMAP_BYTES = NUMBERS // 8
+
+HEADROOM_BYTES = 16
+"""Free bytes in front of each received piece, where the connection's tail is laid."""
+
+RECEIVE_BYTES = 256 * 1024
+"""The most that one receive takes."""
+
+PIECE_BYTES_MAX = TAIL_BYTES_MAX + RECEIVE_BYTES
+"""The most that a kernel is given at once, and so the most that one call adds to the batch."""
+
+BATCH_BYTES = 4 * 1024 * 1024
+"""Lines that wait for the log: appended before each wait, and when a piece might not fit."""
+
+BACKLOG_CONNECTIONS = 4096
+"""Asked of listen(2); the kernel lowers it to net.core.somaxconn."""
+
+ACCEPTS_PER_PASS_MAX = 256
+"""Connections accepted in one pass, so that a flood of them does not starve the accepted."""
+
+ACCEPT_BACKOFF_S = 0.5
+"""How long nothing is accepted once the process or the system is out of descriptors."""
+
+ACCEPT_WARNING_INTERVAL_S = 60.0
+"""The least time between two warnings that connections can't be accepted."""
+
+DESCRIPTORS_RESERVED = 32
+"""Descriptors beside the clients': standard streams, log, epoll, listeners, Python's own."""
+
+NO_SPACE_RETRY_S = 1.0
+"""How often a log that is out of space is tried again."""
+
+KEEPALIVE_IDLE_S = 60
+KEEPALIVE_INTERVAL_S = 10
+KEEPALIVE_PROBES = 3
+"""A vanished host's slot is free after 60 + 3 * 10 seconds."""
+
+DRAIN_S = 0.5
+"""How long a stop goes on reading what it need not: bytes that arrive after it began."""
+
+DRAIN_QUIET_S = 0.05
+"""Silence after which a client that was sending when the stop began counts as done."""
+
+DRAIN_BYTES_MAX = 32 * 1024 * 1024
+"""The most that a stop takes from one connection beyond what its socket held at the start."""
+
+LAST_REPORT_WAIT_S = 0.2
+"""How long the last report waits for a reader of standard output that is behind."""
+
+SIGNAL_REPEAT_S = 0.05
+"""Signals this close together are one request: timeout(1) sends each of its signals twice."""
+
+assert BITMAP_BYTES * 8 == NUMBERS
+assert HEADROOM_BYTES >= TAIL_BYTES_MAX
+assert BATCH_BYTES >= 2 * PIECE_BYTES_MAX
+assert DRAIN_QUIET_S < DRAIN_S < 1
+
+
+class WhenFull(StrEnum):
+    """What becomes of a client that comes while all slots are taken."""
+
+    WAIT = "wait"
+    REFUSE = "refuse"
+
+
+class ExitCode(IntEnum):
+    """The command's exit codes."""
+
+    CLEAN = 0
+    FINDINGS = 1
+    USAGE = 2
+    NOT_STARTED = 3
+    LOG_FAILED = 4
+
+
+class StartError(Exception):
+    """The server could not start; its text is the one line for the user."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """One run of `serve`, as asked for on the command line."""
+
+    backend: str
+    kernel: str
+    host: str
+    port: int
+    connections_max: int
+    when_full: WhenFull
+    log_path: Path
+    report_interval_s: float
+    idle_timeout_s: float
+    """Zero: clients may be silent for ever."""

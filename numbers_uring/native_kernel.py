@@ -1,0 +1,77 @@
+"""The compiled kernels, behind the reference kernel's signature."""
+
+import errno
+from typing import Any
+
+from numbers_uring._native import ffi, lib
+from numbers_uring.config import BITMAP_BYTES, LINE_BYTES
+from numbers_uring.kernel import BoundKernel, Kernel, Result, Verdict
+
+assert (lib.NU_LINE_BYTES, lib.NU_BITMAP_BYTES) == (LINE_BYTES, BITMAP_BYTES)
+assert tuple(Verdict) == (lib.NU_MORE, lib.NU_INVALID, lib.NU_TERMINATE)
+
+
+class _BoundNativeKernel:
+    """Pointers are made here, once: a call costs about half a microsecond, half of it cffi's."""
+
+    def __init__(
+        self, function: Any, arena: memoryview, bitmap: bytearray, batch: memoryview
+    ) -> None:
+        self._function = function
+        self._arena = ffi.from_buffer("uint8_t[]", arena)
+        self._bitmap = ffi.from_buffer("uint8_t[]", bitmap, require_writable=True)
+        self._batch = ffi.from_buffer("uint8_t[]", batch, require_writable=True)
+        # Holds plain addresses: the three above keep what they point to alive.
+        self._ingest: Any = ffi.new(
+            "struct nu_ingest *",
+            {"bitmap": self._bitmap, "batch": self._batch, "batch_bytes": len(batch)},
+        )
+
+    def ingest(self, start: int, stop: int) -> int:
+        verdict: int = self._function(self._ingest, self._arena, start, stop)
+        if verdict < 0:
+            assert verdict == -errno.ENOBUFS, verdict
+            raise ValueError("the batch has no room for the lines")
+        return verdict
+
+    @property
+    def consumed(self) -> int:
+        return self._ingest.consumed  # type: ignore[no-any-return]
+
+    @property
+    def unique(self) -> int:
+        return self._ingest.unique  # type: ignore[no-any-return]
+
+    @property
+    def duplicate(self) -> int:
+        return self._ingest.duplicate  # type: ignore[no-any-return]
+
+    @property
+    def batch_used(self) -> int:
+        return self._ingest.batch_used  # type: ignore[no-any-return]
+
+    @batch_used.setter
+    def batch_used(self, used_bytes: int) -> None:
+        self._ingest.batch_used = used_bytes
+
+
+class NativeKernel:
+    """One compiled variant."""
+
+    def __init__(self, variant: str, function: Any) -> None:
+        self.variant = variant
+        self._function = function
+
+    def __call__(self, lines: memoryview, bitmap: bytearray, batch: memoryview) -> Result:
+        bound = self.bind(lines, bitmap, batch)
+        verdict = Verdict(bound.ingest(0, len(lines)))
+        return Result(verdict, bound.consumed, bound.unique, bound.duplicate)
+
+    def bind(self, arena: memoryview, bitmap: bytearray, batch: memoryview) -> BoundKernel:
+        assert len(bitmap) == BITMAP_BYTES
+        return _BoundNativeKernel(self._function, arena, bitmap, batch)
+
+
+def variants() -> list[Kernel]:
+    """Return the variants that this CPU runs, the fastest first."""
+    return [NativeKernel("swar", lib.nu_ingest_swar)]

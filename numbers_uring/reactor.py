@@ -1,0 +1,71 @@
+"""The contract of a reactor: what has happened on the sockets, handed out as completions."""
+
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Protocol
+
+
+class Kind(IntEnum):
+    """What a completion tells. Every kind is handed out exactly once for what it stands for."""
+
+    OPENED = 0
+    """A client was accepted into this slot."""
+    RECEIVED = 1
+    """`size` > 0 bytes of the client's stream lie in the arena from `start` on."""
+    CLOSED = 2
+    """The connection is over; its slot may be used again. `start` is an End."""
+
+
+class End(IntEnum):
+    """How a connection ended."""
+
+    EOF = 0
+    """The client closed or shut down its side."""
+    RESET = 1
+    """The client's host reset the connection, or vanished."""
+    DISCONNECTED = 2
+    """The server's own `disconnect`."""
+
+
+Completion = tuple[int, int, int, int]
+"""(Kind, connection, start, size): plain integers, because one is made for each packet."""
+
+
+class Reactor(Protocol):
+    """Sockets in, completions out; a connection is named by its slot, 0 to connections_max - 1."""
+
+    @property
+    def arena(self) -> memoryview:
+        """The memory that is received into, for the reactor's whole life.
+
+        HEADROOM_BYTES in front of each received piece are free for the receiver of the completion.
+        """
+
+    @property
+    def refused(self) -> int:
+        """Clients accepted and closed at once because all slots were taken."""
+
+    def wait(self, timeout_s: float) -> Iterator[Completion]:
+        """Wait until something happens, at most `timeout_s`, and hand it out.
+
+        At most one RECEIVED for each connection. A received piece is the caller's until it resumes
+        the iterator. An iterator that is left early loses nothing: what was not handed out comes
+        with the next wait. Ends early when the wake-up descriptor is readable.
+        """
+
+    def drain(self) -> Iterator[Completion]:
+        """Stop accepting, hand out what the sockets hold at this moment, close every connection.
+
+        Everything that a connected client, or one that waits in the backlog, had delivered to this
+        host is handed out. Bytes that come later may be, for a bounded time and in a bounded
+        number. Nothing but `close` may follow.
+        """
+
+    def disconnect(self, connection: int) -> None:
+        """Close the connection at once; it is RECEIVED from no more, and CLOSED soon."""
+
+    def sleep(self, timeout_s: float) -> None:
+        """Wait for the wake-up descriptor alone, at most `timeout_s`: nothing is received."""
+
+    def close(self) -> None:
+        """Close everything that is open, without a further completion."""

@@ -1,0 +1,240 @@
+"""The only loop: completions to the intake, its batch to the log, its counters to reports."""
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from signal import Signals
+from typing import Protocol
+
+from numbers_uring.config import NO_SPACE_RETRY_S, PIECE_BYTES_MAX
+from numbers_uring.idle import IdleClock
+from numbers_uring.intake import Intake
+from numbers_uring.kernel import Verdict
+from numbers_uring.numbers_log import LogError, NumbersLog
+from numbers_uring.reactor import End, Kind, Reactor
+from numbers_uring.report import Counts, next_due_s, report_line
+
+_OPENED, _RECEIVED = int(Kind.OPENED), int(Kind.RECEIVED)
+_MORE, _TERMINATE = int(Verdict.MORE), int(Verdict.TERMINATE)
+_NEVER_S = 3600.0
+"""The longest wait. It only bounds one call: waiting again costs nothing at this rate."""
+
+
+class Stop(Protocol):
+    """Where a stop request from outside shows; the reactor's wake-up descriptor tells of it."""
+
+    @property
+    def received(self) -> Signals | None: ...
+
+
+@dataclass(slots=True)
+class Statistics:
+    """What became of the connections of one run, beside the numbers that the intake counts."""
+
+    accepted: int = 0
+    ended: Counter[str] = field(default_factory=Counter)
+    """By reason: eof, reset, incomplete, invalid, idle, stop."""
+
+
+class Server:
+    """One run. The parts are the caller's to close.
+
+    `report` is given each report line and says whether it was written; one that was not is folded
+    into the next. Its second argument is true for the last one, which is worth a short wait. `say`
+    takes one line for the operator.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        intake: Intake,
+        log: NumbersLog,
+        stop: Stop,
+        *,
+        connections_max: int,
+        report_interval_s: float,
+        idle_timeout_s: float,
+        report: Callable[[str, bool], bool],
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reactor = reactor
+        self._intake = intake
+        self._log = log
+        self._stop = stop
+        self._report = report
+        self._say = say
+        self._clock = clock
+        self.statistics = Statistics()
+        self._reported = Counts(0, 0)
+        self._report_interval_s = report_interval_s
+        self._report_due_s = clock() + report_interval_s
+        self._idle = IdleClock(idle_timeout_s) if idle_timeout_s else None
+        self._reasons: list[str | None] = [None] * connections_max
+        self._out_of_space = False
+        self._terminated = False
+
+    def run(self) -> None:
+        """Serve until `terminate` or a stop request, then drain, sync and report.
+
+        Raises LogError, after the last report, where lines that were counted are not on file.
+        """
+        failure: LogError | None = None
+        try:
+            while not self._stopping:
+                if self._append():
+                    self._pass()
+                else:
+                    self._hold_back()
+                self._timers()
+            self._drain()
+            self._finish_log()
+        except LogError as error:
+            failure = error
+        self._put_report(last=True)
+        if failure is not None:
+            raise LogError(f"{failure}{self._loss()}") from failure
+
+    def _loss(self) -> str:
+        """Save what can be saved after a failure, and say what can't."""
+        with suppress(LogError):
+            self._log.sync()
+        lost = self._intake.unique - self._log.written_lines
+        return f"; {lost} counted numbers are lost, they are not in it" if lost else ""
+
+    @property
+    def stopped_by(self) -> str:
+        """What ended the run, for the operator."""
+        if self._stop.received is not None and not self._terminated:
+            return self._stop.received.name
+        return "terminate"
+
+    @property
+    def _stopping(self) -> bool:
+        return self._terminated or self._stop.received is not None
+
+    # One pass.
+
+    def _pass(self) -> None:
+        for completion in self._reactor.wait(self._timeout_s()):
+            if not self._handle(*completion) or self._stopping:
+                return
+
+    def _handle(self, kind: int, connection: int, start: int, size: int) -> bool:
+        """Act on one completion; False where no further piece may be received."""
+        if kind == _RECEIVED:
+            self._receive(connection, start, size)
+            # The next piece must fit whole, or not be received at all.
+            return self._intake.room >= PIECE_BYTES_MAX or self._append()
+        if kind == _OPENED:
+            self._opened(connection)
+        else:
+            self._closed(connection, start)
+        return True
+
+    def _receive(self, connection: int, start: int, size: int) -> None:
+        verdict = self._intake.receive(connection, start, size)
+        if self._idle is not None and self._intake.completed_a_line:
+            self._idle.touch(connection, self._clock())
+        if verdict == _MORE:
+            return
+        if verdict == _TERMINATE:
+            self._terminated = True
+            self._disconnect(connection, "stop")
+        else:
+            self._disconnect(connection, "invalid")
+
+    def _opened(self, connection: int) -> None:
+        self._intake.open(connection)
+        self.statistics.accepted += 1
+        self._reasons[connection] = None
+        if self._idle is not None:
+            self._idle.touch(connection, self._clock())
+
+    def _closed(self, connection: int, end: int) -> None:
+        reason = self._reasons[connection]
+        if reason is None:
+            if end == End.DISCONNECTED:
+                reason = "stop"
+            elif self._intake.has_tail(connection):
+                reason = "incomplete"
+            else:
+                reason = End(end).name.lower()
+        self.statistics.ended[reason] += 1
+        if self._idle is not None:
+            self._idle.forget(connection)
+
+    def _disconnect(self, connection: int, reason: str) -> None:
+        self._reasons[connection] = reason
+        self._reactor.disconnect(connection)
+
+    # The log.
+
+    def _append(self) -> bool:
+        """Put the batch on file; False where there is no space for all of it."""
+        lines = self._intake.batch
+        if not lines:
+            return True
+        self._intake.discard(self._log.append(lines))
+        full = bool(self._intake.batch)
+        if full and not self._out_of_space:
+            self._say(
+                f"no space for the log {self._log.path}: holding the clients back, "
+                f"trying again every {NO_SPACE_RETRY_S:g} s"
+            )
+        elif self._out_of_space and not full:
+            self._say(f"there is space for the log {self._log.path} again: going on")
+        self._out_of_space = full
+        return not full
+
+    def _hold_back(self) -> None:
+        """Sleep until the log is worth another try; nothing is received meanwhile."""
+        due_s = self._clock() + NO_SPACE_RETRY_S
+        while (left_s := due_s - self._clock()) > 0 and not self._stopping:
+            self._reactor.sleep(min(left_s, self._report_due_s - self._clock()))
+            self._report_if_due()
+        if self._idle is not None:
+            self._idle.touch_all(self._clock())
+
+    # Timers.
+
+    def _timeout_s(self) -> float:
+        due_s = self._report_due_s
+        if self._idle is not None:
+            due_s = min(due_s, self._idle.next_due_s() or math.inf)
+        return min(max(due_s - self._clock(), 0), _NEVER_S)
+
+    def _timers(self) -> None:
+        self._report_if_due()
+        if self._idle is not None:
+            for connection in self._idle.take_due(self._clock()):
+                self._disconnect(connection, "idle")
+
+    def _report_if_due(self) -> None:
+        now_s = self._clock()
+        if now_s >= self._report_due_s:
+            self._report_due_s = next_due_s(self._report_due_s, now_s, self._report_interval_s)
+            self._put_report(last=False)
+
+    def _put_report(self, *, last: bool) -> None:
+        counts = Counts(self._intake.unique, self._intake.duplicate)
+        if self._report(report_line(self._reported, counts), last):
+            self._reported = counts
+
+    # Stopping.
+
+    def _drain(self) -> None:
+        """Take in what the clients had delivered, as far as there is space for it."""
+        if not self._append():
+            return
+        for completion in self._reactor.drain():
+            if not self._handle(*completion):
+                return
+
+    def _finish_log(self) -> None:
+        if not self._append():
+            raise LogError(f"no space for the log {self._log.path}")
+        self._log.sync()
