@@ -74,9 +74,9 @@ class EpollReactor:
         when_full: WhenFull,
         warn: Callable[[str], None],
     ) -> None:
-        self.arena = memoryview(bytearray(HEADROOM_BYTES + RECEIVE_BYTES))
+        self.arena = bytearray(HEADROOM_BYTES + RECEIVE_BYTES)
         self.refused = 0
-        self._payload = self.arena[HEADROOM_BYTES:]
+        self._payload = memoryview(self.arena)[HEADROOM_BYTES:]
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._wakeup_fd = wakeup_fd
         self._refuse = when_full is WhenFull.REFUSE

@@ -1,7 +1,7 @@
 """The core without I/O: pieces of streams in, a batch of new lines and counters out."""
 
 from numbers_uring.config import BITMAP_BYTES, PIECE_BYTES_MAX
-from numbers_uring.kernel import Kernel, Verdict
+from numbers_uring.kernel import Kernel, Memory, Verdict
 
 _MORE = int(Verdict.MORE)
 
@@ -14,12 +14,13 @@ class Intake:
     """
 
     def __init__(
-        self, kernel: Kernel, arena: memoryview, *, connections_max: int, batch_bytes: int
+        self, kernel: Kernel, arena: Memory, *, connections_max: int, batch_bytes: int
     ) -> None:
         assert batch_bytes >= PIECE_BYTES_MAX
-        self._arena = arena
-        self._batch = memoryview(bytearray(batch_bytes))
-        self._kernel = kernel.bind(arena, bytearray(BITMAP_BYTES), self._batch)
+        batch = bytearray(batch_bytes)
+        self._arena = memoryview(arena)
+        self._batch = memoryview(batch)
+        self._kernel = kernel.bind(arena, bytearray(BITMAP_BYTES), batch)
         self._ingest = self._kernel.ingest
         self._tails = [b""] * connections_max
 

@@ -1,11 +1,16 @@
 """What a kernel is, and the reference kernel in plain Python: the executable specification."""
 
 from enum import IntEnum
+from mmap import mmap
 from typing import NamedTuple, Protocol
 
 from numbers_uring.config import LINE_BYTES
 
 TERMINATE_LINE = b"terminate\n"
+
+Memory = bytearray | mmap
+"""Memory that stays where it is. A kernel that keeps it is given the object, not a view of it:
+CPython 3.11 crashes when it collects a cycle with a memoryview whose buffer C code still holds."""
 
 
 class Verdict(IntEnum):
@@ -68,7 +73,7 @@ class Kernel(Protocol):
         kept.
         """
 
-    def bind(self, arena: memoryview, bitmap: bytearray, batch: memoryview) -> BoundKernel:
+    def bind(self, arena: Memory, bitmap: bytearray, batch: Memory) -> BoundKernel:
         """Keep the three for the life of the returned object; `arena` is where pieces will lie."""
 
 
@@ -106,10 +111,10 @@ def ingest(lines: memoryview, bitmap: bytearray, batch: memoryview) -> Result:
 
 
 class _BoundPythonKernel:
-    def __init__(self, arena: memoryview, bitmap: bytearray, batch: memoryview) -> None:
-        self._arena = arena
+    def __init__(self, arena: Memory, bitmap: bytearray, batch: Memory) -> None:
+        self._arena = memoryview(arena)
         self._bitmap = bitmap
-        self._batch = batch
+        self._batch = memoryview(batch)
         self.batch_used = self.consumed = self.unique = self.duplicate = 0
 
     def ingest(self, start: int, stop: int) -> int:
@@ -129,5 +134,5 @@ class PythonKernel:
     def __call__(self, lines: memoryview, bitmap: bytearray, batch: memoryview) -> Result:
         return ingest(lines, bitmap, batch)
 
-    def bind(self, arena: memoryview, bitmap: bytearray, batch: memoryview) -> BoundKernel:
+    def bind(self, arena: Memory, bitmap: bytearray, batch: Memory) -> BoundKernel:
         return _BoundPythonKernel(arena, bitmap, batch)

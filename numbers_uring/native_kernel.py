@@ -5,7 +5,7 @@ from typing import Any
 
 from numbers_uring._native import ffi, lib
 from numbers_uring.config import BITMAP_BYTES, LINE_BYTES
-from numbers_uring.kernel import BoundKernel, Kernel, Result, Verdict
+from numbers_uring.kernel import BoundKernel, Kernel, Memory, Result, Verdict
 
 assert (lib.NU_LINE_BYTES, lib.NU_BITMAP_BYTES) == (LINE_BYTES, BITMAP_BYTES)
 assert tuple(Verdict) == (lib.NU_MORE, lib.NU_INVALID, lib.NU_TERMINATE)
@@ -15,9 +15,14 @@ class _BoundNativeKernel:
     """Pointers are made here, once: a call costs about half a microsecond, half of it cffi's."""
 
     def __init__(
-        self, function: Any, arena: memoryview, bitmap: bytearray, batch: memoryview
+        self,
+        function: Any,
+        arena: Memory | memoryview,
+        bitmap: bytearray,
+        batch: Memory | memoryview,
     ) -> None:
         self._function = function
+        assert len(bitmap) == BITMAP_BYTES
         self._arena = ffi.from_buffer("uint8_t[]", arena)
         self._bitmap = ffi.from_buffer("uint8_t[]", bitmap, require_writable=True)
         self._batch = ffi.from_buffer("uint8_t[]", batch, require_writable=True)
@@ -63,12 +68,11 @@ class NativeKernel:
         self._function = function
 
     def __call__(self, lines: memoryview, bitmap: bytearray, batch: memoryview) -> Result:
-        bound = self.bind(lines, bitmap, batch)
+        bound = _BoundNativeKernel(self._function, lines, bitmap, batch)
         verdict = Verdict(bound.ingest(0, len(lines)))
         return Result(verdict, bound.consumed, bound.unique, bound.duplicate)
 
-    def bind(self, arena: memoryview, bitmap: bytearray, batch: memoryview) -> BoundKernel:
-        assert len(bitmap) == BITMAP_BYTES
+    def bind(self, arena: Memory, bitmap: bytearray, batch: Memory) -> BoundKernel:
         return _BoundNativeKernel(self._function, arena, bitmap, batch)
 
 

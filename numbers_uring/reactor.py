@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import Protocol
 
+from numbers_uring.kernel import Memory
+
 
 class Kind(IntEnum):
     """What a completion tells. Every kind is handed out exactly once for what it stands for."""
@@ -35,7 +37,7 @@ class Reactor(Protocol):
     """Sockets in, completions out; a connection is named by its slot, 0 to connections_max - 1."""
 
     @property
-    def arena(self) -> memoryview:
+    def arena(self) -> Memory:
         """The memory that is received into, for the reactor's whole life.
 
         HEADROOM_BYTES in front of each received piece are free for the receiver of the completion.

@@ -1,0 +1,167 @@
+"""What several test modules need: a server process, and waiting for something with a deadline."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+
+DEADLINE_S = 30.0
+"""For what should take milliseconds: reached only by a failure, even on a busy machine."""
+
+REPORT = re.compile(r"Received (\d+) unique numbers, (\d+) duplicates\. Unique total: (\d+)")
+
+
+def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Return as soon as `condition` holds; fail, naming `what`, when it does not in time."""
+    end_s = time.monotonic() + deadline_s
+    pause = threading.Event()
+    while not condition():
+        assert time.monotonic() < end_s, f"waited {deadline_s} s in vain for {what}"
+        pause.wait(0.002)
+
+
+def lines(numbers: Iterable[int]) -> bytes:
+    """Return the protocol's lines for `numbers`."""
+    return b"".join(b"%09d\n" % number for number in numbers)
+
+
+class ServerProcess:
+    """A real `numbers-uring serve` on a free port of 127.0.0.1, with its output collected."""
+
+    def __init__(
+        self,
+        log_path: Path,
+        *options: str,
+        prefix: Iterable[str] = (),
+        environment: dict[str, str] | None = None,
+        stdout: int | None = None,
+    ) -> None:
+        self.log_path = log_path
+        self.stderr_lines: list[str] = []
+        self.reports: list[str] = []
+        self.process = subprocess.Popen(
+            [
+                *prefix,
+                *(sys.executable, "-m", "numbers_uring", "serve"),
+                *("--port", "0", "--log-file", str(log_path), *options),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.PIPE,
+            env={**os.environ, **(environment or {})},
+            text=True,
+        )
+        self._readers = [self._collect(self.process.stderr, self.stderr_lines)]
+        if self.process.stdout is not None:
+            self._readers.append(self._collect(self.process.stdout, self.reports))
+        try:
+            wait_until(
+                lambda: self.stderr_lines or self.process.poll() is not None, "the start line"
+            )
+            start = re.search(r"listening on (\S+):(\d+), ", self.stderr)
+            assert start, f"no start line: {self.stderr!r}"
+        except BaseException:
+            self.kill()
+            raise
+        self.host = start[1].strip("[]")
+        self.port = int(start[2])
+
+    @staticmethod
+    def _collect(stream: Iterable[str] | None, into: list[str]) -> threading.Thread:
+        assert stream is not None
+
+        def collect() -> None:
+            for line in stream:
+                into.append(line.rstrip("\n"))
+
+        thread = threading.Thread(target=collect, daemon=True)
+        thread.start()
+        return thread
+
+    def __enter__(self) -> "ServerProcess":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(DEADLINE_S)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                for reader in self._readers:
+                    reader.join(DEADLINE_S)
+                stream.close()
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection((self.host, self.port), timeout=DEADLINE_S)
+
+    def send(self, data: bytes) -> None:
+        """Send `data` on a connection of its own and leave."""
+        with self.connect() as client:
+            client.sendall(data)
+
+    def terminate(self) -> int:
+        """Have a client send `terminate`; return the exit code."""
+        self.send(b"terminate\n")
+        return self.wait()
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        code = self.process.wait(DEADLINE_S)
+        for reader in self._readers:
+            reader.join(DEADLINE_S)
+        return code
+
+    @property
+    def stderr(self) -> str:
+        return "\n".join(self.stderr_lines)
+
+    def logged(self) -> list[int]:
+        """Return the log's numbers, after a check that it is made of whole lines alone."""
+        data = self.log_path.read_bytes()
+        assert re.fullmatch(rb"(?:[0-9]{9}\n)*", data), "the log has something else than lines"
+        return [int(line) for line in data.split()]
+
+    def logged_set(self) -> set[int]:
+        """Return the log's numbers, after a check that none is there twice."""
+        numbers = self.logged()
+        assert len(set(numbers)) == len(numbers), "the log has a number twice"
+        return set(numbers)
+
+    def reported(self) -> tuple[int, int, int]:
+        """Return the sums of the reports' unique and duplicate numbers, and the last total."""
+        parsed = []
+        for line in self.reports:
+            match = REPORT.fullmatch(line)
+            assert match, f"not a report: {line!r}"
+            parsed.append(tuple(map(int, match.groups())))
+        uniques, duplicates, totals = zip(*parsed, strict=True)
+        assert [sum(uniques[: i + 1]) for i in range(len(uniques))] == list(totals)
+        return sum(uniques), sum(duplicates), totals[-1]
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Wait for the server to close the connection without a word; False if it says something."""
+    client.settimeout(DEADLINE_S)
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        # What was sent after the line that ended the connection is answered with a reset.
+        return True

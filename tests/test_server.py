@@ -1,0 +1,385 @@
+"""The loop, driven by a scripted reactor without sockets."""
+
+import errno
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from support import lines
+
+from numbers_uring.config import HEADROOM_BYTES, NO_SPACE_RETRY_S, PIECE_BYTES_MAX
+from numbers_uring.intake import Intake
+from numbers_uring.native_kernel import variants
+from numbers_uring.numbers_log import LogError, NumbersLog
+from numbers_uring.reactor import Completion, End, Kind
+from numbers_uring.server import Server
+
+Step = Callable[[], None] | tuple[int, bytes] | tuple[int, End] | int
+"""A callable to call, a piece or an end for a connection, or a connection that opens."""
+
+
+class ScriptedReactor:
+    """Plays one list of steps per wait, then one for the drain; time passes only in here."""
+
+    def __init__(self, passes: list[list[Step]], drain: list[Step]) -> None:
+        self.arena = bytearray(HEADROOM_BYTES + PIECE_BYTES_MAX)
+        self.refused = 0
+        self.now_s = 1000.0
+        self.slept: list[float] = []
+        self.disconnected: list[int] = []
+        self.waits: list[float] = []
+        self.on_wait: Callable[[], None] = lambda: None
+        self.on_sleep: Callable[[], None] = lambda: None
+        self.drained = False
+        self._passes = iter(passes)
+        self._drain = drain
+        self._just_disconnected: list[int] = []
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def wait(self, timeout_s: float) -> Iterator[Completion]:
+        self.waits.append(timeout_s)
+        self.on_wait()
+        steps = next(self._passes, None)
+        assert steps is not None, "the server waits beyond the script's end"
+        if not steps:
+            self.now_s += timeout_s
+        yield from self._play(steps)
+
+    def drain(self) -> Iterator[Completion]:
+        self.drained = True
+        yield from self._play(self._drain)
+
+    def _play(self, steps: list[Step]) -> Iterator[Completion]:
+        yield from self._take_disconnected()
+        for step in steps:
+            if callable(step):
+                step()
+            elif isinstance(step, int):
+                yield Kind.OPENED, step, 0, 0
+            elif isinstance(step[1], bytes):
+                connection, piece = step[0], step[1]
+                if connection in self.disconnected:
+                    continue
+                self.arena[HEADROOM_BYTES : HEADROOM_BYTES + len(piece)] = piece
+                yield Kind.RECEIVED, connection, HEADROOM_BYTES, len(piece)
+            else:
+                yield Kind.CLOSED, step[0], int(step[1]), 0
+            yield from self._take_disconnected()
+
+    def _take_disconnected(self) -> Iterator[Completion]:
+        while self._just_disconnected:
+            yield Kind.CLOSED, self._just_disconnected.pop(), End.DISCONNECTED, 0
+
+    def disconnect(self, connection: int) -> None:
+        self.disconnected.append(connection)
+        self._just_disconnected.append(connection)
+
+    def sleep(self, timeout_s: float) -> None:
+        self.slept.append(timeout_s)
+        self.now_s += timeout_s
+        self.on_sleep()
+
+    def close(self) -> None:
+        raise AssertionError("the parts are the caller's to close")
+
+
+class Stop:
+    received: signal.Signals | None = None
+
+
+class Run:
+    """A server on a script, with everything that it said and wrote."""
+
+    def __init__(
+        self,
+        tmp_path: Path,
+        passes: list[list[Step]],
+        drain: list[Step] | None = None,
+        *,
+        idle_timeout_s: float = 0,
+        write: Callable[[int, memoryview], int] = os.write,
+    ) -> None:
+        self.path = tmp_path / "numbers.log"
+        self.reactor = ScriptedReactor(passes, drain or [])
+        self.stop = Stop()
+        self.reports: list[tuple[str, bool]] = []
+        self.said: list[str] = []
+        self.reader_is_there = True
+        self.log = NumbersLog(self.path, write=write)
+        intake = Intake(
+            variants()[0],
+            self.reactor.arena,
+            connections_max=3,
+            batch_bytes=2 * PIECE_BYTES_MAX,
+        )
+        self.server = Server(
+            self.reactor,
+            intake,
+            self.log,
+            self.stop,
+            connections_max=3,
+            report_interval_s=10,
+            idle_timeout_s=idle_timeout_s,
+            report=self._report,
+            say=self.said.append,
+            clock=self.reactor.clock,
+        )
+
+    def _report(self, line: str, last: bool) -> bool:
+        if self.reader_is_there:
+            self.reports.append((line, last))
+        return self.reader_is_there
+
+    def stop_now(self) -> None:
+        self.stop.received = signal.SIGTERM
+
+    def stall(self, seconds: float) -> Callable[[], None]:
+        def pass_time() -> None:
+            self.reactor.now_s += seconds
+
+        return pass_time
+
+    @property
+    def file(self) -> bytes:
+        return self.path.read_bytes()
+
+
+def report(unique: int, duplicate: int, total: int) -> str:
+    return f"Received {unique} unique numbers, {duplicate} duplicates. Unique total: {total}"
+
+
+def test_everything_taken_in_is_on_file_before_the_server_waits_again(tmp_path: Path) -> None:
+    run = Run(tmp_path, [[0, (0, lines([1]))], [(0, lines([2, 1]))], [(0, b"terminate\n")]])
+    seen: list[bytes] = []
+    run.reactor.on_wait = lambda: seen.append(run.file)
+    run.server.run()
+    assert seen == [b"", lines([1]), lines([1, 2])]
+
+
+def test_terminate_stops_at_once_and_the_drain_is_taken_in(tmp_path: Path) -> None:
+    run = Run(
+        tmp_path,
+        [[0, 1, (0, lines([1]) + b"terminate\n" + lines([2])), (1, lines([3]))]],
+        [(1, lines([4, 1])), (1, End.EOF)],
+    )
+    run.server.run()
+    assert run.file == lines([1, 4])
+    assert run.reports == [(report(2, 1, 2), True)]
+    assert run.reactor.disconnected == [0]
+    assert run.server.statistics.ended == {"stop": 1, "eof": 1}
+    assert run.server.stopped_by == "terminate"
+
+
+def test_a_signal_stops_the_server(tmp_path: Path) -> None:
+    passes: list[list[Step]] = []
+    run = Run(tmp_path, passes, [(0, lines([3]))])
+    passes.append([0, (0, lines([1])), run.stop_now, (0, lines([2])), (0, lines([9]))])
+    run.server.run()
+    assert run.file == lines([1, 2, 3])
+    assert run.server.stopped_by == "SIGTERM"
+
+
+def test_an_invalid_line_ends_its_connection_and_no_other(tmp_path: Path) -> None:
+    run = Run(
+        tmp_path,
+        [
+            [0, 1, (0, lines([1]) + b"bad\n" + lines([2])), (1, lines([3]))],
+            [(0, lines([9])), (1, lines([4]) + b"terminate\n")],
+        ],
+    )
+    run.server.run()
+    assert run.file == lines([1, 3, 4])
+    assert run.reactor.disconnected == [0, 1]
+    assert run.server.statistics.ended == {"invalid": 1, "stop": 1}
+
+
+def test_each_end_is_counted_by_its_reason(tmp_path: Path) -> None:
+    run = Run(
+        tmp_path,
+        [
+            [0, 1, 2, (0, lines([1])), (1, b"12345"), (2, b"terminate")],
+            [(0, End.EOF), (1, End.EOF), (2, End.RESET)],
+            [0, 1, (0, End.RESET), (1, b"terminate\n")],
+        ],
+    )
+    run.server.run()
+    assert run.file == lines([1])
+    assert run.server.statistics.ended == {"eof": 1, "incomplete": 2, "reset": 1, "stop": 1}
+    assert run.server.statistics.accepted == 5
+
+
+def test_reports_come_on_time_and_add_up(tmp_path: Path) -> None:
+    run = Run(
+        tmp_path,
+        [[0, (0, lines([1, 2, 1]))], [], [(0, lines([3]))], [], [(0, b"terminate\n")]],
+    )
+    run.server.run()
+    assert run.reports == [
+        (report(2, 1, 2), False),
+        (report(1, 0, 3), False),
+        (report(0, 0, 3), True),
+    ]
+    assert run.reactor.waits == [10, 10, 10, 10, 10]
+
+
+def test_reports_come_under_full_load(tmp_path: Path) -> None:
+    passes: list[list[Step]] = [[0]]
+    run = Run(tmp_path, passes)
+    passes.extend([run.stall(4), (0, lines([number]))] for number in range(10))
+    passes.append([(0, b"terminate\n")])
+    run.server.run()
+    assert [line for line, _ in run.reports] == [
+        report(3, 0, 3),
+        report(2, 0, 5),
+        report(3, 0, 8),
+        report(2, 0, 10),
+        report(0, 0, 10),
+    ]
+
+
+def test_after_a_stall_there_is_one_report_and_the_grid_is_kept(tmp_path: Path) -> None:
+    passes: list[list[Step]] = [[0, (0, lines([1]))]]
+    run = Run(tmp_path, passes)
+    passes += [[run.stall(47), (0, lines([2]))], [(0, lines([3]))], [], [(0, b"terminate\n")]]
+    run.server.run()
+    assert [line for line, _ in run.reports] == [
+        report(2, 0, 2),
+        report(1, 0, 3),
+        report(0, 0, 3),
+    ]
+    assert run.reactor.waits[2:] == [3, 3, 10]
+
+
+def test_a_report_that_cannot_be_written_is_folded_into_the_next(tmp_path: Path) -> None:
+    passes: list[list[Step]] = [[0, (0, lines([1, 1]))]]
+    run = Run(tmp_path, passes)
+    run.reader_is_there = False
+
+    def reader_comes() -> None:
+        run.reader_is_there = True
+
+    passes += [[], [(0, lines([2]))], [], [reader_comes, (0, lines([3]))], []]
+    passes += [[(0, b"terminate\n")]]
+    run.server.run()
+    assert [line for line, _ in run.reports] == [report(3, 1, 3), report(0, 0, 3)]
+
+
+def test_an_idle_connection_is_disconnected_a_working_one_is_not(tmp_path: Path) -> None:
+    passes: list[list[Step]] = [[0, 1]]
+    run = Run(tmp_path, passes, idle_timeout_s=5)
+    passes += [
+        [run.stall(3), (0, lines([1])), (1, b"1")],
+        [],  # until 5
+        [(0, b"000")],
+        [],  # until 8
+        [2, (2, b"terminate\n")],
+    ]
+    run.server.run()
+    assert run.reactor.disconnected == [1, 0, 2]
+    assert run.server.statistics.ended["idle"] == 2
+
+
+class Disk:
+    """A stand-in for os.write on a disk that has room for so many bytes."""
+
+    def __init__(self, free_bytes: int) -> None:
+        self.free_bytes = free_bytes
+
+    def __call__(self, fd: int, data: memoryview) -> int:
+        if self.free_bytes == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        size = os.write(fd, data[: self.free_bytes])
+        self.free_bytes -= size
+        return size
+
+
+def test_on_a_full_disk_clients_are_held_back_and_served_later(tmp_path: Path) -> None:
+    disk = Disk(25)
+    passes: list[list[Step]] = [[0, (0, lines(range(5)))], [(0, lines([9]) + b"terminate\n")]]
+    run = Run(tmp_path, passes, write=disk)
+    contents: list[bytes] = []
+
+    def look() -> None:
+        contents.append(run.file)
+        assert len(run.reactor.waits) == 1, "something was received while there is no space"
+        if len(run.reactor.slept) == 3:
+            disk.free_bytes = 1000
+
+    run.reactor.on_sleep = look
+    run.server.run()
+    assert run.reactor.slept == [NO_SPACE_RETRY_S] * 3
+    assert contents == [lines([0, 1])] * 3
+    assert run.file == lines([*range(5), 9])
+    assert [text.split(":")[0].split(" the log")[0] for text in run.said] == [
+        "no space for",
+        "there is space for",
+    ]
+
+
+def test_reports_go_on_while_clients_are_held_back(tmp_path: Path) -> None:
+    disk = Disk(0)
+    passes: list[list[Step]] = [[0, (0, lines(range(5)))], [(0, b"terminate\n")]]
+    run = Run(tmp_path, passes, write=disk)
+
+    def make_room_later() -> None:
+        if run.reactor.now_s >= 1021:
+            disk.free_bytes = 1000
+
+    run.reactor.on_sleep = make_room_later
+    run.server.run()
+    assert [line for line, _ in run.reports] == [
+        report(5, 0, 5),
+        report(0, 0, 5),
+        report(0, 0, 5),
+    ]
+
+
+def test_a_stop_while_the_disk_is_full_says_what_is_lost(tmp_path: Path) -> None:
+    passes: list[list[Step]] = [[0, (0, lines(range(5)))]]
+    run = Run(tmp_path, passes, [(0, lines([77]))], write=Disk(25))
+    run.reactor.on_sleep = run.stop_now
+    with pytest.raises(LogError, match=r"no space .* 3 counted numbers are lost"):
+        run.server.run()
+    assert not run.reactor.drained
+    assert run.file == lines([0, 1])
+    assert run.reports == [(report(5, 0, 5), True)]
+
+
+def test_a_disk_that_fills_during_the_drain_is_said(tmp_path: Path) -> None:
+    run = Run(tmp_path, [[0, 1, (0, b"terminate\n")]], [(1, lines(range(10)))], write=Disk(55))
+    with pytest.raises(LogError, match="5 counted numbers are lost"):
+        run.server.run()
+    assert run.file == lines(range(5))
+
+
+def test_a_failed_write_is_final_and_says_what_is_lost(tmp_path: Path) -> None:
+    def refuse(_fd: int, _data: memoryview) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    run = Run(tmp_path, [[0, (0, lines(range(7)))]], write=refuse)
+    with pytest.raises(LogError, match="7 counted numbers are lost"):
+        run.server.run()
+    assert run.reports == [(report(7, 0, 7), True)]
+
+
+def test_a_failed_sync_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fdatasync", refuse)
+    run = Run(tmp_path, [[0, (0, lines(range(7)) + b"terminate\n")]])
+    with pytest.raises(LogError, match="sync"):
+        run.server.run()
+    assert run.file == lines(range(7))
+
+
+def test_more_new_lines_than_a_batch_holds_are_all_on_file(tmp_path: Path) -> None:
+    count = PIECE_BYTES_MAX // 10
+    pieces = [lines(range(i * count, (i + 1) * count)) for i in range(5)]
+    run = Run(tmp_path, [[0, *((0, piece) for piece in pieces)], [(0, b"terminate\n")]])
+    run.server.run()
+    assert run.file == b"".join(pieces)
