@@ -3,7 +3,6 @@
 import resource
 import sys
 from contextlib import ExitStack
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,9 +30,11 @@ from numbers_uring.epoll_reactor import EpollReactor
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import Kernel, PythonKernel
 from numbers_uring.listeners import address_text, listen
+from numbers_uring.native_kernel import variants
 from numbers_uring.numbers_log import LogError, NumbersLog
 from numbers_uring.server import Server
 from numbers_uring.signals import StopSignals
+from numbers_uring.write_behind import WriteBehind
 
 _ENVIRONMENT_PREFIX = "NUMBERS_URING"
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -111,6 +112,14 @@ def cli() -> None:
     help="The file that gets each number once, one a line; created anew at start.",
 )
 @click.option(
+    "--write-behind",
+    type=click.Choice(["on", "off"]),
+    default="on",
+    help="on: have the log written to disk as it grows and drop it from the page cache; faster for "
+    "long runs, small in memory. off: leave that to the system, which takes bursts that are faster "
+    "than the disk for as long as it has memory.",
+)
+@click.option(
     "--report-interval",
     type=_Seconds(min=0, min_open=True),
     default=10.0,
@@ -131,6 +140,7 @@ def serve(
     max_clients: int,
     when_full: str,
     log_file: Path,
+    write_behind: str,
     report_interval: float,
     idle_timeout: float,
 ) -> None:
@@ -155,6 +165,7 @@ def serve(
             connections_max=max_clients,
             when_full=WhenFull(when_full),
             log_path=log_file.absolute(),
+            write_behind=write_behind == "on",
             report_interval_s=report_interval,
             idle_timeout_s=idle_timeout,
         )
@@ -191,7 +202,7 @@ def _serve(config: Config) -> None:
             )
         except MemoryError as error:
             raise StartError("not enough memory for the bitmap of 125 MB") from error
-        log = NumbersLog(config.log_path)
+        log = NumbersLog(config.log_path, behind=WriteBehind() if config.write_behind else None)
         parts.callback(log.close)
         log.truncate()
         server = Server(
@@ -220,18 +231,10 @@ def _serve(config: Config) -> None:
 
 
 def choose_kernel(name: str) -> Kernel:
-    """Return the kernel asked for; `auto` is the fastest compiled variant. Raises StartError."""
+    """Return the kernel asked for; `auto` is the fastest compiled variant."""
     if name == "python":
         return PythonKernel()
-    try:
-        # Here and not at the top: the Python kernel runs where the extension can't be loaded.
-        native_kernel = import_module("numbers_uring.native_kernel")
-    except ImportError as error:
-        raise StartError(
-            f"cannot load the native kernel (--kernel python works): {error}"
-        ) from error
-    kernel: Kernel = native_kernel.variants()[0]
-    return kernel
+    return variants()[0]
 
 
 def choose_backend(name: str) -> str:

@@ -25,11 +25,29 @@ PIECE_BYTES_MAX = TAIL_BYTES_MAX + RECEIVE_BYTES
 BATCH_BYTES = 4 * 1024 * 1024
 """Lines that wait for the log: appended before each wait, and when a piece might not fit."""
 
+WRITE_BEHIND_BYTES = 8 * 1024 * 1024
+"""The log's window of write-back: two of them stay in memory behind the writer."""
+
 BACKLOG_CONNECTIONS = 4096
 """Asked of listen(2); the kernel lowers it to net.core.somaxconn."""
 
 ACCEPTS_PER_PASS_MAX = 256
 """Connections accepted in one pass, so that a flood of them does not starve the accepted."""
+
+PACING_SLEEP_S = 0.0008
+"""Slept before a wait while tiny packets come in a rush; an idle stream sees it once at most."""
+
+PACING_PIECE_BYTES = 1024
+"""What a receive brings on average, below which packets count as tiny."""
+
+PACING_INTERVAL_S = 0.0001
+"""The time from pass to pass, below which packets come in a rush."""
+
+PACING_SIGNS = 8
+"""Passes in a row that have to look like it."""
+
+PACING_PASSES = 64
+"""Passes that are slept for before it is looked at anew."""
 
 ACCEPT_BACKOFF_S = 0.5
 """How long nothing is accepted once the process or the system is out of descriptors."""
@@ -101,6 +119,7 @@ class Config:
     connections_max: int
     when_full: WhenFull
     log_path: Path
+    write_behind: bool
     report_interval_s: float
     idle_timeout_s: float
     """Zero: clients may be silent for ever."""

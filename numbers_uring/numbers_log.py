@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from numbers_uring.config import LINE_BYTES, StartError
 
@@ -16,18 +17,33 @@ class LogError(Exception):
     """The log can't be written any more; its text is the one line for the user."""
 
 
+class Behind(Protocol):
+    """Whoever looks after the pages of a growing file."""
+
+    def advance(self, fd: int, end_bytes: int) -> None:
+        """Note that the file ends at `end_bytes` now. Raises OSError."""
+
+
 class NumbersLog:
     """The log file, open and locked.
 
-    `write` is os.write or a stand-in for it. The file is opened by the constructor, which leaves
+    `write` is os.write or a stand-in for it; `behind`, where given, is told how far the file has
+    grown. The file is opened by the constructor, which leaves
     its content as it is until `truncate`, and raises StartError where the path is no regular file,
     may not be written or is locked by another server.
     """
 
-    def __init__(self, path: Path, *, write: Callable[[int, memoryview], int] = os.write) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        write: Callable[[int, memoryview], int] = os.write,
+        behind: Behind | None = None,
+    ) -> None:
         self.path = path
         self.written_lines = 0
         self._write = write
+        self._behind = behind
         self._fd = _open_locked(path)
 
     def truncate(self) -> None:
@@ -64,7 +80,18 @@ class NumbersLog:
         self.written_lines += written // LINE_BYTES
         if failure is not None and failure.errno not in _NO_SPACE:
             raise LogError(f"cannot write the log {self.path}: {failure.strerror}") from failure
+        if self._behind is not None:
+            self._write_behind(self._behind)
         return written - torn_bytes
+
+    def _write_behind(self, behind: Behind) -> None:
+        try:
+            behind.advance(self._fd, self.written_lines * LINE_BYTES)
+        except OSError as error:
+            raise LogError(
+                f"cannot write the log {self.path} back to disk: {error.strerror}; "
+                "lines counted as written may be lost"
+            ) from error
 
     def _cut(self, torn_bytes: int) -> None:
         """Take the start of an unfinished line off the end of the file."""

@@ -1,0 +1,41 @@
+"""The log's dirty pages, written to disk and given up a window behind the writer."""
+
+import errno
+import os
+
+from numbers_uring._native import lib
+from numbers_uring.config import WRITE_BEHIND_BYTES
+
+_UNSUPPORTED = {errno.EINVAL, errno.ESPIPE, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+class WriteBehind:
+    """Follows one file from its start.
+
+    At most three windows of WRITE_BEHIND_BYTES are in the page cache: one that fills, one whose
+    write-back was started, one that is waited for. Where the file system has no such call, it does
+    nothing.
+    """
+
+    def __init__(self) -> None:
+        self._started = self._finished = 0
+        self._supported = True
+
+    def advance(self, fd: int, end_bytes: int) -> None:
+        """Note that the file, open as `fd`, ends at `end_bytes` now.
+
+        Waits for the disk where it is more than a window behind. Raises OSError where the kernel
+        could not write what it had taken.
+        """
+        while self._supported and end_bytes - self._started >= WRITE_BEHIND_BYTES:
+            self._check(lib.nu_writeback_start(fd, self._started, WRITE_BEHIND_BYTES))
+            if self._started - self._finished >= WRITE_BEHIND_BYTES:
+                self._check(lib.nu_writeback_finish(fd, self._finished, WRITE_BEHIND_BYTES))
+                self._finished += WRITE_BEHIND_BYTES
+            self._started += WRITE_BEHIND_BYTES
+
+    def _check(self, result: int) -> None:
+        if -result in _UNSUPPORTED:
+            self._supported = False
+        elif result < 0:
+            raise OSError(-result, os.strerror(-result))
