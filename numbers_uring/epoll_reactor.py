@@ -37,6 +37,7 @@ from numbers_uring.config import (
     RECEIVE_BYTES,
     WhenFull,
 )
+from numbers_uring.pacing import Pacing
 from numbers_uring.reactor import Completion, End, Kind
 
 # Plain integers: comparing and building with enumeration members costs on the hot path.
@@ -89,6 +90,7 @@ class EpollReactor:
         self._disconnected: list[int] = []
         self._listening = False
         self._draining = False
+        self._pacing = Pacing()
         self._backoff_until_s = 0.0
         self._epoll = select.epoll()
         self._epoll.register(wakeup_fd, select.EPOLLIN)
@@ -107,17 +109,27 @@ class EpollReactor:
             yield from self._take_disconnected()
             timeout_s = 0
         acceptable = []
-        for fd, _ in self._epoll.poll(max(timeout_s, 0), self._events_max):
+        events = self._poll(max(timeout_s, 0))
+        received_bytes = 0
+        for fd, _ in events:
             connection = self._slots.get(fd)
             if connection is not None:
                 completion = self._receive(connection)
                 if completion is not None:
+                    received_bytes += completion[3]
                     yield completion
             elif fd in self._listeners:
                 acceptable.append(self._listeners[fd])
         yield from self._take_disconnected()
         for listener in acceptable:
             yield from self._accept(listener)
+        self._pacing.note_pass(time.monotonic(), len(events), received_bytes)
+
+    def _poll(self, timeout_s: float) -> list[tuple[int, int]]:
+        sleep_s = self._pacing.sleep_s()
+        if sleep_s:
+            time.sleep(sleep_s)
+        return self._epoll.poll(timeout_s, self._events_max)
 
     def sleep(self, timeout_s: float) -> None:
         self._wakeup.poll(max(timeout_s, 0) * 1000)
