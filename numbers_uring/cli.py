@@ -15,6 +15,7 @@ from numbers_uring.config import (
     LAST_REPORT_WAIT_S,
     Config,
     ExitCode,
+    Fsync,
     StartError,
     WhenFull,
 )
@@ -33,7 +34,7 @@ from numbers_uring.listeners import address_text, listen
 from numbers_uring.native_kernel import variants
 from numbers_uring.numbers_log import LogError, NumbersLog
 from numbers_uring.server import Server
-from numbers_uring.signals import StopSignals
+from numbers_uring.signals import Requests
 from numbers_uring.write_behind import WriteBehind
 
 _ENVIRONMENT_PREFIX = "NUMBERS_URING"
@@ -112,6 +113,15 @@ def cli() -> None:
     help="The file that gets each number once, one a line; created anew at start.",
 )
 @click.option(
+    "--fsync",
+    type=click.Choice([choice.value for choice in Fsync]),
+    default=Fsync.INTERVAL.value,
+    help="What a power cut or a crash of the system may lose (a crash of the server alone loses "
+    "nothing that was taken in before it last waited). always: nothing, the disk has each number "
+    "before the server waits again; interval: about the last second; never: whatever the system "
+    "has not written yet, minutes perhaps.",
+)
+@click.option(
     "--write-behind",
     type=click.Choice(["on", "off"]),
     default="on",
@@ -140,6 +150,7 @@ def serve(
     max_clients: int,
     when_full: str,
     log_file: Path,
+    fsync: str,
     write_behind: str,
     report_interval: float,
     idle_timeout: float,
@@ -165,6 +176,7 @@ def serve(
             connections_max=max_clients,
             when_full=WhenFull(when_full),
             log_path=log_file.absolute(),
+            fsync=Fsync(fsync),
             write_behind=write_behind == "on",
             report_interval_s=report_interval,
             idle_timeout_s=idle_timeout,
@@ -182,12 +194,12 @@ def _serve(config: Config) -> None:
     with ExitStack() as parts:
         kernel = choose_kernel(config.kernel)
         backend = choose_backend(config.backend)
-        stop = StopSignals(say)
+        requests = Requests(say)
         raise_descriptor_limit(config.connections_max)
         listeners = listen(config.host, config.port)
         reactor = EpollReactor(
             listeners,
-            stop.wakeup_fd,
+            requests.wakeup_fd,
             connections_max=config.connections_max,
             when_full=config.when_full,
             warn=say,
@@ -202,14 +214,20 @@ def _serve(config: Config) -> None:
             )
         except MemoryError as error:
             raise StartError("not enough memory for the bitmap of 125 MB") from error
-        log = NumbersLog(config.log_path, behind=WriteBehind() if config.write_behind else None)
+        log = NumbersLog(
+            config.log_path,
+            say=say,
+            fsync=config.fsync,
+            behind=WriteBehind() if config.write_behind else None,
+            wake=requests.wake,
+        )
         parts.callback(log.close)
         log.truncate()
         server = Server(
             reactor,
             intake,
             log,
-            stop,
+            requests,
             connections_max=config.connections_max,
             report_interval_s=config.report_interval_s,
             idle_timeout_s=config.idle_timeout_s,

@@ -58,6 +58,9 @@ ACCEPT_WARNING_INTERVAL_S = 60.0
 DESCRIPTORS_RESERVED = 32
 """Descriptors beside the clients': standard streams, log, epoll, listeners, Python's own."""
 
+SYNC_INTERVAL_S = 1.0
+"""How often a log that grows is synced, where it is neither never nor always."""
+
 NO_SPACE_RETRY_S = 1.0
 """How often a log that is out of space is tried again."""
 
@@ -85,6 +88,14 @@ assert BITMAP_BYTES * 8 == NUMBERS
 assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * PIECE_BYTES_MAX
 assert DRAIN_QUIET_S < DRAIN_S < 1
+
+
+class Fsync(StrEnum):
+    """When the disk is made to have what was written to the log."""
+
+    NEVER = "never"
+    INTERVAL = "interval"
+    ALWAYS = "always"
 
 
 class WhenFull(StrEnum):
@@ -119,6 +130,7 @@ class Config:
     connections_max: int
     when_full: WhenFull
     log_path: Path
+    fsync: Fsync
     write_behind: bool
     report_interval_s: float
     idle_timeout_s: float

@@ -5,12 +5,19 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
-from numbers_uring.config import LINE_BYTES, StartError
+from numbers_uring.background_sync import BackgroundSync
+from numbers_uring.config import LINE_BYTES, Fsync, StartError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+"""O_NONBLOCK, so that opening a FIFO without a reader does not hold us up."""
 
 
 class LogError(Exception):
@@ -20,51 +27,120 @@ class LogError(Exception):
 class Behind(Protocol):
     """Whoever looks after the pages of a growing file."""
 
+    def restart(self, end_bytes: int) -> None:
+        """Follow another file, from its present end on."""
+
     def advance(self, fd: int, end_bytes: int) -> None:
         """Note that the file ends at `end_bytes` now. Raises OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileCalls:
+    """The system calls that can fail: os's own, or stand-ins that fail as told."""
+
+    open: Callable[[Path, int, int], int] = os.open
+    write: Callable[[int, memoryview], int] = os.write
+    ftruncate: Callable[[int, int], None] = os.ftruncate
+    fdatasync: Callable[[int], None] = os.fdatasync
 
 
 class NumbersLog:
     """The log file, open and locked.
 
-    `write` is os.write or a stand-in for it; `behind`, where given, is told how far the file has
-    grown. The file is opened by the constructor, which leaves
-    its content as it is until `truncate`, and raises StartError where the path is no regular file,
-    may not be written or is locked by another server.
+    The constructor leaves the file's content as it is, until `truncate` or `keep`. It raises
+    StartError where the path is no regular file, may not be written or is locked by another
+    server. `say` takes one line for the operator; `wake` is called, from another thread, when the
+    file could not be synced and the next call will say so.
     """
 
     def __init__(
         self,
         path: Path,
         *,
-        write: Callable[[int, memoryview], int] = os.write,
+        say: Callable[[str], None],
+        fsync: Fsync = Fsync.NEVER,
         behind: Behind | None = None,
+        wake: Callable[[], None] = lambda: None,
+        calls: FileCalls | None = None,
     ) -> None:
         self.path = path
-        self.written_lines = 0
-        self._write = write
+        self._say = say
+        self._fsync = fsync
         self._behind = behind
-        self._fd = _open_locked(path)
+        self._calls = calls or FileCalls()
+        self._written_bytes = 0
+        self._removed = False
+        self._fd = self._open()
+        self._end_bytes = os.fstat(self._fd).st_size
+        self._background = None
+        if fsync is Fsync.INTERVAL:
+            self._background = BackgroundSync(
+                self._fd, on_failure=wake, fdatasync=self._calls.fdatasync
+            )
+
+    @property
+    def written_lines(self) -> int:
+        """Whole lines that this run has put on file."""
+        return self._written_bytes // LINE_BYTES
+
+    # Opening.
+
+    def _open(self) -> int:
+        """Open and lock what the path names. Raises StartError."""
+        try:
+            # Asked first, because opening a device can act on it.
+            if self.path.exists() and not self.path.is_file():
+                raise StartError(f"the log {self.path} is not a regular file")
+            fd = _again(self._calls.open, self.path, _FLAGS, 0o644)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise StartError(f"cannot open the log {self.path}: {reason}") from error
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise StartError(f"the log {self.path} is not a regular file")
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._fsync is not Fsync.NEVER:
+                _sync_directory(self.path.parent)
+        except (OSError, StartError) as error:
+            os.close(fd)
+            if isinstance(error, StartError):
+                raise
+            reason = error.strerror
+            if isinstance(error, BlockingIOError):
+                reason = "another process has locked it"
+            raise StartError(f"cannot lock the log {self.path}: {reason}") from error
+        return fd
 
     def truncate(self) -> None:
         """Drop whatever an earlier run left in the file. Raises StartError."""
+        self.keep(0)
+
+    def keep(self, size: int) -> None:
+        """Keep the first `size` bytes of the file, whole lines, and drop the rest."""
+        assert size % LINE_BYTES == 0
         try:
-            os.ftruncate(self._fd, 0)
+            _again(self._calls.ftruncate, self._fd, size)
         except OSError as error:
-            raise StartError(f"cannot empty the log {self.path}: {error.strerror}") from error
+            raise StartError(f"cannot truncate the log {self.path}: {error.strerror}") from error
+        self._end_bytes = size
+        if self._behind is not None:
+            self._behind.restart(size)
+
+    # Writing.
 
     def append(self, lines: memoryview) -> int:
-        """Write whole lines; return how many bytes of them are on file, a multiple of 10.
+        """Write lines; return how many bytes of them are on file.
 
-        Less than len(lines) means that there is no space for the rest; the file then ends with a
-        whole line. Raises LogError on any other failure, with the file in that same state where
-        that can still be done.
+        Less than len(lines) means that there is no space for the rest, with which the next call has
+        to begin; the file then ends with a whole line, wherever it could be made to. Raises
+        LogError on any other failure.
         """
+        self._look_after_file()
         written = 0
         failure: OSError | None = None
         while written < len(lines):
             try:
-                size = self._write(self._fd, lines[written:])
+                size = self._calls.write(self._fd, lines[written:])
             except InterruptedError:
                 continue
             except OSError as error:
@@ -74,68 +150,157 @@ class NumbersLog:
                 failure = OSError(errno.EIO, "write(2) took nothing")
                 break
             written += size
-        torn_bytes = written % LINE_BYTES
-        if torn_bytes:
-            self._cut(torn_bytes)
-        self.written_lines += written // LINE_BYTES
-        if failure is not None and failure.errno not in _NO_SPACE:
-            raise LogError(f"cannot write the log {self.path}: {failure.strerror}") from failure
+            self._written_bytes += size
+            self._end_bytes += size
+        if failure is not None:
+            written -= self._cut_torn_line(written)
+            if failure.errno not in _NO_SPACE:
+                raise LogError(f"cannot write the log {self.path}: {failure.strerror}") from failure
+        if written:
+            self._after_write()
+        return written
+
+    def _cut_torn_line(self, cut_max: int) -> int:
+        """Take an unfinished line off the end of the file; return how many bytes that was.
+
+        It stays where it can't be cut, or has its start before the last `cut_max` bytes: it is
+        finished when there is space.
+        """
+        torn_bytes = self._written_bytes % LINE_BYTES
+        if not 0 < torn_bytes <= cut_max:
+            return 0
+        try:
+            _again(self._calls.ftruncate, self._fd, self._end_bytes - torn_bytes)
+        except OSError:
+            return 0
+        self._written_bytes -= torn_bytes
+        self._end_bytes -= torn_bytes
+        return torn_bytes
+
+    def _after_write(self) -> None:
         if self._behind is not None:
-            self._write_behind(self._behind)
-        return written - torn_bytes
+            try:
+                self._behind.advance(self._fd, self._end_bytes)
+            except OSError as error:
+                raise self._sync_error(error) from error
+        if self._fsync is Fsync.ALWAYS:
+            self._sync_now()
+        elif self._background is not None:
+            self._background.request()
 
-    def _write_behind(self, behind: Behind) -> None:
-        try:
-            behind.advance(self._fd, self.written_lines * LINE_BYTES)
-        except OSError as error:
-            raise LogError(
-                f"cannot write the log {self.path} back to disk: {error.strerror}; "
-                "lines counted as written may be lost"
-            ) from error
+    # Syncing.
 
-    def _cut(self, torn_bytes: int) -> None:
-        """Take the start of an unfinished line off the end of the file."""
-        try:
-            os.ftruncate(self._fd, os.fstat(self._fd).st_size - torn_bytes)
-        except OSError as error:
-            raise LogError(
-                f"cannot cut an unfinished line off the log {self.path}: {error.strerror}"
-            ) from error
+    def check(self) -> None:
+        """Raise LogError where a sync in the background has failed."""
+        if self._background is not None and self._background.failure is not None:
+            raise self._sync_error(self._background.failure)
 
-    def sync(self) -> None:
-        """Have the disk hold what was written. Raises LogError; a failed sync is final."""
+    def finish(self) -> None:
+        """Have the disk hold what was written, unless that was never asked for. Raises LogError."""
+        self.check()
+        if self._fsync is not Fsync.NEVER:
+            self._sync_now()
+
+    def _sync_now(self) -> None:
         try:
-            os.fdatasync(self._fd)
+            _again(self._calls.fdatasync, self._fd)
         except OSError as error:
-            raise LogError(f"cannot sync the log {self.path}: {error.strerror}") from error
+            raise self._sync_error(error) from error
+
+    def _sync_error(self, error: OSError) -> LogError:
+        return LogError(
+            f"cannot sync the log {self.path}: {error.strerror}; "
+            "lines since the last sync may not be on disk"
+        )
+
+    # The file as others see it.
+
+    def reopen(self) -> None:
+        """Go on in whatever the path names now, as after a rotation.
+
+        Each line is in the old file or in the new one, whole. Where the new one can't be opened,
+        locked or appended to, the old one stays in use, and that is said. Raises LogError where
+        the old one can't be synced.
+        """
+        if self._written_bytes % LINE_BYTES:
+            self._say(f"the log {self.path} ends within a line: not reopened")
+            return
+        if self._is_current():
+            self._say(f"the log {self.path} is the same file as before: going on in it")
+            return
+        try:
+            fd = self._open()
+        except StartError as error:
+            self._say(f"{error}: going on in the old file")
+            return
+        end_bytes = os.fstat(fd).st_size
+        if end_bytes % LINE_BYTES:
+            os.close(fd)
+            self._say(f"the new {self.path} is not made of lines: going on in the old file")
+            return
+        if self._fsync is not Fsync.NEVER:
+            self._sync_now()
+        if self._background is not None:
+            self._background.switch(fd)
+        os.close(self._fd)
+        self._fd, self._end_bytes, self._removed = fd, end_bytes, False
+        if self._behind is not None:
+            self._behind.restart(end_bytes)
+        self._say(f"the log {self.path} is reopened")
+
+    def _is_current(self) -> bool:
+        try:
+            return os.path.samestat(self.path.stat(), os.fstat(self._fd))
+        except OSError:
+            return False
+
+    def _look_after_file(self) -> None:
+        """See to it that what is written next can be found, and begins a line."""
+        state = os.fstat(self._fd)
+        if state.st_nlink == 0 and not self._removed:
+            self._removed = True
+            self._say(f"the log {self.path} was removed, its lines are gone: going on in a new one")
+            self.reopen()
+        elif state.st_size < self._end_bytes:
+            self._say(
+                f"the log {self.path} was truncated by another process, from {self._end_bytes} "
+                f"to {state.st_size} bytes: going on at its end"
+            )
+            self._end_bytes = state.st_size - state.st_size % LINE_BYTES
+            if state.st_size != self._end_bytes:
+                self._cut_to_end()
+        else:
+            self._end_bytes = state.st_size
+
+    def _cut_to_end(self) -> None:
+        try:
+            _again(self._calls.ftruncate, self._fd, self._end_bytes)
+        except OSError as error:
+            raise LogError(f"cannot mend the log {self.path}: {error.strerror}") from error
 
     def close(self) -> None:
         """Close the file and give up the lock, without a sync."""
+        if self._background is not None:
+            self._background.close()
         os.close(self._fd)
 
 
-def _open_locked(path: Path) -> int:
-    """Open for appending; O_NONBLOCK, so that a FIFO without a reader does not hold us up."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+def _again(call: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
+    """Make the call until it is not interrupted."""
+    while True:
+        try:
+            return call(*arguments, **keywords)
+        except InterruptedError:
+            continue
+
+
+def _sync_directory(path: Path) -> None:
+    """Have the disk know the names of new files, where the file system has that."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        # Asked first, because opening a device can act on it.
-        if path.exists() and not path.is_file():
-            raise StartError(f"the log {path} is not a regular file")
-        fd = os.open(path, flags, 0o644)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise StartError(f"cannot open the log {path}: {reason}") from error
-    try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise StartError(f"the log {path} is not a regular file")
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.fsync(fd)
     except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}:
+            raise
+    finally:
         os.close(fd)
-        reason = error.strerror
-        if isinstance(error, BlockingIOError):
-            reason = "another process has locked it"
-        raise StartError(f"cannot lock the log {path}: {reason}") from error
-    except StartError:
-        os.close(fd)
-        raise
-    return fd

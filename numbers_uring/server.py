@@ -23,11 +23,14 @@ _NEVER_S = 3600.0
 """The longest wait. It only bounds one call: waiting again costs nothing at this rate."""
 
 
-class Stop(Protocol):
-    """Where a stop request from outside shows; the reactor's wake-up descriptor tells of it."""
+class Requests(Protocol):
+    """Where requests from outside show; the reactor's wake-up descriptor tells of them."""
 
     @property
-    def received(self) -> Signals | None: ...
+    def stop(self) -> Signals | None: ...
+
+    def take_reopen(self) -> bool:
+        """Say whether the log is to be reopened; asked before each wait."""
 
 
 @dataclass(slots=True)
@@ -52,7 +55,7 @@ class Server:
         reactor: Reactor,
         intake: Intake,
         log: NumbersLog,
-        stop: Stop,
+        requests: Requests,
         *,
         connections_max: int,
         report_interval_s: float,
@@ -64,7 +67,7 @@ class Server:
         self._reactor = reactor
         self._intake = intake
         self._log = log
-        self._stop = stop
+        self._requests = requests
         self._report = report
         self._say = say
         self._clock = clock
@@ -75,6 +78,7 @@ class Server:
         self._idle = IdleClock(idle_timeout_s) if idle_timeout_s else None
         self._reasons: list[str | None] = [None] * connections_max
         self._out_of_space = False
+        self._retry_due_s = 0.0
         self._terminated = False
 
     def run(self) -> None:
@@ -85,11 +89,7 @@ class Server:
         failure: LogError | None = None
         try:
             while not self._stopping:
-                if self._append():
-                    self._pass()
-                else:
-                    self._hold_back()
-                self._timers()
+                self._turn()
             self._drain()
             self._finish_log()
         except LogError as error:
@@ -101,22 +101,35 @@ class Server:
     def _loss(self) -> str:
         """Save what can be saved after a failure, and say what can't."""
         with suppress(LogError):
-            self._log.sync()
+            self._log.finish()
         lost = self._intake.unique - self._log.written_lines
         return f"; {lost} counted numbers are lost, they are not in it" if lost else ""
 
     @property
     def stopped_by(self) -> str:
         """What ended the run, for the operator."""
-        if self._stop.received is not None and not self._terminated:
-            return self._stop.received.name
+        if self._requests.stop is not None and not self._terminated:
+            return self._requests.stop.name
         return "terminate"
 
     @property
     def _stopping(self) -> bool:
-        return self._terminated or self._stop.received is not None
+        return self._terminated or self._requests.stop is not None
 
     # One pass.
+
+    def _turn(self) -> None:
+        self._log.check()
+        if self._requests.take_reopen():
+            self._reopen()
+        if self._out_of_space and self._clock() < self._retry_due_s:
+            # Nothing is received meanwhile: the clients are held back.
+            due_s = min(self._retry_due_s, self._report_due_s)
+            self._reactor.sleep(due_s - self._clock())
+            self._report_if_due()
+        elif self._append():
+            self._pass()
+            self._timers()
 
     def _pass(self) -> None:
         for completion in self._reactor.wait(self._timeout_s()):
@@ -180,24 +193,28 @@ class Server:
             return True
         self._intake.discard(self._log.append(lines))
         full = bool(self._intake.batch)
+        if full or self._out_of_space:
+            self._note_space(full)
+        return not full
+
+    def _note_space(self, full: bool) -> None:
+        self._retry_due_s = self._clock() + NO_SPACE_RETRY_S
         if full and not self._out_of_space:
             self._say(
                 f"no space for the log {self._log.path}: holding the clients back, "
                 f"trying again every {NO_SPACE_RETRY_S:g} s"
             )
-        elif self._out_of_space and not full:
+        elif not full:
             self._say(f"there is space for the log {self._log.path} again: going on")
+            if self._idle is not None:
+                self._idle.touch_all(self._clock())
         self._out_of_space = full
-        return not full
 
-    def _hold_back(self) -> None:
-        """Sleep until the log is worth another try; nothing is received meanwhile."""
-        due_s = self._clock() + NO_SPACE_RETRY_S
-        while (left_s := due_s - self._clock()) > 0 and not self._stopping:
-            self._reactor.sleep(min(left_s, self._report_due_s - self._clock()))
-            self._report_if_due()
-        if self._idle is not None:
-            self._idle.touch_all(self._clock())
+    def _reopen(self) -> None:
+        """Leave everything so far in the old file, and go on in what the path names now."""
+        self._append()
+        self._log.reopen()
+        self._retry_due_s = 0.0
 
     # Timers.
 
@@ -237,4 +254,4 @@ class Server:
     def _finish_log(self) -> None:
         if not self._append():
             raise LogError(f"no space for the log {self._log.path}")
-        self._log.sync()
+        self._log.finish()

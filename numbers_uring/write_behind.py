@@ -10,7 +10,7 @@ _UNSUPPORTED = {errno.EINVAL, errno.ESPIPE, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class WriteBehind:
-    """Follows one file from its start.
+    """Follows one file.
 
     At most three windows of WRITE_BEHIND_BYTES are in the page cache: one that fills, one whose
     write-back was started, one that is waited for. Where the file system has no such call, it does
@@ -18,7 +18,11 @@ class WriteBehind:
     """
 
     def __init__(self) -> None:
-        self._started = self._finished = 0
+        self.restart(0)
+
+    def restart(self, end_bytes: int) -> None:
+        """Follow another file, from its present end on."""
+        self._started = self._finished = end_bytes
         self._supported = True
 
     def advance(self, fd: int, end_bytes: int) -> None:

@@ -4,15 +4,17 @@ import errno
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import lines
 
-from numbers_uring.config import HEADROOM_BYTES, NO_SPACE_RETRY_S, PIECE_BYTES_MAX
+from numbers_uring.config import HEADROOM_BYTES, NO_SPACE_RETRY_S, PIECE_BYTES_MAX, Fsync
 from numbers_uring.intake import Intake
 from numbers_uring.native_kernel import variants
-from numbers_uring.numbers_log import LogError, NumbersLog
+from numbers_uring.numbers_log import FileCalls, LogError, NumbersLog
 from numbers_uring.reactor import Completion, End, Kind
 from numbers_uring.server import Server
 
@@ -87,8 +89,13 @@ class ScriptedReactor:
         raise AssertionError("the parts are the caller's to close")
 
 
-class Stop:
-    received: signal.Signals | None = None
+class FakeRequests:
+    stop: signal.Signals | None = None
+    reopen = False
+
+    def take_reopen(self) -> bool:
+        taken, self.reopen = self.reopen, False
+        return taken
 
 
 class Run:
@@ -101,15 +108,21 @@ class Run:
         drain: list[Step] | None = None,
         *,
         idle_timeout_s: float = 0,
-        write: Callable[[int, memoryview], int] = os.write,
+        fsync: Fsync = Fsync.NEVER,
+        **calls: Callable[..., Any],
     ) -> None:
         self.path = tmp_path / "numbers.log"
         self.reactor = ScriptedReactor(passes, drain or [])
-        self.stop = Stop()
+        self.requests = FakeRequests()
         self.reports: list[tuple[str, bool]] = []
         self.said: list[str] = []
         self.reader_is_there = True
-        self.log = NumbersLog(self.path, write=write)
+        self.log = NumbersLog(
+            self.path,
+            say=self.said.append,
+            fsync=fsync,
+            calls=replace(FileCalls(), **calls),
+        )
         intake = Intake(
             variants()[0],
             self.reactor.arena,
@@ -120,7 +133,7 @@ class Run:
             self.reactor,
             intake,
             self.log,
-            self.stop,
+            self.requests,
             connections_max=3,
             report_interval_s=10,
             idle_timeout_s=idle_timeout_s,
@@ -135,7 +148,7 @@ class Run:
         return self.reader_is_there
 
     def stop_now(self) -> None:
-        self.stop.received = signal.SIGTERM
+        self.requests.stop = signal.SIGTERM
 
     def stall(self, seconds: float) -> Callable[[], None]:
         def pass_time() -> None:
@@ -366,15 +379,48 @@ def test_a_failed_write_is_final_and_says_what_is_lost(tmp_path: Path) -> None:
     assert run.reports == [(report(7, 0, 7), True)]
 
 
-def test_a_failed_sync_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fsync", [Fsync.ALWAYS, Fsync.INTERVAL])
+def test_a_failed_sync_is_final(tmp_path: Path, fsync: Fsync) -> None:
     def refuse(_fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(os, "fdatasync", refuse)
-    run = Run(tmp_path, [[0, (0, lines(range(7)) + b"terminate\n")]])
+    run = Run(tmp_path, [[0, (0, lines(range(7)) + b"terminate\n")]], fsync=fsync, fdatasync=refuse)
     with pytest.raises(LogError, match="sync"):
         run.server.run()
     assert run.file == lines(range(7))
+    run.log.close()
+
+
+def test_a_rotation_leaves_what_came_before_in_the_old_file(tmp_path: Path) -> None:
+    passes: list[list[Step]] = []
+    run = Run(tmp_path, passes)
+    old = run.path.with_suffix(".1")
+
+    def rotate() -> None:
+        run.path.rename(old)
+        run.requests.reopen = True
+
+    passes += [[0, (0, lines([1])), rotate, (0, lines([2]))], [(0, lines([3, 1]))]]
+    passes += [[(0, b"terminate\n")]]
+    run.server.run()
+    assert old.read_bytes() == lines([1, 2])
+    assert run.file == lines([3])
+
+
+def test_a_rotation_to_a_disk_with_space_ends_the_holding_back_at_once(tmp_path: Path) -> None:
+    disk = Disk(25)
+    run = Run(tmp_path, [[0, (0, lines(range(5)))], [(0, b"terminate\n")]], write=disk)
+    old = run.path.with_suffix(".1")
+
+    def rotate() -> None:
+        run.path.rename(old)
+        disk.free_bytes = 1000
+        run.requests.reopen = True
+
+    run.reactor.on_sleep = rotate
+    run.server.run()
+    assert len(run.reactor.slept) == 1
+    assert old.read_bytes() + run.file == lines(range(5))
 
 
 def test_more_new_lines_than_a_batch_holds_are_all_on_file(tmp_path: Path) -> None:

@@ -67,17 +67,17 @@ def test_a_failed_write_back_is_final(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:
     Calls(monkeypatch, -number)
-    log = NumbersLog(tmp_path / "numbers.log", behind=WriteBehind())
+    log = NumbersLog(tmp_path / "numbers.log", say=print, behind=WriteBehind())
     with pytest.raises(LogError, match=os.strerror(number)):
         log.append(memoryview(lines(range(W // 10 + 1))))
 
 
 def test_a_growing_log_is_whole_and_its_pages_are_given_up(tmp_path: Path) -> None:
     """The real calls; whether pages go is the file system's business, so that is not asserted."""
-    log = NumbersLog(tmp_path / "numbers.log", behind=WriteBehind())
+    log = NumbersLog(tmp_path / "numbers.log", say=print, behind=WriteBehind())
     block = memoryview(lines(range(100_000)))
     for _ in range(40):
         assert log.append(block) == len(block)
-    log.sync()
+    log.finish()
     log.close()
     assert log.path.read_bytes() == bytes(block) * 40

@@ -1,0 +1,351 @@
+"""Measures the server beside what bounds it, in one run: alternating, several rounds, logs checked.
+
+    python perf/bench.py                    all tables
+    python perf/bench.py mixes split        some of them
+    python perf/bench.py --rounds 3 --numbers 5000000 --json figures.json
+
+Contenders, each a process of its own that gets the same load over loopback:
+
+- discard: a C program that receives and throws away; the ceiling of the sockets;
+- ingest: the same with the kernel, nothing written;
+- c: the same with the log: what the server would be without Python;
+- epoll, uring: this server on each backend with the best compiled kernel;
+- epoll-VARIANT: with another kernel; python, the specification, gets fewer numbers.
+
+Rates are of numbers taken in: the load half-closes each connection and waits for the server's
+close. Processor time is the server's own. A log that is not exactly the set of the numbers sent
+fails the run. Machines drift, so only ratios of one round are compared; the tables give the median
+of the rounds with minimum and maximum.
+"""
+
+import json
+import os
+import platform
+import re
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import click
+
+from numbers_uring.config import BITMAP_BYTES, LINE_BYTES
+from numbers_uring.load import make_lines, run_load
+from numbers_uring.load_model import LoadParameters, Mix
+from numbers_uring.native_kernel import variants
+
+ROOT = Path(__file__).resolve().parent.parent
+PEER = ROOT / "build" / "perf" / "peer"
+CHUNK_LINES = 100_000
+SENDS_MAX = 400_000
+PYTHON_KERNEL_NUMBERS_MAX = 1_000_000
+SERVE = [sys.executable, "-m", "numbers_uring", "serve", "--port", "0", "--max-clients", "6000"]
+
+Command = Callable[[Path], list[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to take numbers in; `logs` says whether it leaves a log to be checked."""
+
+    name: str
+    command: Command
+    logs: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one run gave."""
+
+    numbers_per_s: float
+    cpu_ns_per_number: float
+    resident_mib: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One contender in one scenario: a Measurement a round, in the order of the rounds."""
+
+    table: str
+    scenario: str
+    contender: str
+    rounds: list[Measurement]
+
+
+def server(*options: str) -> Command:
+    return lambda log: [*SERVE, "--log-file", str(log), *options]
+
+
+def peer(mode: str) -> Command:
+    return lambda log: [str(PEER), mode, "0", str(log)]
+
+
+DISCARD = Contender("discard", peer("discard"), logs=False)
+INGEST = Contender("ingest", peer("ingest"), logs=False)
+C = Contender("c", peer("serve"))
+
+
+def build_peer() -> None:
+    """Compile perf/peer.c with the kernel that the server would choose here."""
+    PEER.parent.mkdir(parents=True, exist_ok=True)
+    sources = sorted((ROOT / "native").glob("ingest*.c"))
+    kernel = f"-DKERNEL=nu_ingest_{variants()[0].variant}"
+    command = ["gcc", "-std=gnu11", "-O3", kernel, "-o", PEER, ROOT / "perf" / "peer.c", *sources]
+    subprocess.run(command, check=True)
+
+
+def backends() -> list[Contender]:
+    """Return this server on each backend that starts here."""
+    found = []
+    for name in ("epoll", "uring"):
+        contender = Contender(name, server("--backend", name))
+        try:
+            with tempfile.TemporaryDirectory() as folder, running(contender, Path(folder) / "log"):
+                found.append(contender)
+        except RuntimeError as error:
+            click.echo(f"without {name}: {error}", err=True)
+    return found
+
+
+@contextmanager
+def running(contender: Contender, log: Path) -> Iterator[tuple[int, int]]:
+    """Run the contender; give its process id and port. Raises RuntimeError."""
+    process = subprocess.Popen(
+        contender.command(log), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    said = ""
+    try:
+        for line in process.stderr:
+            said += line
+            if start := re.search(r"listening on \S+:(\d+)", line):
+                break
+        else:
+            raise RuntimeError(f"{contender.name} did not start: {said.strip()}")
+        yield process.pid, int(start[1])
+        process.send_signal(signal.SIGTERM)
+        if process.wait(60) != 0:
+            raise RuntimeError(f"{contender.name} failed: {process.stderr.read()}")
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        process.stderr.close()
+
+
+def cpu_ns(pid: int) -> int:
+    """Return the processor time of all threads of a process."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+
+
+def resident_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+class LogCheck:
+    """Compares a log with the set of numbers that a load sent."""
+
+    def __init__(self) -> None:
+        self._kernel = variants()[0]
+        self._batch = memoryview(bytearray(CHUNK_LINES * LINE_BYTES))
+        self._expected_of: LoadParameters | None = None
+        self._expected = bytearray()
+
+    def check(self, log: Path, parameters: LoadParameters) -> None:
+        """Raise RuntimeError unless the log holds each number that was sent, once."""
+        plain = replace(parameters, port=1, clients=1, send_bytes=LINE_BYTES)
+        if self._expected_of != plain:
+            sent = (
+                make_lines(plain, first, min(CHUNK_LINES, plain.numbers - first))
+                for first in range(0, plain.numbers, CHUNK_LINES)
+            )
+            self._expected, _ = self._bitmap(sent)
+            self._expected_of = plain
+        with log.open("rb") as file:
+            found, repeats = self._bitmap(iter(lambda: file.read(CHUNK_LINES * LINE_BYTES), b""))
+        if repeats or found != self._expected:
+            raise RuntimeError(f"the log {log} is not the set of the numbers sent")
+
+    def _bitmap(self, pieces: Iterator[bytes | bytearray]) -> tuple[bytearray, int]:
+        bitmap, repeats = bytearray(BITMAP_BYTES), 0
+        for piece in pieces:
+            result = self._kernel(memoryview(piece), bitmap, self._batch)
+            if result.consumed != len(piece):
+                raise RuntimeError("a piece of the log is not whole lines")
+            repeats += result.duplicate
+        return bitmap, repeats
+
+
+class Bench:
+    """Runs scenarios and collects rows."""
+
+    def __init__(self, rounds: int, numbers: int, folder: Path) -> None:
+        self.rows: list[Row] = []
+        self._rounds = rounds
+        self._numbers = numbers
+        self._log = folder / "numbers.log"
+        self._check = LogCheck()
+
+    def scenario(
+        self, table: str, contenders: list[Contender], mix: Mix, clients: int, send_bytes: int
+    ) -> None:
+        """Run each contender once a round, in an order that turns, and keep the figures."""
+        name = f"{mix}, {clients} clients, {size_text(send_bytes)} sends"
+        numbers = min(self._numbers, SENDS_MAX * max(send_bytes // LINE_BYTES, 1))
+        found: dict[str, list[Measurement]] = {contender.name: [] for contender in contenders}
+        for round_ in range(self._rounds):
+            turn = round_ % len(contenders)
+            for contender in contenders[turn:] + contenders[:turn]:
+                count = numbers
+                if contender.name == "epoll-python":
+                    count = min(count, PYTHON_KERNEL_NUMBERS_MAX)
+                parameters = LoadParameters(
+                    clients=clients, numbers=count, mix=mix, send_bytes=send_bytes
+                )
+                found[contender.name].append(self._measure(contender, parameters))
+        for contender in contenders:
+            self.rows.append(Row(table, name, contender.name, found[contender.name]))
+        print_scenario(self.rows[-len(contenders) :])
+
+    def _measure(self, contender: Contender, parameters: LoadParameters) -> Measurement:
+        with running(contender, self._log) as (pid, port):
+            before_ns = cpu_ns(pid)
+            result = run_load(replace(parameters, port=port))
+            measurement = Measurement(
+                numbers_per_s=result.numbers_per_s,
+                cpu_ns_per_number=(cpu_ns(pid) - before_ns) / parameters.numbers,
+                resident_mib=resident_mib(pid),
+            )
+        if result.numbers_taken != parameters.numbers:
+            raise RuntimeError(f"{contender.name} did not take all numbers: {result.errors}")
+        if contender.logs:
+            self._check.check(self._log, parameters)
+        return measurement
+
+
+def size_text(size: int) -> str:
+    for unit, name in ((2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{size / unit:g} {name}"
+    return f"{size} B"
+
+
+def spread(values: list[float], digits: int = 1) -> str:
+    low, high = min(values), max(values)
+    return f"{statistics.median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
+
+
+def ratio(row: Row, base: Row | None) -> str:
+    """Return the median of the rounds' own ratios, in percent."""
+    if base is None:
+        return "-"
+    pairs = zip(row.rounds, base.rounds, strict=True)
+    return f"{100 * statistics.median(a.numbers_per_s / b.numbers_per_s for a, b in pairs):.0f} %"
+
+
+def print_scenario(rows: list[Row]) -> None:
+    by_name = {row.contender: row for row in rows}
+    click.echo(f"\n### {rows[0].table}: {rows[0].scenario}\n")
+    click.echo("| contender | M numbers/s | CPU ns/number | of discard | of c | resident MiB |")
+    click.echo("|---|---|---|---|---|---|")
+    for row in rows:
+        rates = spread([m.numbers_per_s / 1e6 for m in row.rounds])
+        cpu = spread([m.cpu_ns_per_number for m in row.rounds])
+        resident = max(m.resident_mib for m in row.rounds)
+        of_discard, of_c = ratio(row, by_name.get("discard")), ratio(row, by_name.get("c"))
+        click.echo(f"| {row.contender} | {rates} | {cpu} | {of_discard} | {of_c} | {resident:.0f} |")
+
+
+def print_split(rows: list[Row]) -> None:
+    """Print what each part costs, as the difference between a contender with and one without it."""
+    medians = {
+        row.contender: statistics.median(m.cpu_ns_per_number for m in row.rounds) for row in rows
+    }
+    steps = [("receive", "", "discard"), ("kernel", "discard", "ingest"), ("write", "ingest", "c")]
+    steps += [(f"Python ({name})", "c", name) for name in ("epoll", "uring") if name in medians]
+    click.echo("\n| part | CPU ns/number |\n|---|---|")
+    for part, without, with_ in steps:
+        click.echo(f"| {part} | {medians[with_] - medians.get(without, 0):.2f} |")
+
+
+def run_mixes(bench: Bench) -> None:
+    for mix in Mix:
+        bench.scenario("mixes", [DISCARD, C, *backends()], mix, 5, 256 * 1024)
+
+
+def run_split(bench: Bench) -> None:
+    for mix in (Mix.UNIQUE, Mix.SEQUENTIAL):
+        bench.scenario("split", [DISCARD, INGEST, C, *backends()], mix, 5, 256 * 1024)
+        print_split([row for row in bench.rows if row.scenario == bench.rows[-1].scenario])
+
+
+def run_sends(bench: Bench) -> None:
+    for send_bytes in (10, 100, 1000, 4096, 65536, 262_144, 1_048_576):
+        bench.scenario("sends", [DISCARD, C, *backends()], Mix.UNIQUE, 5, send_bytes)
+
+
+def run_clients(bench: Bench) -> None:
+    for send_bytes in (10, 100, 65536):
+        for clients in (5, 50, 500, 1000, 5000):
+            bench.scenario("clients", [DISCARD, C, *backends()], Mix.UNIQUE, clients, send_bytes)
+
+
+def run_kernels(bench: Bench) -> None:
+    names = [*(kernel.variant for kernel in variants()), "python"]
+    contenders = [
+        Contender(f"epoll-{name}", server("--backend", "epoll", "--kernel", name)) for name in names
+    ]
+    bench.scenario("kernels", [C, *contenders], Mix.UNIQUE, 5, 256 * 1024)
+
+
+TABLES = {
+    "mixes": run_mixes,
+    "split": run_split,
+    "sends": run_sends,
+    "clients": run_clients,
+    "kernels": run_kernels,
+}
+
+
+def machine() -> str:
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return (
+        f"{os.cpu_count()} x {model[1] if model else platform.machine()}, "
+        f"Linux {platform.release()}, Python {platform.python_version()}, "
+        f"kernel variant {variants()[0].variant}"
+    )
+
+
+@click.command(context_settings={"show_default": True}, help=__doc__)
+@click.argument("tables", nargs=-1, type=click.Choice(list(TABLES)))
+@click.option("--rounds", type=click.IntRange(1, 100), default=5)
+@click.option("--numbers", type=click.IntRange(1, 10**9), default=20_000_000)
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures here.")
+@click.option("--folder", type=click.Path(path_type=Path), help="Where the logs go.")
+def main(
+    tables: tuple[str, ...], rounds: int, numbers: int, json_file: Path | None, folder: Path | None
+) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    build_peer()
+    click.echo(f"{machine()}; {rounds} rounds, {numbers} numbers, {time.strftime('%Y-%m-%d')}")
+    with tempfile.TemporaryDirectory(dir=folder) as logs:
+        bench = Bench(rounds, numbers, Path(logs))
+        for table in tables or TABLES:
+            TABLES[table](bench)
+    if json_file is not None:
+        figures = {"machine": machine(), "rows": [asdict(row) for row in bench.rows]}
+        json_file.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
