@@ -5,8 +5,8 @@ from pathlib import Path
 from cffi import FFI
 
 NATIVE = Path(__file__).resolve().parent
-HEADERS = ["ingest.h"]
-SOURCES = ["native/ingest.c"]
+HEADERS = ["ingest.h", "load.h"]
+SOURCES = ["native/ingest.c", "native/load.c"]
 
 
 def declarations(header: str) -> str:
