@@ -1,11 +1,15 @@
 """The load generator: what it sends, and what it says has become of it."""
 
+import json
+import os
+import pty
 import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -17,7 +21,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from numbers_uring._native import ffi, lib
-from numbers_uring.config import NUMBERS, StartError
+from numbers_uring.config import NUMBERS, ExitCode, StartError
 from numbers_uring.load import LoadParameters, Mix, make_lines, run_load
 
 DEADLINE_S = 60
@@ -322,6 +326,17 @@ def read_all(connection: socket.socket) -> bytes:
     return b"".join(pieces)
 
 
+def load_command(*options: object, **others: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "load", *map(str, options)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+        **others,
+    )
+
+
 @pytest.mark.parametrize("send_bytes", [7, 10, 1_003, 65_536])
 @pytest.mark.parametrize("prepare_bytes", [0, 10**9])
 @pytest.mark.parametrize("clients", [1, 3])
@@ -394,6 +409,14 @@ def test_more_clients_than_numbers_are_no_error(server: Server) -> None:
     assert logged(server) == [0, 1, 2]
 
 
+def test_terminate_stops_the_server_with_everything_on_file(server: Server) -> None:
+    done = load_command("--port", server.port, "--numbers", 100_000, "--terminate", "--json")
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout)["terminated"] is True
+    server.outcome()
+    assert len(logged(server)) == 100_000
+
+
 def test_ipv6_and_names_are_served(tmp_path: Path) -> None:
     try:
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
@@ -407,6 +430,51 @@ def test_ipv6_and_names_are_served(tmp_path: Path) -> None:
             Mix.UNIQUE, 1_000, host="localhost", port=server.port, timeout_s=DEADLINE_S
         )
         assert run_load(load).complete
+
+
+def test_json_is_one_object_with_parameters_and_figures(server: Server) -> None:
+    done = load_command(
+        *("--port", server.port, "--numbers", 50_000, "--clients", 2, "--mix", "duplicate"),
+        *("--duplicates", 0.25, "--seed", 9, "--prepare-bytes", 0, "--json"),
+    )
+    assert done.returncode == 0, done
+    assert done.stderr == ""
+    result = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    for name, value in {
+        "numbers": 50_000,
+        "clients": 2,
+        "mix": "duplicate",
+        "duplicates": 0.25,
+        "seed": 9,
+        "send_bytes": 65_536,
+        "prepared": False,
+        "complete": True,
+        "errors": {},
+        "numbers_taken": 50_000,
+    }.items():
+        assert result[name] == value
+    assert result["numbers_per_s"] == pytest.approx(50_000 / result["seconds"])
+    assert result["bytes_per_s"] == pytest.approx(10 * result["numbers_per_s"])
+    assert result["cpu_user_seconds"] + result["cpu_system_seconds"] >= 0
+    assert set(result["drained_ms"]) == {"samples", "p50", "p90", "p99", "p999", "max"}
+    server.stop()
+    assert len(logged(server)) == 37_500
+
+
+def test_the_result_is_one_line_and_the_environment_counts(server: Server) -> None:
+    environment = os.environ | {
+        "NUMBERS_URING_LOAD_PORT": str(server.port),
+        "NUMBERS_URING_LOAD_NUMBERS": "12345",
+    }
+    done = load_command(env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(
+        r"Sent 12345 numbers \(0\.1 MB, mix unique, prepared\) from 5 clients in \d+\.\d+ s: "
+        r"\S+ M numbers/s, \S+ MB/s taken in; drained after last send p50 .* ms; "
+        r"acknowledged after send .*\n",
+        done.stdout,
+    )
 
 
 def test_a_rate_is_not_exceeded(server: Server) -> None:
@@ -428,9 +496,37 @@ def test_a_rate_holds_for_sends_that_are_no_lines(server: Server) -> None:
     assert logged(server) == sorted(made(load))
 
 
+@pytest.mark.parametrize("mix", ["unique", "sequential"])
+def test_more_numbers_than_there_are_is_wrong_usage(mix: str) -> None:
+    done = load_command("--mix", mix, "--numbers", NUMBERS + 1)
+    assert done.returncode == ExitCode.USAGE
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_refused_connection_is_one_line_and_exit_code_3() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    done = load_command("--port", port, "--numbers", 10)
+    assert done.returncode == ExitCode.NOT_STARTED
+    assert done.stdout == ""
+    assert re.fullmatch(r"numbers-uring: error: cannot connect to .*refused\n", done.stderr)
+
+
 def test_an_unknown_host_is_exit_code_3() -> None:
     with pytest.raises(StartError, match="host"):
         run_load(parameters(Mix.UNIQUE, 1, host="a..b"))
+
+
+def test_a_server_that_closes_in_the_middle_is_an_error() -> None:
+    # Bytes are unread when it closes, so each client's connection is reset.
+    with peer(lambda connection: connection.recv(1_000)) as port:
+        done = load_command("--port", port, "--numbers", 2_000_000, "--clients", 3)
+    assert done.returncode == ExitCode.FINDINGS, done
+    assert re.match(r"Sent \d+ of 2000000 numbers .* 0 numbers taken in", done.stdout)
+    clients = re.findall(r"error: .* \((\d) of 3 clients\)", done.stderr)
+    assert sum(map(int, clients)) == 3, done
+    assert re.search(r"at least \d+ numbers were not taken in", done.stderr)
 
 
 def test_a_server_that_closes_before_the_end_of_a_slow_client_is_an_error() -> None:
@@ -459,3 +555,79 @@ def test_a_server_that_answers_is_an_error() -> None:
             parameters(Mix.UNIQUE, 10_000, port=port, clients=1, rate=10, timeout_s=DEADLINE_S)
         )
     assert [text for text in result.errors if "answered" in text]
+
+
+def test_a_killed_server_is_an_error_and_no_hang(tmp_path: Path) -> None:
+    with closing(Server(tmp_path, "--report-interval", "0.05")) as server:
+        load = slow_load(server.port)
+        await_numbers(server)
+        server.process.kill()
+        output, said = load.communicate(timeout=DEADLINE_S)
+        assert load.returncode == ExitCode.FINDINGS
+        assert json.loads(output)["clients_failed"] == 5
+        assert b"Traceback" not in said
+
+
+def slow_load(port: int) -> subprocess.Popen[bytes]:
+    options = ["--port", str(port), "--numbers", "100000000", "--rate", "100000", "--json"]
+    return subprocess.Popen(
+        [*COMMAND, "load", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def await_numbers(server: Server) -> None:
+    """Wait for a report that tells of numbers."""
+    assert server.process.stdout
+    deadline_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline_s:
+        line = read_line(server.process.stdout)
+        assert line, "the server is gone"
+        if not line.startswith("Received 0 "):
+            return
+    pytest.fail("no numbers came")
+
+
+def test_an_interrupted_load_says_how_far_it_came(tmp_path: Path) -> None:
+    with closing(Server(tmp_path, "--report-interval", "0.05")) as server:
+        load = slow_load(server.port)
+        await_numbers(server)
+        load.send_signal(signal.SIGINT)
+        output, said = load.communicate(timeout=DEADLINE_S)
+        assert load.returncode == 130
+        result = json.loads(output)
+        assert result["interrupted"] is True
+        assert 0 < result["numbers_sent"] < 100_000_000
+        assert said.decode().splitlines()[-1] == "numbers-uring: interrupted"
+        assert b"Traceback" not in said
+
+
+def test_a_server_that_reads_nothing_ends_with_the_time_limit() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        done = load_command("--port", port, "--numbers", 20_000_000, "--timeout", 0.3, "--json")
+    assert done.returncode == ExitCode.FINDINGS
+    result = json.loads(done.stdout)
+    assert result["timed_out"] is True
+    assert result["clients_unfinished"] == 5
+    assert result["numbers_taken"] == 0
+    assert "not done after 0.3 s" in done.stderr
+
+
+def test_progress_is_shown_on_a_terminal() -> None:
+    leader, follower = pty.openpty()
+    with open(leader, "rb", buffering=0) as screen, peer(read_all) as port:  # noqa: PTH123
+        load = subprocess.Popen(
+            [*COMMAND, "load", "--port", str(port), "--numbers", "1000"],
+            stdout=subprocess.PIPE,
+            stderr=follower,
+        )
+        os.close(follower)
+        shown = b""
+        with suppress(OSError):  # how a terminal without users says that it is at its end
+            while piece := screen.read(4096):
+                shown += piece
+        output, _ = load.communicate(timeout=DEADLINE_S)
+    assert load.returncode == 0
+    assert b"send" in shown
+    assert b"100%" in shown
+    assert output.startswith(b"Sent 1000 numbers")
