@@ -5,8 +5,8 @@ from pathlib import Path
 from cffi import FFI
 
 NATIVE = Path(__file__).resolve().parent
-HEADERS = ["ingest.h", "writeback.h"]
-SOURCES = ["native/ingest.c", "native/writeback.c"]
+HEADERS = ["ingest.h", "load.h", "writeback.h"]
+SOURCES = [f"native/{header[:-2]}.c" for header in HEADERS]
 
 
 def declarations(header: str) -> str:

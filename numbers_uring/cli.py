@@ -31,6 +31,7 @@ from numbers_uring.epoll_reactor import EpollReactor
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import Kernel, PythonKernel
 from numbers_uring.listeners import address_text, listen
+from numbers_uring.load_command import LOAD_HELP, load_and_print, load_options, load_parameters
 from numbers_uring.native_kernel import variants
 from numbers_uring.numbers_log import LogError, NumbersLog
 from numbers_uring.server import Server
@@ -184,6 +185,15 @@ def serve(
     )
 
 
+@cli.command(help=LOAD_HELP, context_settings={"show_default": True})
+@load_options
+def load(*, as_json: bool, **options: Any) -> int:
+    """Run one load."""
+    parameters = load_parameters(options)
+    raise_descriptor_limit(parameters.clients, "--clients")
+    return load_and_print(parameters, as_json=as_json, say=diagnostics(Lines(STDERR)))
+
+
 def _serve(config: Config) -> None:
     say = diagnostics(Lines(STDERR))
     stdout = Lines(STDOUT)
@@ -262,15 +272,15 @@ def choose_backend(name: str) -> str:
     return "epoll"
 
 
-def raise_descriptor_limit(connections_max: int) -> None:
-    """See to it that `connections_max` clients can be connected. Raises StartError."""
+def raise_descriptor_limit(connections_max: int, option: str = "--max-clients") -> None:
+    """See to it that `connections_max` clients, set by `option`, fit. Raises StartError."""
     needed = connections_max + DESCRIPTORS_RESERVED
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise StartError(
-            f"--max-clients {connections_max} needs {needed} file descriptors, "
+            f"{option} {connections_max} needs {needed} file descriptors, "
             f"and the hard limit is {hard} (ulimit -Hn)"
         )
     target = needed if hard == resource.RLIM_INFINITY else hard

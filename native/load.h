@@ -1,0 +1,154 @@
+/* The load generator: numbers made and written out as lines, and clients that send them.
+ *
+ * Like ingest.h, this header is handed to cffi line by line: see native/build_ffi.py.
+ */
+#ifndef NUMBERS_URING_LOAD_H
+#define NUMBERS_URING_LOAD_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum nu_load_limits {
+    NU_LOAD_LINE_BYTES = 10,
+    NU_LOAD_DOMAIN = 1000000000, /* numbers are 0 .. NU_LOAD_DOMAIN - 1 */
+    NU_LOAD_HOT = 1000,          /* numbers that NU_MIX_HOT draws from */
+    NU_LOAD_ROUNDS = 5,
+    NU_LOAD_LATENCIES = 2048, /* buckets, see nu_latency_bucket */
+    NU_LOAD_SAMPLES = 1024    /* under way at once */
+};
+
+enum nu_mix {
+    NU_MIX_UNIQUE,     /* each number at most once, in pseudo-random order */
+    NU_MIX_RANDOM,     /* independent and uniform, repeats as they fall */
+    NU_MIX_DUPLICATE,  /* exactly `distinct` different numbers, the repeats spread evenly */
+    NU_MIX_SEQUENTIAL, /* 0, 1, 2, ... */
+    NU_MIX_HOT         /* drawn from NU_LOAD_HOT numbers */
+};
+
+/* One step of the permutation: two parts of a number to 16 pseudo-random bits. */
+struct nu_round {
+    uint16_t first_factor;
+    uint16_t second_factor;
+    uint16_t addend;
+    uint16_t last_factor;
+};
+
+/* A sequence of numbers of which the i-th is a function of these fields and i alone. */
+struct nu_sequence {
+    int mix;
+    uint64_t seed;
+    uint64_t numbers;
+    uint64_t distinct;
+    struct nu_round rounds[NU_LOAD_ROUNDS];
+};
+
+/* Sets all fields. `distinct` matters to NU_MIX_DUPLICATE alone: 1 .. numbers.
+ *
+ * Returns 0, or -EINVAL where there are not that many numbers: beyond NU_LOAD_DOMAIN different ones
+ * for the mixes unique, sequential and duplicate, or beyond 2^53 in all.
+ */
+int nu_sequence_set(struct nu_sequence *sequence, int mix, uint64_t seed, uint64_t numbers,
+                    uint64_t distinct);
+
+/* Writes numbers first .. first + count - 1 of the sequence as lines to out, 10 bytes each and no
+ * byte more. The three write the same; nu_lines is the fastest that this CPU has.
+ *
+ * nu_lines_avx2 returns 0, or -ENOTSUP, with nothing done, where the CPU or the build lacks it.
+ */
+void nu_lines(const struct nu_sequence *sequence, uint64_t first, size_t count, uint8_t *out);
+void nu_lines_portable(const struct nu_sequence *sequence, uint64_t first, size_t count,
+                       uint8_t *out);
+int nu_lines_avx2(const struct nu_sequence *sequence, uint64_t first, size_t count, uint8_t *out);
+
+enum nu_client_state {
+    NU_CLIENT_CONNECTING,
+    NU_CLIENT_SENDING,
+    NU_CLIENT_DRAINING, /* all is sent and its direction closed; the server's close is awaited */
+    NU_CLIENT_DRAINED,  /* the server has closed, orderly and after everything was delivered */
+    NU_CLIENT_FAILED
+};
+
+/* One connection. The caller sets fd, state, first and bytes, and the rest to 0. */
+struct nu_client {
+    int fd; /* non-blocking; closed, and set to -1, once drained or failed */
+    int state;
+    int error; /* of the failed: an errno, or 0 where the server closed too early */
+    int queued;
+    uint64_t first;          /* place of its first number in the sequence */
+    uint64_t bytes;          /* to send in all */
+    uint64_t sent;           /* bytes that send() took */
+    uint64_t unacknowledged; /* of the failed: sent bytes that the server's host did not confirm */
+    int64_t last_send_ns;    /* begin of the last send() */
+    int64_t drained_ns;      /* when the server's close was seen */
+};
+
+/* Lines made ahead for one client: bytes start .. stop - 1 of what it sends. */
+struct nu_piece {
+    uint32_t client;
+    uint64_t start;
+    uint64_t stop;
+};
+
+/* A send() of which the confirmation by the server's host is awaited. */
+struct nu_sample {
+    uint32_t client;
+    uint64_t sent; /* what the client had sent when it returned */
+    int64_t begin_ns;
+};
+
+/* A run. Times are CLOCK_MONOTONIC, in nanoseconds. */
+struct nu_load {
+    /* Set by the caller. Either `prepared` holds all lines of the sequence, or it is NULL and
+     * `pieces` (with client = UINT32_MAX) and `arena` hold piece_count pieces of piece_bytes each,
+     * a multiple of 10 and at least send_bytes + 18. */
+    int epoll_fd;
+    const struct nu_sequence *sequence;
+    const uint8_t *prepared;
+    struct nu_piece *pieces;
+    uint8_t *arena;
+    uint32_t piece_count;
+    uint64_t piece_bytes;
+    struct nu_client *clients;
+    uint32_t *queue; /* as long as clients */
+    uint32_t client_count;
+    uint64_t send_bytes;  /* the most for one send() */
+    uint64_t bytes_per_s; /* for all clients; 0: no limit */
+
+    /* What has come of it so far. */
+    uint32_t connecting; /* clients, as are the next three */
+    uint32_t open;       /* neither drained nor failed, the connecting included */
+    uint32_t drained;
+    uint32_t failed;
+    uint64_t bytes_sent;
+    uint64_t bytes_taken;  /* by servers that closed orderly: all of the drained clients' */
+    int64_t last_close_ns; /* when the last client was drained or failed */
+    uint64_t acknowledged[NU_LOAD_LATENCIES];
+    int64_t acknowledged_max_ns;
+
+    /* Its own. */
+    uint32_t queue_first;
+    uint32_t queue_count;
+    double budget_bytes;
+    int64_t budget_ns;
+    struct nu_sample samples[NU_LOAD_SAMPLES]; /* in no order */
+    uint32_t sample_count;
+    uint32_t sample_next;    /* the first to look at next time */
+    int64_t sample_start_ns; /* of the youngest */
+    int64_t sample_look_ns;
+};
+
+/* Has all clients watched that are not failed, and counts them. Returns 0 or -errno. */
+int nu_load_open(struct nu_load *load);
+
+/* Waits until no client is connecting any more, or the time has come. Returns 0 or -errno. */
+int nu_load_connect(struct nu_load *load, int64_t until_ns);
+
+/* Sends until no client is open any more, the time has come or a signal does. The first call starts
+ * the rate. Returns 0 or -errno; what becomes of a client is no error here. */
+int nu_load_run(struct nu_load *load, int64_t until_ns);
+
+/* The bucket of `acknowledged` for a time, and the least time of a bucket: 32 to the octave. */
+uint32_t nu_latency_bucket(int64_t latency_ns);
+int64_t nu_latency_least_ns(uint32_t bucket);
+
+#endif
