@@ -11,6 +11,7 @@ import click
 from numbers_uring import __version__
 from numbers_uring.config import (
     BATCH_BYTES,
+    BITMAP_BYTES,
     DESCRIPTORS_RESERVED,
     LAST_REPORT_WAIT_S,
     Config,
@@ -34,6 +35,7 @@ from numbers_uring.listeners import address_text, listen
 from numbers_uring.load_command import LOAD_HELP, load_and_print, load_options, load_parameters
 from numbers_uring.native_kernel import variants
 from numbers_uring.numbers_log import LogError, NumbersLog
+from numbers_uring.resume import StopRequestedError, resume
 from numbers_uring.server import Server
 from numbers_uring.signals import Requests
 from numbers_uring.write_behind import WriteBehind
@@ -114,6 +116,11 @@ def cli() -> None:
     help="The file that gets each number once, one a line; created anew at start.",
 )
 @click.option(
+    "--resume",
+    is_flag=True,
+    help="Keep the log of an earlier run: its numbers count as seen, a torn last line is cut.",
+)
+@click.option(
     "--fsync",
     type=click.Choice([choice.value for choice in Fsync]),
     default=Fsync.INTERVAL.value,
@@ -151,6 +158,7 @@ def serve(
     max_clients: int,
     when_full: str,
     log_file: Path,
+    resume: bool,
     fsync: str,
     write_behind: str,
     report_interval: float,
@@ -177,6 +185,7 @@ def serve(
             connections_max=max_clients,
             when_full=WhenFull(when_full),
             log_path=log_file.absolute(),
+            resume=resume,
             fsync=Fsync(fsync),
             write_behind=write_behind == "on",
             report_interval_s=report_interval,
@@ -206,6 +215,7 @@ def _serve(config: Config) -> None:
         backend = choose_backend(config.backend)
         requests = Requests(say)
         raise_descriptor_limit(config.connections_max)
+        bitmap = allocate_bitmap()
         listeners = listen(config.host, config.port)
         reactor = EpollReactor(
             listeners,
@@ -215,15 +225,13 @@ def _serve(config: Config) -> None:
             warn=say,
         )
         parts.callback(reactor.close)
-        try:
-            intake = Intake(
-                kernel,
-                reactor.arena,
-                connections_max=config.connections_max,
-                batch_bytes=BATCH_BYTES,
-            )
-        except MemoryError as error:
-            raise StartError("not enough memory for the bitmap of 125 MB") from error
+        intake = Intake(
+            kernel,
+            reactor.arena,
+            bitmap,
+            connections_max=config.connections_max,
+            batch_bytes=BATCH_BYTES,
+        )
         log = NumbersLog(
             config.log_path,
             say=say,
@@ -232,7 +240,10 @@ def _serve(config: Config) -> None:
             wake=requests.wake,
         )
         parts.callback(log.close)
-        log.truncate()
+        if config.resume:
+            resume(log, kernel, bitmap, say=say, stop_requested=lambda: requests.stop is not None)
+        else:
+            log.truncate()
         server = Server(
             reactor,
             intake,
@@ -251,11 +262,19 @@ def _serve(config: Config) -> None:
         server.run()
         ended = server.statistics.ended
         say(
-            f"stopped by {server.stopped_by}: {log.written_lines} numbers in {log.path}, "
+            f"stopped by {server.stopped_by}: {log.written_lines} numbers written to {log.path}, "
             f"{server.statistics.accepted} clients served, {reactor.refused} refused, "
             f"{ended['invalid']} disconnected for an invalid line, "
             f"{ended['idle']} for being idle, {ended['incomplete']} left within a line"
         )
+
+
+def allocate_bitmap() -> bytearray:
+    """Return the bitmap, all of it in memory. Raises StartError."""
+    try:
+        return bytearray(BITMAP_BYTES)
+    except MemoryError as error:
+        raise StartError("not enough memory for the bitmap of 125 MB") from error
 
 
 def choose_kernel(name: str) -> Kernel:
@@ -314,6 +333,8 @@ def main() -> NoReturn:
         _fail(error.format_message(), error.exit_code)
     except StartError as error:
         _fail(str(error), ExitCode.NOT_STARTED)
+    except StopRequestedError:
+        sys.exit(ExitCode.CLEAN)
     except LogError as error:
         _fail(str(error), ExitCode.LOG_FAILED)
     except (KeyboardInterrupt, click.Abort):

@@ -58,6 +58,9 @@ ACCEPT_WARNING_INTERVAL_S = 60.0
 DESCRIPTORS_RESERVED = 32
 """Descriptors beside the clients': standard streams, log, epoll, listeners, Python's own."""
 
+RESUME_PROGRESS_S = 2.0
+"""How often a long resume says how far it is."""
+
 SYNC_INTERVAL_S = 1.0
 """How often a log that grows is synced, where it is neither never nor always."""
 
@@ -130,6 +133,7 @@ class Config:
     connections_max: int
     when_full: WhenFull
     log_path: Path
+    resume: bool
     fsync: Fsync
     write_behind: bool
     report_interval_s: float

@@ -1,6 +1,6 @@
 """The core without I/O: pieces of streams in, a batch of new lines and counters out."""
 
-from numbers_uring.config import BITMAP_BYTES, PIECE_BYTES_MAX
+from numbers_uring.config import PIECE_BYTES_MAX
 from numbers_uring.kernel import Kernel, Memory, Verdict
 
 _MORE = int(Verdict.MORE)
@@ -10,17 +10,24 @@ class Intake:
     """All connections' lines, de-duplicated.
 
     `arena` is the memory that the reactor receives into; it holds HEADROOM_BYTES in front of each
-    piece that `receive` is given. Everything is allocated here, nothing on the way.
+    piece that `receive` is given. `bitmap`, BITMAP_BYTES long, has the bits of the numbers that
+    count as seen. Everything is allocated here, nothing on the way.
     """
 
     def __init__(
-        self, kernel: Kernel, arena: Memory, *, connections_max: int, batch_bytes: int
+        self,
+        kernel: Kernel,
+        arena: Memory,
+        bitmap: bytearray,
+        *,
+        connections_max: int,
+        batch_bytes: int,
     ) -> None:
         assert batch_bytes >= PIECE_BYTES_MAX
         batch = bytearray(batch_bytes)
         self._arena = memoryview(arena)
         self._batch = memoryview(batch)
-        self._kernel = kernel.bind(arena, bytearray(BITMAP_BYTES), batch)
+        self._kernel = kernel.bind(arena, bitmap, batch)
         self._ingest = self._kernel.ingest
         self._tails = [b""] * connections_max
 

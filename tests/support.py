@@ -63,7 +63,8 @@ class ServerProcess:
             self._readers.append(self._collect(self.process.stdout, self.reports))
         try:
             wait_until(
-                lambda: self.stderr_lines or self.process.poll() is not None, "the start line"
+                lambda: "listening on" in self.stderr or self.process.poll() is not None,
+                "the start line",
             )
             start = re.search(r"listening on (\S+):(\d+), ", self.stderr)
             assert start, f"no start line: {self.stderr!r}"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import lines
 
-from numbers_uring.config import HEADROOM_BYTES, PIECE_BYTES_MAX
+from numbers_uring.config import BITMAP_BYTES, HEADROOM_BYTES, PIECE_BYTES_MAX
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import Kernel, PythonKernel, Verdict
 from numbers_uring.native_kernel import variants
@@ -22,7 +22,11 @@ class Driver:
     def __init__(self, kernel: Kernel) -> None:
         self.arena = bytearray(HEADROOM_BYTES + PIECE_BYTES_MAX)
         self.intake = Intake(
-            kernel, self.arena, connections_max=CONNECTIONS, batch_bytes=PIECE_BYTES_MAX
+            kernel,
+            self.arena,
+            bytearray(BITMAP_BYTES),
+            connections_max=CONNECTIONS,
+            batch_bytes=PIECE_BYTES_MAX,
         )
         for connection in range(CONNECTIONS):
             self.intake.open(connection)

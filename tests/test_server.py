@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 from support import lines
 
-from numbers_uring.config import HEADROOM_BYTES, NO_SPACE_RETRY_S, PIECE_BYTES_MAX, Fsync
+from numbers_uring.config import (
+    BITMAP_BYTES,
+    HEADROOM_BYTES,
+    NO_SPACE_RETRY_S,
+    PIECE_BYTES_MAX,
+    Fsync,
+)
 from numbers_uring.intake import Intake
 from numbers_uring.native_kernel import variants
 from numbers_uring.numbers_log import FileCalls, LogError, NumbersLog
@@ -126,6 +132,7 @@ class Run:
         intake = Intake(
             variants()[0],
             self.reactor.arena,
+            bytearray(BITMAP_BYTES),
             connections_max=3,
             batch_bytes=2 * PIECE_BYTES_MAX,
         )
