@@ -8,7 +8,7 @@ BUILT := setup.py pyproject.toml $(NATIVE)
 FORMATTED := numbers_uring native tests setup.py
 C_SOURCES := $(wildcard native/*.c native/*.h)
 
-.PHONY: serve test lint format sanitize ci dist clean
+.PHONY: serve test lint format sanitize soak ci dist clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/numbers-uring serve $(ARGS)
@@ -38,8 +38,15 @@ sanitize: $(VENV)/dev.stamp
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) NUMBERS_URING_TEST_NATIVE=$(SANITIZED) \
 	    $(BIN)/pytest -p no:cacheprovider tests/test_kernel.py
 
+# kill -9 and stops beside floods, many times over; `make ci` does some rounds of each.
+SOAK_ROUNDS ?= 200
+STOP_ROUNDS ?= 50
+soak: $(VENV)/dev.stamp
+	SOAK_ROUNDS=$(SOAK_ROUNDS) STOP_ROUNDS=$(STOP_ROUNDS) \
+	    $(BIN)/pytest tests/test_durability.py -k "kill_at_any_moment or beside_floods" $(ARGS)
+
 ci:
-	$(MAKE) test ARGS="--cov --cov-report=term"
+	SOAK_ROUNDS=30 $(MAKE) test ARGS="--cov --cov-report=term"
 	$(MAKE) lint
 	$(MAKE) sanitize
 
