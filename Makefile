@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 NATIVE := $(wildcard native/*)
 BUILT := setup.py pyproject.toml $(NATIVE)
-FORMATTED := numbers_uring native tests setup.py
+FORMATTED := numbers_uring native perf tests setup.py
 C_SOURCES := $(wildcard native/*.c native/*.h)
 
 .PHONY: serve test lint format sanitize soak ci dist clean
@@ -23,8 +23,8 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 
 format: $(VENV)/dev.stamp
-	$(BIN)/ruff check --fix $(FORMATTED)
 	$(BIN)/ruff format $(FORMATTED)
+	$(BIN)/ruff check --fix $(FORMATTED)
 	$(BIN)/clang-format -i $(C_SOURCES)
 
 # The kernel tests again, on an extension built with ASan and UBSan. Python itself is not built with

@@ -67,6 +67,10 @@ SYNC_INTERVAL_S = 1.0
 NO_SPACE_RETRY_S = 1.0
 """How often a log that is out of space is tried again."""
 
+STOP_TRIES = 4
+STOP_RETRY_S = 0.1
+"""How often, and how far apart, a stop tries to write to a full disk before it gives up."""
+
 KEEPALIVE_IDLE_S = 60
 KEEPALIVE_INTERVAL_S = 10
 KEEPALIVE_PROBES = 3

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from signal import Signals
 from typing import Protocol
 
-from numbers_uring.config import NO_SPACE_RETRY_S, PIECE_BYTES_MAX
+from numbers_uring.config import NO_SPACE_RETRY_S, PIECE_BYTES_MAX, STOP_RETRY_S, STOP_TRIES
 from numbers_uring.idle import IdleClock
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import Verdict
@@ -63,6 +63,7 @@ class Server:
         report: Callable[[str, bool], bool],
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._reactor = reactor
         self._intake = intake
@@ -71,6 +72,7 @@ class Server:
         self._report = report
         self._say = say
         self._clock = clock
+        self._sleep = sleep
         self.statistics = Statistics()
         self._reported = Counts(0, 0)
         self._report_interval_s = report_interval_s
@@ -244,14 +246,21 @@ class Server:
     # Stopping.
 
     def _drain(self) -> None:
-        """Take in what the clients had delivered, as far as there is space for it."""
-        if not self._append():
-            return
+        """Take in what the clients had delivered."""
+        self._append_or_fail()
         for completion in self._reactor.drain():
             if not self._handle(*completion):
-                return
+                self._append_or_fail()
 
     def _finish_log(self) -> None:
+        self._append_or_fail()
+        self._log.finish()
+
+    def _append_or_fail(self) -> None:
+        """Put the batch on file, with a little patience for a full disk."""
+        for _ in range(STOP_TRIES - 1):
+            if self._append():
+                return
+            self._sleep(STOP_RETRY_S)
         if not self._append():
             raise LogError(f"no space for the log {self._log.path}")
-        self._log.finish()

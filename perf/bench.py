@@ -262,7 +262,9 @@ def print_scenario(rows: list[Row]) -> None:
         cpu = spread([m.cpu_ns_per_number for m in row.rounds])
         resident = max(m.resident_mib for m in row.rounds)
         of_discard, of_c = ratio(row, by_name.get("discard")), ratio(row, by_name.get("c"))
-        click.echo(f"| {row.contender} | {rates} | {cpu} | {of_discard} | {of_c} | {resident:.0f} |")
+        click.echo(
+            f"| {row.contender} | {rates} | {cpu} | {of_discard} | {of_c} | {resident:.0f} |"
+        )
 
 
 def print_split(rows: list[Row]) -> None:
@@ -329,7 +331,9 @@ def machine() -> str:
 @click.argument("tables", nargs=-1, type=click.Choice(list(TABLES)))
 @click.option("--rounds", type=click.IntRange(1, 100), default=5)
 @click.option("--numbers", type=click.IntRange(1, 10**9), default=20_000_000)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures here.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures here."
+)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the logs go.")
 def main(
     tables: tuple[str, ...], rounds: int, numbers: int, json_file: Path | None, folder: Path | None

@@ -2,170 +2,15 @@
 
 import errno
 import os
-import signal
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from scripted import Run, Step
 from support import lines
 
-from numbers_uring.config import (
-    BITMAP_BYTES,
-    HEADROOM_BYTES,
-    NO_SPACE_RETRY_S,
-    PIECE_BYTES_MAX,
-    Fsync,
-)
-from numbers_uring.intake import Intake
-from numbers_uring.native_kernel import variants
-from numbers_uring.numbers_log import FileCalls, LogError, NumbersLog
-from numbers_uring.reactor import Completion, End, Kind
-from numbers_uring.server import Server
-
-Step = Callable[[], None] | tuple[int, bytes] | tuple[int, End] | int
-"""A callable to call, a piece or an end for a connection, or a connection that opens."""
-
-
-class ScriptedReactor:
-    """Plays one list of steps per wait, then one for the drain; time passes only in here."""
-
-    def __init__(self, passes: list[list[Step]], drain: list[Step]) -> None:
-        self.arena = bytearray(HEADROOM_BYTES + PIECE_BYTES_MAX)
-        self.refused = 0
-        self.now_s = 1000.0
-        self.slept: list[float] = []
-        self.disconnected: list[int] = []
-        self.waits: list[float] = []
-        self.on_wait: Callable[[], None] = lambda: None
-        self.on_sleep: Callable[[], None] = lambda: None
-        self.drained = False
-        self._passes = iter(passes)
-        self._drain = drain
-        self._just_disconnected: list[int] = []
-
-    def clock(self) -> float:
-        return self.now_s
-
-    def wait(self, timeout_s: float) -> Iterator[Completion]:
-        self.waits.append(timeout_s)
-        self.on_wait()
-        steps = next(self._passes, None)
-        assert steps is not None, "the server waits beyond the script's end"
-        if not steps:
-            self.now_s += timeout_s
-        yield from self._play(steps)
-
-    def drain(self) -> Iterator[Completion]:
-        self.drained = True
-        yield from self._play(self._drain)
-
-    def _play(self, steps: list[Step]) -> Iterator[Completion]:
-        yield from self._take_disconnected()
-        for step in steps:
-            if callable(step):
-                step()
-            elif isinstance(step, int):
-                yield Kind.OPENED, step, 0, 0
-            elif isinstance(step[1], bytes):
-                connection, piece = step[0], step[1]
-                if connection in self.disconnected:
-                    continue
-                self.arena[HEADROOM_BYTES : HEADROOM_BYTES + len(piece)] = piece
-                yield Kind.RECEIVED, connection, HEADROOM_BYTES, len(piece)
-            else:
-                yield Kind.CLOSED, step[0], int(step[1]), 0
-            yield from self._take_disconnected()
-
-    def _take_disconnected(self) -> Iterator[Completion]:
-        while self._just_disconnected:
-            yield Kind.CLOSED, self._just_disconnected.pop(), End.DISCONNECTED, 0
-
-    def disconnect(self, connection: int) -> None:
-        self.disconnected.append(connection)
-        self._just_disconnected.append(connection)
-
-    def sleep(self, timeout_s: float) -> None:
-        self.slept.append(timeout_s)
-        self.now_s += timeout_s
-        self.on_sleep()
-
-    def close(self) -> None:
-        raise AssertionError("the parts are the caller's to close")
-
-
-class FakeRequests:
-    stop: signal.Signals | None = None
-    reopen = False
-
-    def take_reopen(self) -> bool:
-        taken, self.reopen = self.reopen, False
-        return taken
-
-
-class Run:
-    """A server on a script, with everything that it said and wrote."""
-
-    def __init__(
-        self,
-        tmp_path: Path,
-        passes: list[list[Step]],
-        drain: list[Step] | None = None,
-        *,
-        idle_timeout_s: float = 0,
-        fsync: Fsync = Fsync.NEVER,
-        **calls: Callable[..., Any],
-    ) -> None:
-        self.path = tmp_path / "numbers.log"
-        self.reactor = ScriptedReactor(passes, drain or [])
-        self.requests = FakeRequests()
-        self.reports: list[tuple[str, bool]] = []
-        self.said: list[str] = []
-        self.reader_is_there = True
-        self.log = NumbersLog(
-            self.path,
-            say=self.said.append,
-            fsync=fsync,
-            calls=replace(FileCalls(), **calls),
-        )
-        intake = Intake(
-            variants()[0],
-            self.reactor.arena,
-            bytearray(BITMAP_BYTES),
-            connections_max=3,
-            batch_bytes=2 * PIECE_BYTES_MAX,
-        )
-        self.server = Server(
-            self.reactor,
-            intake,
-            self.log,
-            self.requests,
-            connections_max=3,
-            report_interval_s=10,
-            idle_timeout_s=idle_timeout_s,
-            report=self._report,
-            say=self.said.append,
-            clock=self.reactor.clock,
-        )
-
-    def _report(self, line: str, last: bool) -> bool:
-        if self.reader_is_there:
-            self.reports.append((line, last))
-        return self.reader_is_there
-
-    def stop_now(self) -> None:
-        self.requests.stop = signal.SIGTERM
-
-    def stall(self, seconds: float) -> Callable[[], None]:
-        def pass_time() -> None:
-            self.reactor.now_s += seconds
-
-        return pass_time
-
-    @property
-    def file(self) -> bytes:
-        return self.path.read_bytes()
+from numbers_uring.config import NO_SPACE_RETRY_S, PIECE_BYTES_MAX, Fsync
+from numbers_uring.numbers_log import LogError
+from numbers_uring.reactor import End
 
 
 def report(unique: int, duplicate: int, total: int) -> str:
@@ -320,7 +165,7 @@ class Disk:
 def test_on_a_full_disk_clients_are_held_back_and_served_later(tmp_path: Path) -> None:
     disk = Disk(25)
     passes: list[list[Step]] = [[0, (0, lines(range(5)))], [(0, lines([9]) + b"terminate\n")]]
-    run = Run(tmp_path, passes, write=disk)
+    run = Run(tmp_path, passes, calls={"write": disk})
     contents: list[bytes] = []
 
     def look() -> None:
@@ -343,7 +188,7 @@ def test_on_a_full_disk_clients_are_held_back_and_served_later(tmp_path: Path) -
 def test_reports_go_on_while_clients_are_held_back(tmp_path: Path) -> None:
     disk = Disk(0)
     passes: list[list[Step]] = [[0, (0, lines(range(5)))], [(0, b"terminate\n")]]
-    run = Run(tmp_path, passes, write=disk)
+    run = Run(tmp_path, passes, calls={"write": disk})
 
     def make_room_later() -> None:
         if run.reactor.now_s >= 1021:
@@ -360,7 +205,7 @@ def test_reports_go_on_while_clients_are_held_back(tmp_path: Path) -> None:
 
 def test_a_stop_while_the_disk_is_full_says_what_is_lost(tmp_path: Path) -> None:
     passes: list[list[Step]] = [[0, (0, lines(range(5)))]]
-    run = Run(tmp_path, passes, [(0, lines([77]))], write=Disk(25))
+    run = Run(tmp_path, passes, [(0, lines([77]))], calls={"write": Disk(25)})
     run.reactor.on_sleep = run.stop_now
     with pytest.raises(LogError, match=r"no space .* 3 counted numbers are lost"):
         run.server.run()
@@ -369,8 +214,25 @@ def test_a_stop_while_the_disk_is_full_says_what_is_lost(tmp_path: Path) -> None
     assert run.reports == [(report(5, 0, 5), True)]
 
 
+def test_a_disk_that_has_space_soon_delays_a_stop_and_loses_nothing(tmp_path: Path) -> None:
+    disk = Disk(25)
+    drain: list[Step] = [(1, lines(range(5, 9)))]
+    run = Run(
+        tmp_path, [[0, 1, (0, lines(range(5)) + b"terminate\n")]], drain, calls={"write": disk}
+    )
+
+    def make_room() -> None:
+        disk.free_bytes = 1000
+
+    run.reactor.on_sleep = make_room
+    run.server.run()
+    assert run.file == lines(range(9))
+
+
 def test_a_disk_that_fills_during_the_drain_is_said(tmp_path: Path) -> None:
-    run = Run(tmp_path, [[0, 1, (0, b"terminate\n")]], [(1, lines(range(10)))], write=Disk(55))
+    run = Run(
+        tmp_path, [[0, 1, (0, b"terminate\n")]], [(1, lines(range(10)))], calls={"write": Disk(55)}
+    )
     with pytest.raises(LogError, match="5 counted numbers are lost"):
         run.server.run()
     assert run.file == lines(range(5))
@@ -380,7 +242,7 @@ def test_a_failed_write_is_final_and_says_what_is_lost(tmp_path: Path) -> None:
     def refuse(_fd: int, _data: memoryview) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    run = Run(tmp_path, [[0, (0, lines(range(7)))]], write=refuse)
+    run = Run(tmp_path, [[0, (0, lines(range(7)))]], calls={"write": refuse})
     with pytest.raises(LogError, match="7 counted numbers are lost"):
         run.server.run()
     assert run.reports == [(report(7, 0, 7), True)]
@@ -391,7 +253,12 @@ def test_a_failed_sync_is_final(tmp_path: Path, fsync: Fsync) -> None:
     def refuse(_fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    run = Run(tmp_path, [[0, (0, lines(range(7)) + b"terminate\n")]], fsync=fsync, fdatasync=refuse)
+    run = Run(
+        tmp_path,
+        [[0, (0, lines(range(7)) + b"terminate\n")]],
+        fsync=fsync,
+        calls={"fdatasync": refuse},
+    )
     with pytest.raises(LogError, match="sync"):
         run.server.run()
     assert run.file == lines(range(7))
@@ -416,7 +283,7 @@ def test_a_rotation_leaves_what_came_before_in_the_old_file(tmp_path: Path) -> N
 
 def test_a_rotation_to_a_disk_with_space_ends_the_holding_back_at_once(tmp_path: Path) -> None:
     disk = Disk(25)
-    run = Run(tmp_path, [[0, (0, lines(range(5)))], [(0, b"terminate\n")]], write=disk)
+    run = Run(tmp_path, [[0, (0, lines(range(5)))], [(0, b"terminate\n")]], calls={"write": disk})
     old = run.path.with_suffix(".1")
 
     def rotate() -> None:

@@ -1,0 +1,159 @@
+"""A server driven by a scripted reactor, without sockets, for several test modules."""
+
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from numbers_uring.config import BITMAP_BYTES, HEADROOM_BYTES, PIECE_BYTES_MAX, Fsync
+from numbers_uring.intake import Intake
+from numbers_uring.native_kernel import variants
+from numbers_uring.numbers_log import FileCalls, NumbersLog
+from numbers_uring.reactor import Completion, End, Kind
+from numbers_uring.server import Server
+
+Step = Callable[[], None] | tuple[int, bytes] | tuple[int, End] | int
+"""A callable to call, a piece or an end for a connection, or a connection that opens."""
+
+
+class ScriptedReactor:
+    """Plays one list of steps per wait, then one for the drain; time passes only in here."""
+
+    def __init__(self, passes: list[list[Step]], drain: list[Step]) -> None:
+        self.arena = bytearray(HEADROOM_BYTES + PIECE_BYTES_MAX)
+        self.refused = 0
+        self.now_s = 1000.0
+        self.slept: list[float] = []
+        self.disconnected: list[int] = []
+        self.waits: list[float] = []
+        self.on_wait: Callable[[], None] = lambda: None
+        self.on_sleep: Callable[[], None] = lambda: None
+        self.drained = False
+        self._passes = iter(passes)
+        self._drain = drain
+        self._just_disconnected: list[int] = []
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def wait(self, timeout_s: float) -> Iterator[Completion]:
+        self.waits.append(timeout_s)
+        self.on_wait()
+        steps = next(self._passes, None)
+        assert steps is not None, "the server waits beyond the script's end"
+        if not steps:
+            self.now_s += timeout_s
+        yield from self._play(steps)
+
+    def drain(self) -> Iterator[Completion]:
+        self.drained = True
+        yield from self._play(self._drain)
+
+    def _play(self, steps: list[Step]) -> Iterator[Completion]:
+        yield from self._take_disconnected()
+        for step in steps:
+            if callable(step):
+                step()
+            elif isinstance(step, int):
+                yield Kind.OPENED, step, 0, 0
+            elif isinstance(step[1], bytes):
+                connection, piece = step[0], step[1]
+                if connection in self.disconnected:
+                    continue
+                self.arena[HEADROOM_BYTES : HEADROOM_BYTES + len(piece)] = piece
+                yield Kind.RECEIVED, connection, HEADROOM_BYTES, len(piece)
+            else:
+                yield Kind.CLOSED, step[0], int(step[1]), 0
+            yield from self._take_disconnected()
+
+    def _take_disconnected(self) -> Iterator[Completion]:
+        while self._just_disconnected:
+            yield Kind.CLOSED, self._just_disconnected.pop(), End.DISCONNECTED, 0
+
+    def disconnect(self, connection: int) -> None:
+        self.disconnected.append(connection)
+        self._just_disconnected.append(connection)
+
+    def sleep(self, timeout_s: float) -> None:
+        self.slept.append(timeout_s)
+        self.now_s += timeout_s
+        self.on_sleep()
+
+    def close(self) -> None:
+        raise AssertionError("the parts are the caller's to close")
+
+
+class FakeRequests:
+    stop: signal.Signals | None = None
+    reopen = False
+
+    def take_reopen(self) -> bool:
+        taken, self.reopen = self.reopen, False
+        return taken
+
+
+class Run:
+    """A server on a script, with everything that it said and wrote."""
+
+    def __init__(
+        self,
+        tmp_path: Path,
+        passes: list[list[Step]],
+        drain: list[Step] | None = None,
+        *,
+        idle_timeout_s: float = 0,
+        fsync: Fsync = Fsync.NEVER,
+        bitmap: bytearray | None = None,
+        calls: dict[str, Callable[..., Any]] | None = None,
+    ) -> None:
+        self.path = tmp_path / "numbers.log"
+        self.reactor = ScriptedReactor(passes, drain or [])
+        self.requests = FakeRequests()
+        self.reports: list[tuple[str, bool]] = []
+        self.said: list[str] = []
+        self.reader_is_there = True
+        self.log = NumbersLog(
+            self.path,
+            say=self.said.append,
+            fsync=fsync,
+            calls=replace(FileCalls(), **(calls or {})),
+        )
+        intake = Intake(
+            variants()[0],
+            self.reactor.arena,
+            bytearray(BITMAP_BYTES) if bitmap is None else bitmap,
+            connections_max=3,
+            batch_bytes=2 * PIECE_BYTES_MAX,
+        )
+        self.server = Server(
+            self.reactor,
+            intake,
+            self.log,
+            self.requests,
+            connections_max=3,
+            report_interval_s=10,
+            idle_timeout_s=idle_timeout_s,
+            report=self._report,
+            say=self.said.append,
+            clock=self.reactor.clock,
+            sleep=self.reactor.sleep,
+        )
+
+    def _report(self, line: str, last: bool) -> bool:
+        if self.reader_is_there:
+            self.reports.append((line, last))
+        return self.reader_is_there
+
+    def stop_now(self) -> None:
+        self.requests.stop = signal.SIGTERM
+
+    def stall(self, seconds: float) -> Callable[[], None]:
+        def pass_time() -> None:
+            self.reactor.now_s += seconds
+
+        return pass_time
+
+    @property
+    def file(self) -> bytes:
+        return self.path.read_bytes()
