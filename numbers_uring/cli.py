@@ -38,7 +38,6 @@ from numbers_uring.numbers_log import LogError, NumbersLog
 from numbers_uring.resume import StopRequestedError, resume
 from numbers_uring.server import Server
 from numbers_uring.signals import Requests
-from numbers_uring.write_behind import WriteBehind
 
 _ENVIRONMENT_PREFIX = "NUMBERS_URING"
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -236,7 +235,7 @@ def _serve(config: Config) -> None:
             config.log_path,
             say=say,
             fsync=config.fsync,
-            behind=WriteBehind() if config.write_behind else None,
+            write_behind=config.write_behind,
             wake=requests.wake,
         )
         parts.callback(log.close)

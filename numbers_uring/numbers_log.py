@@ -7,10 +7,11 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypeVar
+from typing import ParamSpec, TypeVar
 
-from numbers_uring.background_sync import BackgroundSync
 from numbers_uring.config import LINE_BYTES, Fsync, StartError
+from numbers_uring.log_background import LogBackground
+from numbers_uring.write_behind import WriteBehind
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,16 +23,6 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK |
 
 class LogError(Exception):
     """The log can't be written any more; its text is the one line for the user."""
-
-
-class Behind(Protocol):
-    """Whoever looks after the pages of a growing file."""
-
-    def restart(self, end_bytes: int) -> None:
-        """Follow another file, from its present end on."""
-
-    def advance(self, fd: int, end_bytes: int) -> None:
-        """Note that the file ends at `end_bytes` now. Raises OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +50,26 @@ class NumbersLog:
         *,
         say: Callable[[str], None],
         fsync: Fsync = Fsync.NEVER,
-        behind: Behind | None = None,
+        write_behind: bool = False,
         wake: Callable[[], None] = lambda: None,
         calls: FileCalls | None = None,
     ) -> None:
         self.path = path
         self._say = say
         self._fsync = fsync
-        self._behind = behind
         self._calls = calls or FileCalls()
         self._written_bytes = 0
         self._removed = False
         self._fd = self._open()
         self._end_bytes = os.fstat(self._fd).st_size
         self._background = None
-        if fsync is Fsync.INTERVAL:
-            self._background = BackgroundSync(
-                self._fd, on_failure=wake, fdatasync=self._calls.fdatasync
+        if write_behind or fsync is Fsync.INTERVAL:
+            self._background = LogBackground(
+                self._fd,
+                behind=WriteBehind() if write_behind else None,
+                syncs=fsync is Fsync.INTERVAL,
+                on_failure=wake,
+                fdatasync=self._calls.fdatasync,
             )
 
     @property
@@ -123,8 +117,8 @@ class NumbersLog:
         except OSError as error:
             raise StartError(f"cannot truncate the log {self.path}: {error.strerror}") from error
         self._end_bytes = size
-        if self._behind is not None:
-            self._behind.restart(size)
+        if self._background is not None:
+            self._background.switch(self._fd, size)
 
     def open_for_reading(self) -> int:
         """Return a new descriptor of the file, to read from. Raises OSError."""
@@ -186,20 +180,15 @@ class NumbersLog:
         return torn_bytes
 
     def _after_write(self) -> None:
-        if self._behind is not None:
-            try:
-                self._behind.advance(self._fd, self._end_bytes)
-            except OSError as error:
-                raise self._sync_error(error) from error
+        if self._background is not None:
+            self._background.grown(self._end_bytes)
         if self._fsync is Fsync.ALWAYS:
             self._sync_now()
-        elif self._background is not None:
-            self._background.request()
 
     # Syncing.
 
     def check(self) -> None:
-        """Raise LogError where a sync in the background has failed."""
+        """Raise LogError where the thread in the background has failed."""
         if self._background is not None and self._background.failure is not None:
             raise self._sync_error(self._background.failure)
 
@@ -249,11 +238,9 @@ class NumbersLog:
         if self._fsync is not Fsync.NEVER:
             self._sync_now()
         if self._background is not None:
-            self._background.switch(fd)
+            self._background.switch(fd, end_bytes)
         os.close(self._fd)
         self._fd, self._end_bytes, self._removed = fd, end_bytes, False
-        if self._behind is not None:
-            self._behind.restart(end_bytes)
         self._say(f"the log {self.path} is reopened")
 
     def _is_current(self) -> bool:

@@ -10,11 +10,11 @@ _UNSUPPORTED = {errno.EINVAL, errno.ESPIPE, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 class WriteBehind:
-    """Follows one file.
+    """Follows one file, in windows of WRITE_BEHIND_BYTES.
 
-    At most three windows of WRITE_BEHIND_BYTES are in the page cache: one that fills, one whose
-    write-back was started, one that is waited for. Where the file system has no such call, it does
-    nothing.
+    While the disk keeps up, three windows are in the page cache: one that fills, one whose
+    write-back was started, one that is waited for. Where the file system has no such call, nothing
+    is ever due.
     """
 
     def __init__(self) -> None:
@@ -25,18 +25,20 @@ class WriteBehind:
         self._started = self._finished = end_bytes
         self._supported = True
 
-    def advance(self, fd: int, end_bytes: int) -> None:
-        """Note that the file, open as `fd`, ends at `end_bytes` now.
+    def is_due(self, end_bytes: int) -> bool:
+        """Say whether a file that ends at `end_bytes` has a full window that was not started."""
+        return self._supported and end_bytes - self._started >= WRITE_BEHIND_BYTES
 
-        Waits for the disk where it is more than a window behind. Raises OSError where the kernel
-        could not write what it had taken.
+    def advance(self, fd: int) -> None:
+        """Start the next window of the file open as `fd`, and wait for the one before it.
+
+        Raises OSError where the kernel could not write what it had taken.
         """
-        while self._supported and end_bytes - self._started >= WRITE_BEHIND_BYTES:
-            self._check(lib.nu_writeback_start(fd, self._started, WRITE_BEHIND_BYTES))
-            if self._started - self._finished >= WRITE_BEHIND_BYTES:
-                self._check(lib.nu_writeback_finish(fd, self._finished, WRITE_BEHIND_BYTES))
-                self._finished += WRITE_BEHIND_BYTES
-            self._started += WRITE_BEHIND_BYTES
+        self._check(lib.nu_writeback_start(fd, self._started, WRITE_BEHIND_BYTES))
+        if self._started > self._finished:
+            self._check(lib.nu_writeback_finish(fd, self._finished, WRITE_BEHIND_BYTES))
+            self._finished += WRITE_BEHIND_BYTES
+        self._started += WRITE_BEHIND_BYTES
 
     def _check(self, result: int) -> None:
         if -result in _UNSUPPORTED:

@@ -2,14 +2,15 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support import lines
+from support import DEADLINE_S, lines
 
 from numbers_uring import write_behind
-from numbers_uring.config import WRITE_BEHIND_BYTES
+from numbers_uring.config import WRITE_BEHIND_BYTES, Fsync
 from numbers_uring.numbers_log import LogError, NumbersLog
 from numbers_uring.write_behind import WriteBehind
 
@@ -36,18 +37,23 @@ class Calls:
         return self.answer
 
 
+def follow(behind: WriteBehind, end_bytes: int) -> None:
+    while behind.is_due(end_bytes):
+        behind.advance(3)
+
+
 def test_each_window_is_started_when_it_is_full_and_finished_one_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = Calls(monkeypatch)
     behind = WriteBehind()
-    behind.advance(3, W - 1)
+    follow(behind, W - 1)
     assert calls.made == []
-    behind.advance(3, W)
+    follow(behind, W)
     assert calls.made == [("start", 0)]
-    behind.advance(3, 2 * W + 5)
+    follow(behind, 2 * W + 5)
     assert calls.made == [("start", 0), ("start", 1), ("finish", 0)]
-    behind.advance(3, 4 * W)
+    follow(behind, 4 * W)
     assert calls.made[3:] == [("start", 2), ("finish", 1), ("start", 3), ("finish", 2)]
 
 
@@ -57,8 +63,7 @@ def test_where_it_is_not_supported_it_is_not_asked_for_again(
 ) -> None:
     calls = Calls(monkeypatch, -number)
     behind = WriteBehind()
-    behind.advance(3, W)
-    behind.advance(3, 9 * W)
+    follow(behind, 9 * W)
     assert len(calls.made) == 1
 
 
@@ -67,17 +72,26 @@ def test_a_failed_write_back_is_final(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
 ) -> None:
     Calls(monkeypatch, -number)
-    log = NumbersLog(tmp_path / "numbers.log", say=print, behind=WriteBehind())
+    woken = threading.Event()
+    log = NumbersLog(tmp_path / "numbers.log", say=print, write_behind=True, wake=woken.set)
+    log.append(memoryview(lines(range(W // 10 + 1))))
+    assert woken.wait(DEADLINE_S)
     with pytest.raises(LogError, match=os.strerror(number)):
-        log.append(memoryview(lines(range(W // 10 + 1))))
+        log.check()
+    log.close()
 
 
-def test_a_growing_log_is_whole_and_its_pages_are_given_up(tmp_path: Path) -> None:
-    """The real calls; whether pages go is the file system's business, so that is not asserted."""
-    log = NumbersLog(tmp_path / "numbers.log", say=print, behind=WriteBehind())
+@pytest.mark.parametrize("fsync", list(Fsync))
+def test_a_growing_log_is_whole_whoever_looks_after_its_pages(tmp_path: Path, fsync: Fsync) -> None:
+    """The real calls, with a rotation; which pages stay is the file system's business."""
+    path = tmp_path / "numbers.log"
+    log = NumbersLog(path, say=lambda _line: None, fsync=fsync, write_behind=True)
     block = memoryview(lines(range(100_000)))
-    for _ in range(40):
+    for turn in range(40):
         assert log.append(block) == len(block)
+        if turn == 20:
+            path.rename(path.with_suffix(".1"))
+            log.reopen()
     log.finish()
     log.close()
-    assert log.path.read_bytes() == bytes(block) * 40
+    assert path.with_suffix(".1").read_bytes() + path.read_bytes() == bytes(block) * 40
