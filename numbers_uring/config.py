@@ -26,7 +26,10 @@ BATCH_BYTES = 4 * 1024 * 1024
 """Lines that wait for the log: appended before each wait, and when a piece might not fit."""
 
 WRITE_BEHIND_BYTES = 8 * 1024 * 1024
-"""The log's window of write-back: two of them stay in memory behind the writer."""
+"""The log's window of write-back."""
+
+WRITE_BEHIND_LAG_BYTES = 256 * 1024 * 1024
+"""What stays in memory behind the writer: a burst is over before its write-back competes with it."""
 
 BACKLOG_CONNECTIONS = 4096
 """Asked of listen(2); the kernel lowers it to net.core.somaxconn."""

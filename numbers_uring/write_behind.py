@@ -4,7 +4,7 @@ import errno
 import os
 
 from numbers_uring._native import lib
-from numbers_uring.config import WRITE_BEHIND_BYTES
+from numbers_uring.config import WRITE_BEHIND_BYTES, WRITE_BEHIND_LAG_BYTES
 
 _UNSUPPORTED = {errno.EINVAL, errno.ESPIPE, errno.ENOSYS, errno.EOPNOTSUPP}
 
@@ -12,9 +12,9 @@ _UNSUPPORTED = {errno.EINVAL, errno.ESPIPE, errno.ENOSYS, errno.EOPNOTSUPP}
 class WriteBehind:
     """Follows one file, in windows of WRITE_BEHIND_BYTES.
 
-    While the disk keeps up, three windows are in the page cache: one that fills, one whose
-    write-back was started, one that is waited for. Where the file system has no such call, nothing
-    is ever due.
+    While the disk keeps up, the last WRITE_BEHIND_LAG_BYTES are in the page cache, and three windows
+    more: one that fills, one whose write-back was started, one that is waited for. Where the file
+    system has no such call, nothing is ever due.
     """
 
     def __init__(self) -> None:
@@ -26,8 +26,9 @@ class WriteBehind:
         self._supported = True
 
     def is_due(self, end_bytes: int) -> bool:
-        """Say whether a file that ends at `end_bytes` has a full window that was not started."""
-        return self._supported and end_bytes - self._started >= WRITE_BEHIND_BYTES
+        """Say whether a file that ends at `end_bytes` has a window that is to be started."""
+        behind_bytes = end_bytes - self._started
+        return self._supported and behind_bytes >= WRITE_BEHIND_LAG_BYTES + WRITE_BEHIND_BYTES
 
     def advance(self, fd: int) -> None:
         """Start the next window of the file open as `fd`, and wait for the one before it.

@@ -17,6 +17,11 @@ from numbers_uring.write_behind import WriteBehind
 W = WRITE_BEHIND_BYTES
 
 
+@pytest.fixture(autouse=True)
+def _no_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_behind, "WRITE_BEHIND_LAG_BYTES", 0)
+
+
 class Calls:
     """A stand-in for the two native calls, with a record, that answers as it is told."""
 
@@ -40,6 +45,13 @@ class Calls:
 def follow(behind: WriteBehind, end_bytes: int) -> None:
     while behind.is_due(end_bytes):
         behind.advance(3)
+
+
+def test_the_last_part_of_a_file_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_behind, "WRITE_BEHIND_LAG_BYTES", 5 * W)
+    behind = WriteBehind()
+    assert not behind.is_due(6 * W - 1)
+    assert behind.is_due(6 * W)
 
 
 def test_each_window_is_started_when_it_is_full_and_finished_one_later(
