@@ -29,7 +29,7 @@ WRITE_BEHIND_BYTES = 8 * 1024 * 1024
 """The log's window of write-back."""
 
 WRITE_BEHIND_LAG_BYTES = 256 * 1024 * 1024
-"""What stays in memory behind the writer: a burst is over before its write-back competes with it."""
+"""What stays in memory behind the writer, so that a burst is over before its write-back starts."""
 
 BACKLOG_CONNECTIONS = 4096
 """Asked of listen(2); the kernel lowers it to net.core.somaxconn."""

@@ -12,9 +12,9 @@ _UNSUPPORTED = {errno.EINVAL, errno.ESPIPE, errno.ENOSYS, errno.EOPNOTSUPP}
 class WriteBehind:
     """Follows one file, in windows of WRITE_BEHIND_BYTES.
 
-    While the disk keeps up, the last WRITE_BEHIND_LAG_BYTES are in the page cache, and three windows
-    more: one that fills, one whose write-back was started, one that is waited for. Where the file
-    system has no such call, nothing is ever due.
+    While the disk keeps up, the last WRITE_BEHIND_LAG_BYTES are in the page cache, and three
+    windows more: one that fills, one whose write-back was started, one that is waited for. Where
+    the file system has no such call, nothing is ever due.
     """
 
     def __init__(self) -> None:
