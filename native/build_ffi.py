@@ -6,7 +6,7 @@ from cffi import FFI
 
 NATIVE = Path(__file__).resolve().parent
 HEADERS = ["ingest.h"]
-SOURCES = ["native/ingest.c"]
+SOURCES = ["native/ingest.c", "native/ingest_avx2.c"]
 
 
 def declarations(header: str) -> str:
@@ -23,6 +23,6 @@ ffi.set_source(
     "\n".join(f'#include "{name}"' for name in HEADERS),
     sources=SOURCES,
     include_dirs=["native"],
-    depends=[f"native/{name}" for name in HEADERS],
+    depends=sorted(f"native/{path.name}" for path in NATIVE.glob("*.h")),
     extra_compile_args=["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror=implicit", "-g1"],
 )
