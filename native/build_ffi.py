@@ -5,8 +5,8 @@ from pathlib import Path
 from cffi import FFI
 
 NATIVE = Path(__file__).resolve().parent
-HEADERS = ["ingest.h"]
-SOURCES = ["native/ingest.c", "native/ingest_avx2.c"]
+HEADERS = ["ingest.h", "memory.h"]
+SOURCES = ["native/ingest.c", "native/ingest_avx2.c", "native/memory.c"]
 
 
 def declarations(header: str) -> str:
