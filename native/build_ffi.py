@@ -5,8 +5,8 @@ from pathlib import Path
 from cffi import FFI
 
 NATIVE = Path(__file__).resolve().parent
-HEADERS = ["ingest.h", "load.h", "writeback.h"]
-SOURCES = [f"native/{header[:-2]}.c" for header in HEADERS]
+HEADERS = ["ingest.h", "load.h", "memory.h", "writeback.h"]
+SOURCES = [f"native/{source.name}" for source in sorted(NATIVE.glob("*.c"))]
 
 
 def declarations(header: str) -> str:
@@ -23,6 +23,6 @@ ffi.set_source(
     "\n".join(f'#include "{name}"' for name in HEADERS),
     sources=SOURCES,
     include_dirs=["native"],
-    depends=[f"native/{name}" for name in HEADERS],
+    depends=sorted(f"native/{path.name}" for path in NATIVE.glob("*.h")),
     extra_compile_args=["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror=implicit", "-g1"],
 )

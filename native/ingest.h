@@ -37,11 +37,22 @@ struct nu_ingest {
     uint64_t duplicate;
 };
 
-/* Takes in arena[start..stop). Reads no byte outside of that and writes none outside of the batch.
+/* Each variant takes in arena[start..stop). It reads no byte outside of that and writes none
+ * outside of the batch; batch bytes from batch_used on that it does not count as used may hold
+ * anything.
  *
  * Returns an nu_verdict, or -ENOBUFS, with nothing done, where the batch lacks room for
  * stop - start bytes.
+ *
+ * scalar  one byte at a time: the others are measured and tested against it
+ * swar    eight digits in a 64-bit word, memory fetched ahead; any little-endian CPU
+ * avx2    eight lines at a time, memory fetched ahead; only where nu_cpu_has_avx2()
  */
+int nu_ingest_scalar(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop);
 int nu_ingest_swar(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop);
+int nu_ingest_avx2(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop);
+
+/* 1 where this CPU, and the system on it, run nu_ingest_avx2; else 0. */
+int nu_cpu_has_avx2(void);
 
 #endif

@@ -2,6 +2,7 @@
 
 import resource
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
@@ -9,9 +10,9 @@ from typing import Any, NoReturn
 import click
 
 from numbers_uring import __version__
+from numbers_uring.bitmap import Bitmap, allocate
 from numbers_uring.config import (
     BATCH_BYTES,
-    BITMAP_BYTES,
     DESCRIPTORS_RESERVED,
     LAST_REPORT_WAIT_S,
     Config,
@@ -33,7 +34,7 @@ from numbers_uring.intake import Intake
 from numbers_uring.kernel import Kernel, PythonKernel
 from numbers_uring.listeners import address_text, listen
 from numbers_uring.load_command import LOAD_HELP, load_and_print, load_options, load_parameters
-from numbers_uring.native_kernel import variants
+from numbers_uring.native_kernel import VARIANT_NAMES, variants
 from numbers_uring.numbers_log import LogError, NumbersLog
 from numbers_uring.resume import StopRequestedError, resume
 from numbers_uring.server import Server
@@ -72,10 +73,10 @@ def cli() -> None:
 )
 @click.option(
     "--kernel",
-    type=click.Choice(["auto", "native", "python"]),
+    type=click.Choice(["auto", "native", *VARIANT_NAMES, "python"]),
     default="auto",
-    help="What parses and de-duplicates: native is compiled, python is its slow specification; "
-    "auto takes native.",
+    help="What parses and de-duplicates. native: the fastest compiled variant that the CPU runs, "
+    "which auto takes; the variants can be named, too; python: their slow specification.",
 )
 @click.option(
     "--host",
@@ -203,6 +204,7 @@ def load(*, as_json: bool, **options: Any) -> int:
 
 
 def _serve(config: Config) -> None:
+    begin_s = time.monotonic()
     say = diagnostics(Lines(STDERR))
     stdout = Lines(STDOUT)
 
@@ -227,7 +229,7 @@ def _serve(config: Config) -> None:
         intake = Intake(
             kernel,
             reactor.arena,
-            bitmap,
+            bitmap.memory,
             connections_max=config.connections_max,
             batch_bytes=BATCH_BYTES,
         )
@@ -240,7 +242,13 @@ def _serve(config: Config) -> None:
         )
         parts.callback(log.close)
         if config.resume:
-            resume(log, kernel, bitmap, say=say, stop_requested=lambda: requests.stop is not None)
+            resume(
+                log,
+                kernel,
+                bitmap.memory,
+                say=say,
+                stop_requested=lambda: requests.stop is not None,
+            )
         else:
             log.truncate()
         server = Server(
@@ -256,7 +264,9 @@ def _serve(config: Config) -> None:
         )
         say(
             f"listening on {' and '.join(map(address_text, listeners))}, backend {backend}, "
-            f"kernel {kernel.variant}, at most {config.connections_max} clients, log {log.path}"
+            f"kernel {kernel.variant}, {bitmap_text(bitmap)}, "
+            f"at most {config.connections_max} clients, log {log.path}, "
+            f"started in {time.monotonic() - begin_s:.2f} s"
         )
         server.run()
         ended = server.statistics.ended
@@ -268,19 +278,34 @@ def _serve(config: Config) -> None:
         )
 
 
-def allocate_bitmap() -> bytearray:
+def allocate_bitmap() -> Bitmap:
     """Return the bitmap, all of it in memory. Raises StartError."""
     try:
-        return bytearray(BITMAP_BYTES)
+        return allocate()
     except MemoryError as error:
         raise StartError("not enough memory for the bitmap of 125 MB") from error
 
 
+def bitmap_text(bitmap: Bitmap) -> str:
+    """Say, for the start line, on what pages the bitmap lies."""
+    share = 100 * bitmap.huge_bytes // len(bitmap.memory)
+    if share == 0:
+        return "no huge pages"
+    return "huge pages" if share >= 95 else f"huge pages for {share} % of the bitmap"
+
+
 def choose_kernel(name: str) -> Kernel:
-    """Return the kernel asked for; `auto` is the fastest compiled variant."""
+    """Return the kernel asked for; `auto` and `native` are the fastest compiled variant.
+
+    Raises StartError where this CPU does not run it.
+    """
     if name == "python":
         return PythonKernel()
-    return variants()[0]
+    found = variants()
+    for kernel in found:
+        if name in {"auto", "native", kernel.variant}:
+            return kernel
+    raise StartError(f"this CPU does not run the kernel {name}, only {found[0].variant} and slower")
 
 
 def choose_backend(name: str) -> str:

@@ -76,6 +76,20 @@ class NativeKernel:
         return _BoundNativeKernel(self._function, arena, bitmap, batch)
 
 
+def _always() -> int:
+    return 1
+
+
+# The fastest first. A variant for another instruction set is one more row.
+_VARIANTS = (
+    ("avx2", lib.nu_cpu_has_avx2, lib.nu_ingest_avx2),
+    ("swar", _always, lib.nu_ingest_swar),
+    ("scalar", _always, lib.nu_ingest_scalar),
+)
+
+VARIANT_NAMES = tuple(name for name, _, _ in _VARIANTS)
+
+
 def variants() -> list[Kernel]:
     """Return the variants that this CPU runs, the fastest first."""
-    return [NativeKernel("swar", lib.nu_ingest_swar)]
+    return [NativeKernel(name, function) for name, supported, function in _VARIANTS if supported()]

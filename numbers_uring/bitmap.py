@@ -1,0 +1,57 @@
+"""Allocates the bitmap, on huge pages where the system grants them."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from numbers_uring._native import ffi, lib
+from numbers_uring.config import BITMAP_BYTES
+
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
+
+
+class Bitmap(NamedTuple):
+    """A zeroed bitmap, all of it touched."""
+
+    memory: bytearray
+    huge_bytes: int
+    """How much of it lies on huge pages: at random access these are worth up to a third."""
+
+
+def allocate(size_bytes: int = BITMAP_BYTES) -> Bitmap:
+    """Return a bitmap of `size_bytes`. Raises MemoryError where there is no memory for it.
+
+    It takes some tenths of a second, and afterwards no page of it is ever faulted in. That huge
+    pages are refused is no error.
+    """
+    memory = bytearray(size_bytes)
+    view = ffi.from_buffer("uint8_t[]", memory, require_writable=True)
+    lib.nu_collapse_huge(view, size_bytes)
+    first = int(ffi.cast("uintptr_t", view))
+    return Bitmap(memory, _huge_bytes(first, first + size_bytes))
+
+
+def _huge_bytes(first: int, end: int) -> int:
+    """Return how many of the bytes at addresses first to end - 1 lie on huge pages."""
+    try:
+        with Path("/proc/self/smaps").open(encoding="ascii", errors="replace") as smaps:
+            return huge_bytes_within(smaps, first, end)
+    except OSError:
+        return 0  # /proc is not mounted, or closed to us
+
+
+def huge_bytes_within(smaps: Iterable[str], first: int, end: int) -> int:
+    """Sum up what proc_pid_smaps(5) says of the mappings that overlap first to end - 1.
+
+    It counts huge pages by mapping, not where they are; so a mapping is taken to have them inside
+    of the range first, which is right unless somebody else's huge pages share the mapping.
+    """
+    overlap = huge = 0
+    for line in smaps:
+        if mapping := _MAPPING.match(line):
+            start, stop = (int(address, 16) for address in mapping.groups())
+            overlap = max(0, min(stop, end) - max(start, first))
+        elif line.startswith("AnonHugePages:"):
+            huge += min(overlap, int(line.split()[1]) * 1024)
+    return huge
