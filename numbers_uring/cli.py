@@ -11,6 +11,7 @@ import click
 
 from numbers_uring import __version__
 from numbers_uring.bitmap import Bitmap, allocate
+from numbers_uring.check_command import check
 from numbers_uring.config import (
     BATCH_BYTES,
     DESCRIPTORS_RESERVED,
@@ -62,6 +63,9 @@ class _Seconds(click.FloatRange):
 @click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:
     """A TCP number server for Linux: takes in nine-digit numbers, keeps each once."""
+
+
+cli.add_command(check)
 
 
 @cli.command(context_settings={"show_default": True})
