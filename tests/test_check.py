@@ -529,6 +529,28 @@ def test_a_repair_that_fails_is_one_line_and_exit_4(
     assert sorted(tmp_path.iterdir()) == [first, second]
 
 
+def test_the_copy_is_synced_before_it_replaces_the_log_and_the_folder_after(
+    run: Run, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.write_bytes(BROKEN)
+    fsync, rename = os.fsync, os.rename
+    calls: list[tuple[str, bytes]] = []
+
+    def note_fsync(fd: int) -> None:
+        kind = "directory" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"
+        calls.append((f"sync {kind}", log.read_bytes()))
+        fsync(fd)
+
+    def note_rename(source: Path, target: Path) -> None:
+        calls.append(("rename", log.read_bytes()))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "rename", note_rename)
+    assert run("--repair", log).code == 0
+    assert calls == [("sync file", BROKEN), ("rename", BROKEN), ("sync directory", REPAIRED)]
+
+
 def test_a_folder_that_cannot_be_synced_does_not_fail_the_repair_where_none_can_be(
     run: Run, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
