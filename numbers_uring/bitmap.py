@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from numbers_uring._native import ffi, lib
-from numbers_uring.config import BITMAP_BYTES
+from numbers_uring.config import BITMAP_BYTES, StartError
 
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
 
@@ -20,12 +20,15 @@ class Bitmap(NamedTuple):
 
 
 def allocate(size_bytes: int = BITMAP_BYTES) -> Bitmap:
-    """Return a bitmap of `size_bytes`. Raises MemoryError where there is no memory for it.
+    """Return a bitmap of `size_bytes`. Raises StartError where there is no memory for it.
 
     It takes some tenths of a second, and afterwards no page of it is ever faulted in. That huge
     pages are refused is no error.
     """
-    memory = bytearray(size_bytes)
+    try:
+        memory = bytearray(size_bytes)
+    except MemoryError as error:
+        raise StartError(f"not enough memory for a bitmap of {size_bytes} bytes") from error
     view = ffi.from_buffer("uint8_t[]", memory, require_writable=True)
     lib.nu_collapse_huge(view, size_bytes)
     first = int(ffi.cast("uintptr_t", view))

@@ -10,8 +10,9 @@ from pathlib import Path
 import click
 
 from numbers_uring import __version__
+from numbers_uring.bitmap import allocate
 from numbers_uring.check import Findings, Progress, check_logs, open_logs, repair_logs
-from numbers_uring.config import BITMAP_BYTES, ExitCode, StartError
+from numbers_uring.config import ExitCode, StartError
 from numbers_uring.console import PROGRAM
 from numbers_uring.native_kernel import variants
 from numbers_uring.numbers_log import LogError
@@ -65,7 +66,7 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
     repaired: list[Findings] = []
     failure: LogError | None = None
     with open_logs(files, lock=repair) as logs:
-        kernel, bitmap = variants()[0], new_bitmap()
+        kernel, bitmap = variants()[0], allocate().memory
         findings = check_logs(logs, kernel, bitmap, _stage)
         if repair:
             try:
@@ -82,14 +83,6 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
     if failure is not None:
         raise failure
     return code
-
-
-def new_bitmap() -> bytearray:
-    """Return an empty bitmap. Raises StartError."""
-    try:
-        return bytearray(BITMAP_BYTES)
-    except MemoryError as error:
-        raise StartError("not enough memory for the bitmap of 125 MB") from error
 
 
 @contextmanager

@@ -220,7 +220,7 @@ def _serve(config: Config) -> None:
         backend = choose_backend(config.backend)
         requests = Requests(say)
         raise_descriptor_limit(config.connections_max)
-        bitmap = allocate_bitmap()
+        bitmap = allocate()
         listeners = listen(config.host, config.port)
         reactor = EpollReactor(
             listeners,
@@ -280,14 +280,6 @@ def _serve(config: Config) -> None:
             f"{ended['invalid']} disconnected for an invalid line, "
             f"{ended['idle']} for being idle, {ended['incomplete']} left within a line"
         )
-
-
-def allocate_bitmap() -> Bitmap:
-    """Return the bitmap, all of it in memory. Raises StartError."""
-    try:
-        return allocate()
-    except MemoryError as error:
-        raise StartError("not enough memory for the bitmap of 125 MB") from error
 
 
 def bitmap_text(bitmap: Bitmap) -> str:

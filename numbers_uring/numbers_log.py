@@ -93,6 +93,9 @@ class NumbersLog:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 raise StartError(f"the log {self.path} is not a regular file")
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(fd), self.path.stat()):
+                # A repair or a rotation came between, and what is locked has no name any more.
+                raise StartError(f"the log {self.path} was replaced just now")
             if self._fsync is not Fsync.NEVER:
                 _sync_directory(self.path.parent)
         except (OSError, StartError) as error:

@@ -17,13 +17,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import ServerProcess, lines
 
 from numbers_uring import check_command, cli
+from numbers_uring.bitmap import Bitmap
 from numbers_uring.check import check_logs, open_logs, repair_logs
 from numbers_uring.config import BITMAP_BYTES
 from numbers_uring.native_kernel import variants
 from numbers_uring.numbers_log import LogError
+from support import ServerProcess, lines
 
 BITMAP = bytearray(BITMAP_BYTES)
 """Shared: each check clears it first."""
@@ -47,7 +48,7 @@ Run = Callable[..., Done]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
     """Run `check` with arguments in this process."""
-    monkeypatch.setattr(check_command, "new_bitmap", lambda: BITMAP)
+    monkeypatch.setattr(check_command, "allocate", lambda: Bitmap(BITMAP, 0))
 
     def run_check(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["numbers-uring", "check", *map(str, arguments)])

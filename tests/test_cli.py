@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import ServerProcess, lines
 
 from numbers_uring import __version__
+from support import ServerProcess, lines
 
 LINES = lines(range(100))
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from support import DEADLINE_S, ServerProcess, is_closed, lines, wait_until
 
 Serve = Callable[..., ServerProcess]

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import Run, Step
-from support import lines
 
 from numbers_uring.config import BITMAP_BYTES, Fsync
 from numbers_uring.numbers_log import LogError
+from scripted import Run, Step
+from support import lines
 
 ERRORS = [errno.ENOSPC, errno.EIO, errno.EINTR, errno.EDQUOT, errno.EROFS]
 SURVIVED = {errno.ENOSPC, errno.EDQUOT, errno.EINTR}

@@ -5,12 +5,12 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import lines
 
 from numbers_uring.config import BITMAP_BYTES, HEADROOM_BYTES, PIECE_BYTES_MAX
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import Kernel, PythonKernel, Verdict
 from numbers_uring.native_kernel import variants
+from support import lines
 
 KERNELS: list[Kernel] = [PythonKernel(), variants()[0]]
 CONNECTIONS = 3

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from support import lines
 
 from numbers_uring.config import BITMAP_BYTES
 from numbers_uring.kernel import Kernel, PythonKernel
 from numbers_uring.log_scan import Scan, scan
 from numbers_uring.native_kernel import variants
+from support import lines
 
 KERNELS: list[Kernel] = [PythonKernel(), *variants()]
 BITMAP = bytearray(BITMAP_BYTES)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import DEADLINE_S, lines
 
 from numbers_uring.config import Fsync, StartError
 from numbers_uring.numbers_log import FileCalls, LogError, NumbersLog
+from support import DEADLINE_S, lines
 
 LINES = lines(range(100, 200))
 
@@ -318,6 +318,22 @@ def test_a_second_server_is_refused_and_the_file_left_as_it_is(path: Path) -> No
     assert path.read_bytes() == LINES
     first.close()
     open_log(path).close()
+
+
+def test_a_file_that_is_replaced_before_it_is_locked_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = fcntl.flock
+
+    def replace_and_lock(fd: int, operation: int) -> None:
+        path.with_suffix(".new").write_bytes(LINES)
+        path.with_suffix(".new").rename(path)
+        lock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", replace_and_lock)
+    with pytest.raises(StartError, match="replaced"):
+        open_log(path)
+    assert path.read_bytes() == LINES
 
 
 def test_a_lock_of_somebody_else_counts_too(path: Path) -> None:

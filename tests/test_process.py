@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from support import DEADLINE_S, ServerProcess, is_closed, lines, wait_until
 
 Serve = Callable[..., ServerProcess]

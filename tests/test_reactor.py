@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from support import DEADLINE_S, is_closed
 
 from numbers_uring.config import DRAIN_BYTES_MAX, HEADROOM_BYTES, RECEIVE_BYTES, WhenFull
 from numbers_uring.epoll_reactor import EpollReactor
 from numbers_uring.listeners import listen
 from numbers_uring.reactor import Completion, End, Kind, Reactor
+from support import DEADLINE_S, is_closed
 
 PASS_S = 0.02
 

@@ -5,12 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
-from scripted import Run, Step
-from support import lines
 
 from numbers_uring.config import NO_SPACE_RETRY_S, PIECE_BYTES_MAX, Fsync
 from numbers_uring.numbers_log import LogError
 from numbers_uring.reactor import End
+from scripted import Run, Step
+from support import lines
 
 
 def report(unique: int, duplicate: int, total: int) -> str:

@@ -7,12 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support import DEADLINE_S, lines
 
 from numbers_uring import write_behind
 from numbers_uring.config import WRITE_BEHIND_BYTES, Fsync
 from numbers_uring.numbers_log import LogError, NumbersLog
 from numbers_uring.write_behind import WriteBehind
+from support import DEADLINE_S, lines
 
 W = WRITE_BEHIND_BYTES
 
