@@ -293,8 +293,11 @@ def _again(call: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:
 
 
 def _sync_directory(path: Path) -> None:
-    """Have the disk know the names of new files, where the file system has that."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Have the disk know the names of new files, where the file system and our rights allow it."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return
     try:
         os.fsync(fd)
     except OSError as error:
