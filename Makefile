@@ -6,9 +6,9 @@ ARGS ?=
 NATIVE := $(wildcard native/*)
 BUILT := setup.py pyproject.toml $(NATIVE)
 FORMATTED := numbers_uring native tests setup.py
-C_SOURCES := $(wildcard native/*.c native/*.h)
+C_SOURCES := $(wildcard native/*.c native/*.h tests/*.c)
 
-.PHONY: serve test lint format sanitize ci dist clean
+.PHONY: serve test lint format sanitize fuzz ci dist clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/numbers-uring serve $(ARGS)
@@ -37,6 +37,19 @@ sanitize: $(VENV)/dev.stamp
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) NUMBERS_URING_TEST_NATIVE=$(SANITIZED) \
 	    $(BIN)/pytest -p no:cacheprovider tests/test_kernel.py
+
+# The kernels on inputs that libFuzzer makes up, guided by what they reach. What it finds is kept.
+FUZZ_SECONDS ?= 30
+FUZZED := $(wildcard native/ingest*.c)
+fuzz:
+	@command -v clang >/dev/null || \
+	    { echo "make fuzz needs: apt-get install clang libclang-rt-14-dev" >&2; exit 1; }
+	mkdir -p build/fuzz/corpus
+	clang -std=gnu11 -g -O1 -Wall -Wextra -Werror -Inative \
+	    -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+	    tests/fuzz_kernel.c $(FUZZED) -o build/fuzz/kernel
+	build/fuzz/kernel -max_total_time=$(FUZZ_SECONDS) -max_len=256 -verbosity=0 -print_final_stats=1 \
+	    -artifact_prefix=build/fuzz/ build/fuzz/corpus
 
 ci:
 	$(MAKE) test ARGS="--cov --cov-report=term"
