@@ -6,9 +6,9 @@ ARGS ?=
 NATIVE := $(wildcard native/*)
 BUILT := setup.py pyproject.toml $(NATIVE)
 FORMATTED := numbers_uring native perf tests setup.py
-C_SOURCES := $(wildcard native/*.c native/*.h)
+C_SOURCES := $(wildcard native/*.c native/*.h perf/*.c tests/*.c)
 
-.PHONY: serve test lint format sanitize soak ci dist clean
+.PHONY: serve test lint format sanitize fuzz soak ci dist clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/numbers-uring serve $(ARGS)
@@ -44,6 +44,19 @@ STOP_ROUNDS ?= 50
 soak: $(VENV)/dev.stamp
 	SOAK_ROUNDS=$(SOAK_ROUNDS) STOP_ROUNDS=$(STOP_ROUNDS) \
 	    $(BIN)/pytest tests/test_durability.py -k "kill_at_any_moment or beside_floods" $(ARGS)
+
+# The kernels on inputs that libFuzzer makes up, guided by what they reach. What it finds is kept.
+FUZZ_SECONDS ?= 30
+FUZZED := $(wildcard native/ingest*.c)
+fuzz:
+	@command -v clang >/dev/null || \
+	    { echo "make fuzz needs: apt-get install clang libclang-rt-14-dev" >&2; exit 1; }
+	mkdir -p build/fuzz/corpus
+	clang -std=gnu11 -g -O1 -Wall -Wextra -Werror -Inative \
+	    -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+	    tests/fuzz_kernel.c $(FUZZED) -o build/fuzz/kernel
+	build/fuzz/kernel -max_total_time=$(FUZZ_SECONDS) -max_len=256 -verbosity=0 -print_final_stats=1 \
+	    -artifact_prefix=build/fuzz/ build/fuzz/corpus
 
 ci:
 	SOAK_ROUNDS=30 $(MAKE) test ARGS="--cov --cov-report=term"
