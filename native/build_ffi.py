@@ -5,8 +5,8 @@ from pathlib import Path
 from cffi import FFI
 
 NATIVE = Path(__file__).resolve().parent
-HEADERS = ["ingest.h"]
-SOURCES = ["native/ingest.c"]
+HEADERS = ["ingest.h", "ring.h"]
+SOURCES = ["native/ingest.c", "native/ring.c"]
 
 
 def declarations(header: str) -> str:

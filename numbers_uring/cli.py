@@ -2,6 +2,7 @@
 
 import resource
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
@@ -32,10 +33,13 @@ from numbers_uring.intake import Intake
 from numbers_uring.kernel import Kernel, PythonKernel
 from numbers_uring.listeners import address_text, listen
 from numbers_uring.numbers_log import LogError, NumbersLog
+from numbers_uring.reactor import Reactor
 from numbers_uring.server import Server
 from numbers_uring.signals import StopSignals
 
 _ENVIRONMENT_PREFIX = "NUMBERS_URING"
+AUTO_BACKEND = "epoll"
+"""What --backend auto tries first; epoll is always there."""
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -170,17 +174,20 @@ def _serve(config: Config) -> None:
 
     with ExitStack() as parts:
         kernel = choose_kernel(config.kernel)
-        backend = choose_backend(config.backend)
+        backend, make_reactor = choose_backend(config.backend, say)
         stop = StopSignals(say)
         raise_descriptor_limit(config.connections_max)
         listeners = listen(config.host, config.port)
-        reactor = EpollReactor(
-            listeners,
-            stop.wakeup_fd,
-            connections_max=config.connections_max,
-            when_full=config.when_full,
-            warn=say,
-        )
+        try:
+            reactor = make_reactor(
+                listeners,
+                stop.wakeup_fd,
+                connections_max=config.connections_max,
+                when_full=config.when_full,
+                warn=say,
+            )
+        except OSError as error:
+            raise StartError(f"cannot set up the backend {backend}: {error.strerror}") from error
         parts.callback(reactor.close)
         try:
             intake = Intake(
@@ -234,11 +241,27 @@ def choose_kernel(name: str) -> Kernel:
     return kernel
 
 
-def choose_backend(name: str) -> str:
-    """Return the backend asked for; `auto` is the best there is. Raises StartError."""
+def choose_backend(
+    name: str, say: Callable[[str], None], auto: str = AUTO_BACKEND
+) -> tuple[str, Callable[..., Reactor]]:
+    """Return the backend asked for and its reactor's class; for `auto`, what `auto` says, or epoll.
+
+    `say` is told why not where that is epoll for want of a ring. Raises StartError.
+    """
+    if (auto if name == "auto" else name) == "epoll":
+        return "epoll", EpollReactor
+    try:
+        # Here and not at the top: epoll runs where the extension can't be loaded.
+        reactor: Callable[..., Reactor] = import_module("numbers_uring.uring_reactor").UringReactor
+        reason = import_module("numbers_uring.ring_probe").why_not()
+    except ImportError as error:
+        reason = f"the native part can't be loaded: {error}"
+    if reason is None:
+        return "uring", reactor
     if name == "uring":
-        raise StartError("the backend uring is not there yet; use --backend epoll")
-    return "epoll"
+        raise StartError(f"cannot use io_uring (--backend epoll works): {reason}")
+    say(f"cannot use io_uring, taking epoll: {reason}")
+    return "epoll", EpollReactor
 
 
 def raise_descriptor_limit(connections_max: int) -> None:

@@ -40,6 +40,21 @@ ACCEPT_WARNING_INTERVAL_S = 60.0
 DESCRIPTORS_RESERVED = 32
 """Descriptors beside the clients': standard streams, log, epoll, listeners, Python's own."""
 
+RING_SMALL_BUFFERS = 1024
+RING_SMALL_BYTES = 4032
+"""What the ring receives packets of clients that send little into: with its headroom, a page."""
+
+RING_LARGE_BUFFERS = 64
+RING_LARGE_BYTES = 64 * 1024
+"""What the ring receives into from clients that fill small buffers, one each at a time."""
+
+RING_SUBMISSIONS_MAX = 1024
+RING_QUEUED_MIN = 4096
+"""Room for completions that were not looked at yet; it grows with the number of clients."""
+
+RING_COMPLETIONS_MAX = 4096
+"""The most that one pass of the ring hands out."""
+
 NO_SPACE_RETRY_S = 1.0
 """How often a log that is out of space is tried again."""
 
@@ -67,6 +82,8 @@ assert BITMAP_BYTES * 8 == NUMBERS
 assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * PIECE_BYTES_MAX
 assert DRAIN_QUIET_S < DRAIN_S < 1
+assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
+assert RING_COMPLETIONS_MAX >= 2 * ACCEPTS_PER_PASS_MAX
 
 
 class WhenFull(StrEnum):
