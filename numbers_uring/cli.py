@@ -3,6 +3,7 @@
 import resource
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,11 +38,16 @@ from numbers_uring.listeners import address_text, listen
 from numbers_uring.load_command import LOAD_HELP, load_and_print, load_options, load_parameters
 from numbers_uring.native_kernel import VARIANT_NAMES, variants
 from numbers_uring.numbers_log import LogError, NumbersLog
+from numbers_uring.reactor import Reactor
 from numbers_uring.resume import StopRequestedError, resume
+from numbers_uring.ring_probe import why_not
 from numbers_uring.server import Server
 from numbers_uring.signals import Requests
+from numbers_uring.uring_reactor import UringReactor
 
 _ENVIRONMENT_PREFIX = "NUMBERS_URING"
+AUTO_BACKEND = "epoll"
+"""What --backend auto tries first; epoll is always there."""
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -217,18 +223,21 @@ def _serve(config: Config) -> None:
 
     with ExitStack() as parts:
         kernel = choose_kernel(config.kernel)
-        backend = choose_backend(config.backend)
+        backend, make_reactor = choose_backend(config.backend, say)
         requests = Requests(say)
         raise_descriptor_limit(config.connections_max)
         bitmap = allocate()
         listeners = listen(config.host, config.port)
-        reactor = EpollReactor(
-            listeners,
-            requests.wakeup_fd,
-            connections_max=config.connections_max,
-            when_full=config.when_full,
-            warn=say,
-        )
+        try:
+            reactor = make_reactor(
+                listeners,
+                requests.wakeup_fd,
+                connections_max=config.connections_max,
+                when_full=config.when_full,
+                warn=say,
+            )
+        except OSError as error:
+            raise StartError(f"cannot set up the backend {backend}: {error.strerror}") from error
         parts.callback(reactor.close)
         intake = Intake(
             kernel,
@@ -304,11 +313,22 @@ def choose_kernel(name: str) -> Kernel:
     raise StartError(f"this CPU does not run the kernel {name}, only {found[0].variant} and slower")
 
 
-def choose_backend(name: str) -> str:
-    """Return the backend asked for; `auto` is the best there is. Raises StartError."""
+def choose_backend(
+    name: str, say: Callable[[str], None], auto: str = AUTO_BACKEND
+) -> tuple[str, Callable[..., Reactor]]:
+    """Return the backend asked for and its reactor's class; for `auto`, what `auto` says, or epoll.
+
+    `say` is told why not where that is epoll for want of a ring. Raises StartError.
+    """
+    if (auto if name == "auto" else name) == "epoll":
+        return "epoll", EpollReactor
+    reason = why_not()
+    if reason is None:
+        return "uring", UringReactor
     if name == "uring":
-        raise StartError("the backend uring is not there yet; use --backend epoll")
-    return "epoll"
+        raise StartError(f"cannot use io_uring (--backend epoll works): {reason}")
+    say(f"cannot use io_uring, taking epoll: {reason}")
+    return "epoll", EpollReactor
 
 
 def raise_descriptor_limit(connections_max: int, option: str = "--max-clients") -> None:

@@ -66,6 +66,20 @@ RESUME_PROGRESS_S = 2.0
 
 SYNC_INTERVAL_S = 1.0
 """How often a log that grows is synced, where it is neither never nor always."""
+RING_SMALL_BUFFERS = 1024
+RING_SMALL_BYTES = 4032
+"""What the ring receives packets of clients that send little into: with its headroom, a page."""
+
+RING_LARGE_BUFFERS = 64
+RING_LARGE_BYTES = 64 * 1024
+"""What the ring receives into from clients that fill small buffers, one each at a time."""
+
+RING_SUBMISSIONS_MAX = 1024
+RING_QUEUED_MIN = 4096
+"""Room for completions that were not looked at yet; it grows with the number of clients."""
+
+RING_COMPLETIONS_MAX = 4096
+"""The most that one pass of the ring hands out."""
 
 NO_SPACE_RETRY_S = 1.0
 """How often a log that is out of space is tried again."""
@@ -98,6 +112,8 @@ assert BITMAP_BYTES * 8 == NUMBERS
 assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * PIECE_BYTES_MAX
 assert DRAIN_QUIET_S < DRAIN_S < 1
+assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
+assert RING_COMPLETIONS_MAX >= 2 * ACCEPTS_PER_PASS_MAX
 
 
 class Fsync(StrEnum):

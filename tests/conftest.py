@@ -21,7 +21,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
         yield start
 
 
-@pytest.fixture(params=["epoll"])
+@pytest.fixture(params=["epoll", "uring"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend there is: every suite of the server's contract runs on all of them."""
     return str(request.param)

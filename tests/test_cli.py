@@ -216,12 +216,6 @@ def test_both_names_of_the_client_limit_work_everywhere(
     assert server.terminate() == 0
 
 
-def test_the_backend_that_is_not_there_is_said(tmp_path: Path) -> None:
-    done = run("serve", "--backend", "uring", "--port", "0", cwd=tmp_path)
-    assert_one_line_error(done, 3, "uring")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_closed_standard_streams_do_no_harm_to_an_error() -> None:
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "numbers_uring", "x"],
