@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +18,7 @@ from numbers_uring.config import (
     BATCH_BYTES,
     DESCRIPTORS_RESERVED,
     LAST_REPORT_WAIT_S,
+    RECEIVE_BYTES_PYTHON,
     Config,
     ExitCode,
     Fsync,
@@ -224,6 +226,8 @@ def _serve(config: Config) -> None:
     with ExitStack() as parts:
         kernel = choose_kernel(config.kernel)
         backend, make_reactor = choose_backend(config.backend, say)
+        if make_reactor is EpollReactor and isinstance(kernel, PythonKernel):
+            make_reactor = partial(EpollReactor, receive_bytes=RECEIVE_BYTES_PYTHON)
         requests = Requests(say)
         raise_descriptor_limit(config.connections_max)
         bitmap = allocate()

@@ -16,13 +16,16 @@ BITMAP_BYTES = NUMBERS // 8
 HEADROOM_BYTES = 16
 """Free bytes in front of each received piece, where the connection's tail is laid."""
 
-RECEIVE_BYTES = 256 * 1024
-"""The most that one receive takes."""
+RECEIVE_BYTES = 1024 * 1024
+"""The most that one receive takes; a compiled kernel is through with it in two milliseconds."""
+
+RECEIVE_BYTES_PYTHON = 64 * 1024
+"""The same for the kernel in Python, so that nobody waits for long while it takes in a flood."""
 
 PIECE_BYTES_MAX = TAIL_BYTES_MAX + RECEIVE_BYTES
 """The most that a kernel is given at once, and so the most that one call adds to the batch."""
 
-BATCH_BYTES = 4 * 1024 * 1024
+BATCH_BYTES = 2304 * 1024
 """Lines that wait for the log: appended before each wait, and when a piece might not fit."""
 
 WRITE_BEHIND_BYTES = 8 * 1024 * 1024

@@ -74,8 +74,9 @@ class EpollReactor:
         connections_max: int,
         when_full: WhenFull,
         warn: Callable[[str], None],
+        receive_bytes: int = RECEIVE_BYTES,
     ) -> None:
-        self.arena = bytearray(HEADROOM_BYTES + RECEIVE_BYTES)
+        self.arena = bytearray(HEADROOM_BYTES + receive_bytes)
         self.refused = 0
         self._payload = memoryview(self.arena)[HEADROOM_BYTES:]
         self._listeners = {listener.fileno(): listener for listener in listeners}
