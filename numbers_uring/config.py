@@ -73,9 +73,10 @@ RING_SMALL_BUFFERS = 1024
 RING_SMALL_BYTES = 4032
 """What the ring receives packets of clients that send little into: with its headroom, a page."""
 
-RING_LARGE_BUFFERS = 64
-RING_LARGE_BYTES = 64 * 1024
-"""What the ring receives into from clients that fill small buffers, one each at a time."""
+RING_LARGE_BUFFERS = 2
+RING_LARGE_BYTES = RECEIVE_BYTES
+"""What the ring receives into from clients that fill small buffers, in turn: few buffers, for they
+stay in the processor's cache, as one for each client would not."""
 
 RING_SUBMISSIONS_MAX = 1024
 RING_QUEUED_MIN = 4096

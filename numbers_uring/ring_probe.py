@@ -21,15 +21,15 @@ _LIKELY_CAUSES = {
 def why_not() -> str | None:
     """Return why no ring can be used here, with the likely cause, or None where one can."""
     try:
-        works = _receives()
+        works = receives()
     except OSError as error:
         cause = _LIKELY_CAUSES.get(error.errno or 0)
         return f"{error.strerror} ({cause})" if cause else str(error.strerror)
     return None if works else "a trial receive failed"
 
 
-def _receives() -> bool:
-    """Have a ring receive two pieces and the end of a stream. Raises OSError."""
+def receives() -> bool:
+    """Say whether a ring receives two pieces and the end of a stream. Raises OSError."""
     wakeup_read, wakeup_write = os.pipe2(os.O_CLOEXEC)
     near, far = socket.socketpair()
     reactor = None

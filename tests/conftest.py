@@ -1,11 +1,13 @@
 """Fixtures for all suites."""
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from numbers_uring.ring_probe import receives
 from support import ServerProcess
 
 
@@ -21,7 +23,20 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
         yield start
 
 
+@pytest.fixture(scope="session")
+def ring() -> None:
+    """Skip where the system has no io_uring or forbids it; any other failure is one."""
+    try:
+        assert receives()
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.ENOSYS}:
+            raise
+        pytest.skip(f"no io_uring here: {error}")
+
+
 @pytest.fixture(params=["epoll", "uring"])
 def backend(request: pytest.FixtureRequest) -> str:
     """Each backend there is: every suite of the server's contract runs on all of them."""
+    if request.param == "uring":
+        request.getfixturevalue("ring")
     return str(request.param)

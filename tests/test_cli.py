@@ -1,5 +1,6 @@
 """The command line: usage errors, bad surroundings, environment, help."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from numbers_uring import __version__
+from numbers_uring.cli import choose_backend
 from support import ServerProcess, lines
 
 LINES = lines(range(100))
@@ -214,6 +216,88 @@ def test_both_names_of_the_client_limit_work_everywhere(
     server = serve(option, "3", environment={f"NUMBERS_URING_SERVE_{variable}": "9"})
     assert "at most 3 clients" in server.stderr
     assert server.terminate() == 0
+
+
+# A ring that is forbidden, or not there.
+
+FORBID = """
+import ctypes, os, struct, sys
+# Classic BPF: load the call's number; io_uring_setup (425) fails with the error that is asked for.
+program = b"".join(
+    struct.pack("=HBBI", *step)
+    for step in (
+        (0x20, 0, 0, 0),
+        (0x15, 0, 1, 425),
+        (0x06, 0, 0, 0x00050000 | int(sys.argv[1])),
+        (0x06, 0, 0, 0x7FFF0000),
+    )
+)
+steps = ctypes.create_string_buffer(program)
+filter = ctypes.create_string_buffer(struct.pack("@HP", 4, ctypes.addressof(steps)))
+libc = ctypes.CDLL(None, use_errno=True)
+PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+assert libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0, ctypes.get_errno()
+assert libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filter, 0, 0) == 0, ctypes.get_errno()
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+
+
+def run_without_a_ring(
+    error: int, *arguments: str, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", FORBID, str(error), *arguments],
+        capture_output=True,
+        check=False,
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=30,
+    )
+
+
+NO_RING = [
+    (errno.EPERM, "seccomp"),
+    (errno.ENOSYS, "without io_uring"),
+    (errno.ENOMEM, "ulimit -l"),
+    (errno.EINVAL, "Linux 6.1"),
+    (errno.EMFILE, "Too many open files"),
+]
+
+
+@pytest.mark.parametrize(("error", "hint"), NO_RING)
+def test_a_ring_that_cannot_be_had_is_said(error: int, hint: str, tmp_path: Path) -> None:
+    arguments = ["-m", "numbers_uring", "serve", "--backend", "uring", "--port", "0"]
+    done = run_without_a_ring(error, *arguments, cwd=tmp_path)
+    words = ("io_uring_setup", os.strerror(error), hint, "--backend epoll")
+    assert_one_line_error(done, 3, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+CHOOSE = """
+import sys
+from numbers_uring.cli import choose_backend
+said = []
+name, make = choose_backend("auto", said.append, auto="uring")
+print(name, make.__name__, *said, sep="\\n")
+"""
+
+
+@pytest.mark.parametrize(("error", "hint"), NO_RING)
+def test_without_a_ring_auto_is_epoll_and_says_why(error: int, hint: str) -> None:
+    done = run_without_a_ring(error, "-c", CHOOSE)
+    assert done.returncode == 0, done.stderr
+    name, make, said = done.stdout.splitlines()
+    assert (name, make) == ("epoll", "EpollReactor")
+    for word in ("io_uring", os.strerror(error), hint, "taking epoll"):
+        assert word in said
+
+
+@pytest.mark.usefixtures("ring")
+def test_with_a_ring_auto_can_be_the_ring() -> None:
+    said: list[str] = []
+    name, make = choose_backend("auto", said.append, auto="uring")
+    assert (name, make.__name__, said) == ("uring", "UringReactor", [])
 
 
 def test_closed_standard_streams_do_no_harm_to_an_error() -> None:
