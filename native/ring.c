@@ -372,7 +372,10 @@ static void hand_out(struct nu_ring *ring, uint32_t kind, uint32_t connection, u
         (struct nu_completion){kind, connection, start, size};
 }
 
-/* Hands out the connection's next buffer, and its end right behind its last one. */
+/* Hands out the connection's next buffer or, once it had all of them, its end.
+ *
+ * Never both in one pass: the client sees the descriptor closed, and may take that to mean that all
+ * it sent is on file. */
 static void serve(struct nu_ring *ring, uint32_t index) {
     struct connection *connection = &ring->connections[index];
     leave(ring, index);
@@ -381,8 +384,7 @@ static void serve(struct nu_ring *ring, uint32_t index) {
         hand_out(ring, NU_RECEIVED, index, buffer->start, buffer->size);
         ring->leased[ring->leased_count++] = connection->first_buffer;
         connection->first_buffer = buffer->next;
-    }
-    if (connection->first_buffer == NONE && connection->ended && !connection->armed) {
+    } else if (connection->ended && !connection->armed) {
         /* Linux frees the descriptor whatever close(2) says. */
         close(connection->fd);
         connection->fd = -1;

@@ -50,7 +50,9 @@ class Reactor(Protocol):
     def wait(self, timeout_s: float) -> Iterator[Completion]:
         """Wait until something happens, at most `timeout_s`, and hand it out.
 
-        At most one RECEIVED for each connection. A received piece is the caller's until it resumes
+        At most one RECEIVED for each connection. A connection at its end is closed by a later wait
+        than the one that handed out its last bytes: a client may take the close to mean that all it
+        sent was dealt with. A received piece is the caller's until it resumes
         the iterator. An iterator that is left early loses nothing: what was not handed out comes
         with the next wait. Ends early when the wake-up descriptor is readable.
         """

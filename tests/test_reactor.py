@@ -155,6 +155,21 @@ def test_what_came_before_the_end_is_handed_out_before_it(make_bench: MakeBench)
     assert [end for _, end in bench.ends] == [End.EOF, End.RESET]
 
 
+def test_the_close_that_a_client_sees_comes_after_the_pass_with_its_last_bytes(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench()
+    for _ in range(20):
+        client, connection = bench.opened_client()
+        client.sendall(b"all that I have")
+        client.shutdown(socket.SHUT_WR)
+        while bench.streams[connection] == b"":
+            bench.turn()
+        assert select.select([client], [], [], 0)[0] == [], "closed in the same pass"
+        bench.turn_until(lambda: not bench.open)
+        assert is_closed(client)
+
+
 def test_a_pass_receives_once_from_each_ready_connection(make_bench: MakeBench) -> None:
     bench = make_bench()
     flood, flood_connection = bench.opened_client()
