@@ -314,7 +314,8 @@ def test_where_asked_for_the_sixth_client_is_refused(serve: Serve, backend: str)
     wait_until(lambda: _is_served(server), "a free slot")
     for client in clients:
         client.close()
-    assert server.terminate() == 0
+    # Not by a client: it may come before the slots are free again.
+    assert server.stop() == 0
     assert " refused" in server.stderr
     assert " 0 refused" not in server.stderr
 
