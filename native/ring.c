@@ -574,18 +574,20 @@ static void accept_waiting(struct nu_ring *ring) {
 
 /* Passes. */
 
-static void arm_receives(struct nu_ring *ring, int pool) {
+/* Returns whether all that wait for this pool are armed, or no more can be for now. */
+static bool arm_receives(struct nu_ring *ring, int pool) {
     struct queue *queue = &ring->unarmed[pool];
     /* Without a buffer at hand a receive would end at once, whether there is data or not. */
     for (uint32_t left = ring->pools[pool].available; left && queue->count; left--) {
         uint32_t index = (uint32_t)queue->first;
         if (!prepare_receive(ring, index))
-            return;
+            return true;
         sort(ring, index);
     }
+    return !queue->count;
 }
 
-static void arm(struct nu_ring *ring) {
+static bool arm(struct nu_ring *ring) {
     publish(ring);
     if (ring->wakeup_fd >= 0 && !ring->wakeup_armed)
         ring->wakeup_armed = prepare_poll(ring, ring->wakeup_fd, user_data(REQUEST_WAKEUP, 0, 0));
@@ -594,19 +596,23 @@ static void arm(struct nu_ring *ring) {
             if (!ring->listeners[i].armed)
                 ring->listeners[i].armed =
                     prepare_poll(ring, ring->listeners[i].fd, user_data(REQUEST_LISTENER, i, 0));
-    for (int pool = 0; pool < POOLS; pool++)
-        arm_receives(ring, pool);
+    bool small = arm_receives(ring, SMALL);
+    bool large = arm_receives(ring, LARGE);
+    return small && large;
 }
 
 int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns) {
     int64_t end_ns = timeout_ns > 0 ? now_ns() + timeout_ns : 0;
+    bool all_armed;
     int error;
     settle(ring);
     ring->woken = false;
     ring->results->accept_errno = 0;
     do {
-        arm(ring);
-        error = enter(ring, ring->ready.count ? 0 : timeout_ns);
+        all_armed = arm(ring);
+        /* Those that are not may have data: arming goes on, a poolful at a time, before a wait. It
+         * comes to its end: a buffer that is not the kernel's is on its way to the caller. */
+        error = enter(ring, all_armed && !ring->ready.count ? timeout_ns : 0);
         if (error)
             return error;
         bool any = reap(ring, &error);
@@ -614,11 +620,13 @@ int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns) {
             return error;
         serve_ready(ring);
         accept_waiting(ring);
+        if (ring->results->count || ring->woken || ring->results->accept_errno)
+            break;
         /* Without a completion it was the timeout, or a signal. */
-        if (!any || ring->results->count || ring->woken || ring->results->accept_errno)
+        if (!any && all_armed)
             break;
         timeout_ns = end_ns ? end_ns - now_ns() : 0;
-    } while (timeout_ns > 0);
+    } while (timeout_ns > 0 || !all_armed);
     return (int)ring->results->count;
 }
 
