@@ -68,6 +68,7 @@ SAME(NU_URING_GETEVENTS_ARG_BYTES, sizeof(struct io_uring_getevents_arg));
 
 enum { SMALL, LARGE, POOLS };
 enum { REQUEST_RECEIVE = 1, REQUEST_CANCEL, REQUEST_LISTENER, REQUEST_WAKEUP };
+enum { LARGE_STOCK = 2, CONNECTIONS_PER_LARGE = 8 };
 enum { ALIGNMENT = 64, NONE = -1, GENERATION_BITS = 24 };
 
 /* A completion queue that stays full is flushed this often a pass; the rest comes with the next. */
@@ -86,6 +87,8 @@ struct pool {
     size_t arena_start;
     uint32_t available; /* in the kernel's hands, as far as its completions have told */
     uint16_t tail;
+    int32_t *reserve; /* buffers in nobody's hands; the last one in is the first one out */
+    uint32_t reserve_count;
 };
 
 struct buffer {
@@ -319,22 +322,34 @@ static void sort(struct nu_ring *ring, uint32_t index) {
 
 /* Buffers. */
 
-/* Gives a buffer to the kernel; publish() makes it known. */
-static void provide(struct nu_ring *ring, int32_t number) {
-    const struct buffer *buffer = &ring->buffers[number];
-    struct pool *pool = &ring->pools[buffer->pool];
+static void give_back(struct nu_ring *ring, int32_t number) {
+    struct pool *pool = &ring->pools[ring->buffers[number].pool];
+    pool->reserve[pool->reserve_count++] = number;
+}
+
+static void provide(struct nu_ring *ring, struct pool *pool) {
+    int32_t number = pool->reserve[--pool->reserve_count];
     struct io_uring_buf *entry = &pool->ring->bufs[pool->tail & (pool->buffers - 1)];
     /* Not as a whole: the ring's tail lies in the first entry's last field. */
-    entry->addr = (uintptr_t)ring->arena + buffer->start;
+    entry->addr = (uintptr_t)ring->arena + ring->buffers[number].start;
     entry->len = pool->buffer_bytes;
-    entry->bid = buffer->id;
+    entry->bid = ring->buffers[number].id;
     pool->tail++;
     pool->available++;
 }
 
-static void publish(struct nu_ring *ring) {
-    for (int i = 0; i < POOLS; i++)
-        __atomic_store_n(&ring->pools[i].ring->tail, ring->pools[i].tail, __ATOMIC_RELEASE);
+/* Lets the kernel have all small buffers, and of the large ones as few as do: the fewer go round,
+ * the more of them are still in the processor's cache. */
+static void stock(struct nu_ring *ring) {
+    for (int i = 0; i < POOLS; i++) {
+        struct pool *pool = &ring->pools[i];
+        uint32_t wanted = pool->buffers;
+        if (i == LARGE)
+            wanted = LARGE_STOCK + ring->unarmed[LARGE].count / CONNECTIONS_PER_LARGE;
+        while (pool->available < wanted && pool->reserve_count)
+            provide(ring, pool);
+        __atomic_store_n(&pool->ring->tail, pool->tail, __ATOMIC_RELEASE);
+    }
 }
 
 static void keep(struct nu_ring *ring, struct connection *connection, int32_t number,
@@ -404,8 +419,7 @@ static void serve_ready(struct nu_ring *ring) {
 /* What the last pass handed out is the ring's again. */
 static void settle(struct nu_ring *ring) {
     for (uint32_t i = 0; i < ring->leased_count; i++)
-        provide(ring, ring->leased[i]);
-    publish(ring);
+        give_back(ring, ring->leased[i]);
     while (ring->closed_count)
         ring->free[ring->free_count++] = ring->closed[--ring->closed_count];
     ring->leased_count = 0;
@@ -453,7 +467,7 @@ static void received(struct nu_ring *ring, uint32_t index, const struct io_uring
             keep(ring, connection, number, (uint32_t)cqe->res);
             choose_pool(ring, index, (uint32_t)cqe->res);
         } else {
-            provide(ring, number);
+            give_back(ring, number);
         }
     }
     sort(ring, index);
@@ -588,7 +602,7 @@ static bool arm_receives(struct nu_ring *ring, int pool) {
 }
 
 static bool arm(struct nu_ring *ring) {
-    publish(ring);
+    stock(ring);
     if (ring->wakeup_fd >= 0 && !ring->wakeup_armed)
         ring->wakeup_armed = prepare_poll(ring, ring->wakeup_fd, user_data(REQUEST_WAKEUP, 0, 0));
     if (ring->listening && (ring->free_count || ring->refuse))
@@ -638,7 +652,7 @@ void nu_ring_disconnect(struct nu_ring *ring, uint32_t index) {
     connection->end = NU_DISCONNECTED;
     for (; connection->first_buffer != NONE;
          connection->first_buffer = ring->buffers[connection->first_buffer].next)
-        provide(ring, connection->first_buffer);
+        give_back(ring, connection->first_buffer);
     if (connection->armed && !connection->cancelling && !prepare_cancel(ring, index))
         cancel_failed(ring, index);
     sort(ring, index);
@@ -789,11 +803,14 @@ static int set_up_pool(struct nu_ring *ring, uint16_t group) {
         return -errno;
     pool->ring = memory;
     pool->ring_bytes = bytes;
+    pool->reserve = calloc(pool->buffers, sizeof *pool->reserve);
+    if (!pool->reserve)
+        return -ENOMEM;
     struct io_uring_buf_reg registration = {
         .ring_addr = (uintptr_t)memory, .ring_entries = pool->buffers, .bgid = group};
     int error = io_uring_register(ring->fd, IORING_REGISTER_PBUF_RING, &registration, 1);
     for (uint32_t i = 0; !error && i < pool->buffers; i++)
-        provide(ring, (int32_t)(pool->first_buffer + i));
+        give_back(ring, (int32_t)(pool->first_buffer + i));
     return error;
 }
 
@@ -875,9 +892,11 @@ void nu_ring_close(struct nu_ring *ring) {
         munmap(ring->rings, ring->rings_bytes);
     if (ring->sqes)
         munmap(ring->sqes, ring->sqes_bytes);
-    for (int i = 0; i < POOLS; i++)
+    for (int i = 0; i < POOLS; i++) {
         if (ring->pools[i].ring)
             munmap(ring->pools[i].ring, ring->pools[i].ring_bytes);
+        free(ring->pools[i].reserve);
+    }
     free(ring->buffers);
     free(ring->leased);
     free(ring->connections);
