@@ -68,6 +68,7 @@ SAME(NU_URING_GETEVENTS_ARG_BYTES, sizeof(struct io_uring_getevents_arg));
 
 enum { SMALL, LARGE, POOLS };
 enum { REQUEST_RECEIVE = 1, REQUEST_CANCEL, REQUEST_LISTENER, REQUEST_WAKEUP };
+enum { LARGE_STOCK = 2, CONNECTIONS_PER_LARGE = 8 };
 enum { ALIGNMENT = 64, NONE = -1, GENERATION_BITS = 24 };
 
 /* A completion queue that stays full is flushed this often a pass; the rest comes with the next. */
@@ -86,6 +87,8 @@ struct pool {
     size_t arena_start;
     uint32_t available; /* in the kernel's hands, as far as its completions have told */
     uint16_t tail;
+    int32_t *reserve; /* buffers in nobody's hands; the last one in is the first one out */
+    uint32_t reserve_count;
 };
 
 struct buffer {
@@ -319,22 +322,34 @@ static void sort(struct nu_ring *ring, uint32_t index) {
 
 /* Buffers. */
 
-/* Gives a buffer to the kernel; publish() makes it known. */
-static void provide(struct nu_ring *ring, int32_t number) {
-    const struct buffer *buffer = &ring->buffers[number];
-    struct pool *pool = &ring->pools[buffer->pool];
+static void give_back(struct nu_ring *ring, int32_t number) {
+    struct pool *pool = &ring->pools[ring->buffers[number].pool];
+    pool->reserve[pool->reserve_count++] = number;
+}
+
+static void provide(struct nu_ring *ring, struct pool *pool) {
+    int32_t number = pool->reserve[--pool->reserve_count];
     struct io_uring_buf *entry = &pool->ring->bufs[pool->tail & (pool->buffers - 1)];
     /* Not as a whole: the ring's tail lies in the first entry's last field. */
-    entry->addr = (uintptr_t)ring->arena + buffer->start;
+    entry->addr = (uintptr_t)ring->arena + ring->buffers[number].start;
     entry->len = pool->buffer_bytes;
-    entry->bid = buffer->id;
+    entry->bid = ring->buffers[number].id;
     pool->tail++;
     pool->available++;
 }
 
-static void publish(struct nu_ring *ring) {
-    for (int i = 0; i < POOLS; i++)
-        __atomic_store_n(&ring->pools[i].ring->tail, ring->pools[i].tail, __ATOMIC_RELEASE);
+/* Lets the kernel have all small buffers, and of the large ones as few as do: the fewer go round,
+ * the more of them are still in the processor's cache. */
+static void stock(struct nu_ring *ring) {
+    for (int i = 0; i < POOLS; i++) {
+        struct pool *pool = &ring->pools[i];
+        uint32_t wanted = pool->buffers;
+        if (i == LARGE)
+            wanted = LARGE_STOCK + ring->unarmed[LARGE].count / CONNECTIONS_PER_LARGE;
+        while (pool->available < wanted && pool->reserve_count)
+            provide(ring, pool);
+        __atomic_store_n(&pool->ring->tail, pool->tail, __ATOMIC_RELEASE);
+    }
 }
 
 static void keep(struct nu_ring *ring, struct connection *connection, int32_t number,
@@ -406,8 +421,7 @@ static void serve_ready(struct nu_ring *ring) {
 /* What the last pass handed out is the ring's again. */
 static void settle(struct nu_ring *ring) {
     for (uint32_t i = 0; i < ring->leased_count; i++)
-        provide(ring, ring->leased[i]);
-    publish(ring);
+        give_back(ring, ring->leased[i]);
     while (ring->closed_count)
         ring->free[ring->free_count++] = ring->closed[--ring->closed_count];
     ring->leased_count = 0;
@@ -455,7 +469,7 @@ static void received(struct nu_ring *ring, uint32_t index, const struct io_uring
             keep(ring, connection, number, (uint32_t)cqe->res);
             choose_pool(ring, index, (uint32_t)cqe->res);
         } else {
-            provide(ring, number);
+            give_back(ring, number);
         }
     }
     sort(ring, index);
@@ -576,19 +590,21 @@ static void accept_waiting(struct nu_ring *ring) {
 
 /* Passes. */
 
-static void arm_receives(struct nu_ring *ring, int pool) {
+/* Returns whether all that wait for this pool are armed, or no more can be for now. */
+static bool arm_receives(struct nu_ring *ring, int pool) {
     struct queue *queue = &ring->unarmed[pool];
     /* Without a buffer at hand a receive would end at once, whether there is data or not. */
     for (uint32_t left = ring->pools[pool].available; left && queue->count; left--) {
         uint32_t index = (uint32_t)queue->first;
         if (!prepare_receive(ring, index))
-            return;
+            return true;
         sort(ring, index);
     }
+    return !queue->count;
 }
 
-static void arm(struct nu_ring *ring) {
-    publish(ring);
+static bool arm(struct nu_ring *ring) {
+    stock(ring);
     if (ring->wakeup_fd >= 0 && !ring->wakeup_armed)
         ring->wakeup_armed = prepare_poll(ring, ring->wakeup_fd, user_data(REQUEST_WAKEUP, 0, 0));
     if (ring->listening && (ring->free_count || ring->refuse))
@@ -596,19 +612,23 @@ static void arm(struct nu_ring *ring) {
             if (!ring->listeners[i].armed)
                 ring->listeners[i].armed =
                     prepare_poll(ring, ring->listeners[i].fd, user_data(REQUEST_LISTENER, i, 0));
-    for (int pool = 0; pool < POOLS; pool++)
-        arm_receives(ring, pool);
+    bool small = arm_receives(ring, SMALL);
+    bool large = arm_receives(ring, LARGE);
+    return small && large;
 }
 
 int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns) {
     int64_t end_ns = timeout_ns > 0 ? now_ns() + timeout_ns : 0;
+    bool all_armed;
     int error;
     settle(ring);
     ring->woken = false;
     ring->results->accept_errno = 0;
     do {
-        arm(ring);
-        error = enter(ring, ring->ready.count ? 0 : timeout_ns);
+        all_armed = arm(ring);
+        /* Those that are not may have data: arming goes on, a poolful at a time, before a wait. It
+         * comes to its end: a buffer that is not the kernel's is on its way to the caller. */
+        error = enter(ring, all_armed && !ring->ready.count ? timeout_ns : 0);
         if (error)
             return error;
         bool any = reap(ring, &error);
@@ -616,11 +636,13 @@ int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns) {
             return error;
         serve_ready(ring);
         accept_waiting(ring);
+        if (ring->results->count || ring->woken || ring->results->accept_errno)
+            break;
         /* Without a completion it was the timeout, or a signal. */
-        if (!any || ring->results->count || ring->woken || ring->results->accept_errno)
+        if (!any && all_armed)
             break;
         timeout_ns = end_ns ? end_ns - now_ns() : 0;
-    } while (timeout_ns > 0);
+    } while (timeout_ns > 0 || !all_armed);
     return (int)ring->results->count;
 }
 
@@ -632,7 +654,7 @@ void nu_ring_disconnect(struct nu_ring *ring, uint32_t index) {
     connection->end = NU_DISCONNECTED;
     for (; connection->first_buffer != NONE;
          connection->first_buffer = ring->buffers[connection->first_buffer].next)
-        provide(ring, connection->first_buffer);
+        give_back(ring, connection->first_buffer);
     if (connection->armed && !connection->cancelling && !prepare_cancel(ring, index))
         cancel_failed(ring, index);
     sort(ring, index);
@@ -783,11 +805,14 @@ static int set_up_pool(struct nu_ring *ring, uint16_t group) {
         return -errno;
     pool->ring = memory;
     pool->ring_bytes = bytes;
+    pool->reserve = calloc(pool->buffers, sizeof *pool->reserve);
+    if (!pool->reserve)
+        return -ENOMEM;
     struct io_uring_buf_reg registration = {
         .ring_addr = (uintptr_t)memory, .ring_entries = pool->buffers, .bgid = group};
     int error = io_uring_register(ring->fd, IORING_REGISTER_PBUF_RING, &registration, 1);
     for (uint32_t i = 0; !error && i < pool->buffers; i++)
-        provide(ring, (int32_t)(pool->first_buffer + i));
+        give_back(ring, (int32_t)(pool->first_buffer + i));
     return error;
 }
 
@@ -869,9 +894,11 @@ void nu_ring_close(struct nu_ring *ring) {
         munmap(ring->rings, ring->rings_bytes);
     if (ring->sqes)
         munmap(ring->sqes, ring->sqes_bytes);
-    for (int i = 0; i < POOLS; i++)
+    for (int i = 0; i < POOLS; i++) {
         if (ring->pools[i].ring)
             munmap(ring->pools[i].ring, ring->pools[i].ring_bytes);
+        free(ring->pools[i].reserve);
+    }
     free(ring->buffers);
     free(ring->leased);
     free(ring->connections);

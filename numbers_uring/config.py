@@ -70,13 +70,12 @@ RESUME_PROGRESS_S = 2.0
 SYNC_INTERVAL_S = 1.0
 """How often a log that grows is synced, where it is neither never nor always."""
 RING_SMALL_BUFFERS = 1024
-RING_SMALL_BYTES = 4032
-"""What the ring receives packets of clients that send little into: with its headroom, a page."""
+RING_SMALL_BYTES = 16 * 1024 - 64
+"""What the ring receives packets into from clients that send little at a time."""
 
-RING_LARGE_BUFFERS = 2
+RING_LARGE_BUFFERS = 16
 RING_LARGE_BYTES = RECEIVE_BYTES
-"""What the ring receives into from clients that fill small buffers, in turn: few buffers, for they
-stay in the processor's cache, as one for each client would not."""
+"""What the ring receives into from clients that fill small buffers, in turn."""
 
 RING_SUBMISSIONS_MAX = 1024
 RING_QUEUED_MIN = 4096

@@ -112,7 +112,7 @@ class Ring:
         end_s = time.monotonic() + DEADLINE_S
         while sum(map(len, streams.values())) < wanted:
             assert time.monotonic() < end_s
-            for kind, connection, data in self.turn(0.1):
+            for kind, connection, data in self.turn(DEADLINE_S):
                 assert kind == Kind.RECEIVED
                 streams[connection] = streams.get(connection, b"") + data
         return streams
@@ -144,6 +144,30 @@ def test_receives_that_found_no_buffer_are_armed_again(make_ring: MakeRing) -> N
         streams = ring.collect(4 * len(connections))
         assert streams == {c: b"%02d-%d" % (c, round_) for c in connections}
     assert ring.results.starved > 0, "the pool was never empty: nothing was tested"
+
+
+@pytest.mark.parametrize("filler", [b"x", b"x" * 200], ids=["small", "large"])
+def test_more_connections_than_buffers_are_armed_before_a_wait(
+    make_ring: MakeRing, filler: bytes
+) -> None:
+    """Those that are silent take no buffer, but must not keep one from those behind them."""
+    ring = make_ring(small=(2, 64), large=(1, 1024))
+    connections = [ring.client() for _ in range(20)]
+    for connection in connections:
+        ring.clients[connection].sendall(filler)
+    ring.collect(20 * len(filler))
+    for connection in connections * 2:
+        ring.clients[connection].sendall(b"here")
+        begin_s = time.monotonic()
+        assert ring.collect(4) == {connection: b"here"}
+        assert time.monotonic() - begin_s < DEADLINE_S / 10
+    for connection in connections:
+        ring.clients[connection].close()
+    closed = 0
+    while closed < 20:
+        rows = ring.turn(DEADLINE_S)
+        assert rows, "nobody was waited for"
+        closed += len(rows)
 
 
 def test_with_an_empty_pool_all_are_served_in_turn(make_ring: MakeRing) -> None:
