@@ -40,7 +40,7 @@ from numbers_uring.listeners import address_text, listen
 from numbers_uring.load_command import LOAD_HELP, load_and_print, load_options, load_parameters
 from numbers_uring.native_kernel import VARIANT_NAMES, variants
 from numbers_uring.numbers_log import LogError, NumbersLog
-from numbers_uring.reactor import Reactor
+from numbers_uring.reactor import BackendError, Reactor
 from numbers_uring.resume import StopRequestedError, resume
 from numbers_uring.ring_probe import why_not
 from numbers_uring.server import Server
@@ -185,8 +185,8 @@ def serve(
     Every option can also be set from the environment: NUMBERS_URING_SERVE_PORT=5000 stands for
     --port 5000.
 
-    Exit status: 0 stopped as asked and everything is on file, 2 wrong usage, 3 could not start,
-    4 the log failed.
+    Exit status: 0 stopped as asked and everything is on file, 1 the system failed the backend, 2
+    wrong usage, 3 could not start, 4 the log failed.
     """
     _serve(
         Config(
@@ -379,6 +379,8 @@ def main() -> NoReturn:
         _fail(str(error), ExitCode.NOT_STARTED)
     except StopRequestedError:
         sys.exit(ExitCode.CLEAN)
+    except BackendError as error:
+        _fail(str(error), ExitCode.BACKEND_FAILED)
     except LogError as error:
         _fail(str(error), ExitCode.LOG_FAILED)
     except (KeyboardInterrupt, click.Abort):

@@ -139,6 +139,7 @@ class ExitCode(IntEnum):
 
     CLEAN = 0
     FINDINGS = 1
+    BACKEND_FAILED = 1
     USAGE = 2
     NOT_STARTED = 3
     LOG_FAILED = 4

@@ -29,6 +29,10 @@ class End(IntEnum):
     """The server's own `disconnect`."""
 
 
+class BackendError(Exception):
+    """The system refused what a reactor lives on; its text is the one line for the user."""
+
+
 Completion = tuple[int, int, int, int]
 """(Kind, connection, start, size): plain integers, because one is made for each packet."""
 

@@ -14,7 +14,7 @@ from numbers_uring.idle import IdleClock
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import Verdict
 from numbers_uring.numbers_log import LogError, NumbersLog
-from numbers_uring.reactor import End, Kind, Reactor
+from numbers_uring.reactor import BackendError, End, Kind, Reactor
 from numbers_uring.report import Counts, next_due_s, report_line
 
 _OPENED, _RECEIVED = int(Kind.OPENED), int(Kind.RECEIVED)
@@ -86,19 +86,26 @@ class Server:
     def run(self) -> None:
         """Serve until `terminate` or a stop request, then drain, sync and report.
 
-        Raises LogError, after the last report, where lines that were counted are not on file.
+        Raises, after the last report, LogError where lines that were counted are not on file, and
+        BackendError where the reactor failed; what was taken in before that is on file.
         """
         failure: LogError | None = None
+        backend_failure: OSError | None = None
         try:
-            while not self._stopping:
-                self._turn()
-            self._drain()
+            try:
+                while not self._stopping:
+                    self._turn()
+                self._drain()
+            except OSError as error:
+                backend_failure = error
             self._finish_log()
         except LogError as error:
             failure = error
         self._put_report(last=True)
         if failure is not None:
             raise LogError(f"{failure}{self._loss()}") from failure
+        if backend_failure is not None:
+            raise BackendError(f"the backend failed: {backend_failure}") from backend_failure
 
     def _loss(self) -> str:
         """Save what can be saved after a failure, and say what can't."""

@@ -48,6 +48,8 @@ SENDS_MAX = 400_000
 PYTHON_KERNEL_NUMBERS_MAX = 1_000_000
 SERVE = [sys.executable, "-m", "numbers_uring", "serve", "--port", "0", "--max-clients", "6000"]
 
+COUNTERS = ("cycles", "instructions")
+
 Command = Callable[[Path], list[str]]
 
 
@@ -67,6 +69,8 @@ class Measurement:
     numbers_per_s: float
     cpu_ns_per_number: float
     resident_mib: float
+    counters_per_number: dict[str, float]
+    """What perf counted of COUNTERS; empty where this machine has no such counters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,8 @@ def build_peer() -> None:
     PEER.parent.mkdir(parents=True, exist_ok=True)
     sources = sorted((ROOT / "native").glob("ingest*.c"))
     kernel = f"-DKERNEL=nu_ingest_{variants()[0].variant}"
-    command = ["gcc", "-std=gnu11", "-O3", kernel, "-o", PEER, ROOT / "perf" / "peer.c", *sources]
+    files = [PEER, ROOT / "perf" / "peer.c", *sources]
+    command = ["gcc", "-std=gnu11", "-O3", kernel, "-o", *map(str, files)]
     subprocess.run(command, check=True)
 
 
@@ -144,6 +149,36 @@ def cpu_ns(pid: int) -> int:
     """Return the processor time of all threads of a process."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+
+
+def has_counters() -> bool:
+    """Say whether perf counts COUNTERS here; virtual machines often have none."""
+    try:
+        with counting(os.getpid(), COUNTERS) as counts:
+            time.sleep(0.01)
+    except FileNotFoundError:
+        return False
+    return set(counts) == set(COUNTERS)
+
+
+@contextmanager
+def counting(pid: int, names: tuple[str, ...]) -> Iterator[dict[str, int]]:
+    """Count events of a running process; the counts are there when the context is left."""
+    counts: dict[str, int] = {}
+    if not names:
+        yield counts
+        return
+    command = ["perf", "stat", "-x", ",", "-e", ",".join(names), "-p", str(pid)]
+    perf = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        yield counts
+    finally:
+        perf.send_signal(signal.SIGINT)
+        _, said = perf.communicate(timeout=60)
+    for line in said.splitlines():
+        fields = line.split(",")
+        if fields[0].isdigit():
+            counts[fields[2].split(":")[0]] = int(fields[0])
 
 
 def resident_mib(pid: int) -> float:
@@ -194,6 +229,7 @@ class Bench:
         self._numbers = numbers
         self._log = folder / "numbers.log"
         self._check = LogCheck()
+        self._counters = COUNTERS if has_counters() else ()
 
     def scenario(
         self, table: str, contenders: list[Contender], mix: Mix, clients: int, send_bytes: int
@@ -219,11 +255,15 @@ class Bench:
     def _measure(self, contender: Contender, parameters: LoadParameters) -> Measurement:
         with running(contender, self._log) as (pid, port):
             before_ns = cpu_ns(pid)
-            result = run_load(replace(parameters, port=port))
+            with counting(pid, self._counters) as counts:
+                result = run_load(replace(parameters, port=port))
             measurement = Measurement(
                 numbers_per_s=result.numbers_per_s,
                 cpu_ns_per_number=(cpu_ns(pid) - before_ns) / parameters.numbers,
                 resident_mib=resident_mib(pid),
+                counters_per_number={
+                    name: count / parameters.numbers for name, count in counts.items()
+                },
             )
         if result.numbers_taken != parameters.numbers:
             raise RuntimeError(f"{contender.name} did not take all numbers: {result.errors}")
@@ -265,6 +305,12 @@ def print_scenario(rows: list[Row]) -> None:
         click.echo(
             f"| {row.contender} | {rates} | {cpu} | {of_discard} | {of_c} | {resident:.0f} |"
         )
+    for name in rows[0].rounds[0].counters_per_number:
+        counted = [
+            f"{row.contender} {spread([m.counters_per_number[name] for m in row.rounds])}"
+            for row in rows
+        ]
+        click.echo(f"\n{name} a number: {', '.join(counted)}")
 
 
 def print_split(rows: list[Row]) -> None:
@@ -301,6 +347,18 @@ def run_clients(bench: Bench) -> None:
             bench.scenario("clients", [DISCARD, C, *backends()], Mix.UNIQUE, clients, send_bytes)
 
 
+def run_log(bench: Bench) -> None:
+    contenders = [
+        Contender(
+            f"{fsync}, write-behind {behind}", server("--fsync", fsync, "--write-behind", behind)
+        )
+        for behind in ("on", "off")
+        for fsync in ("never", "interval", "always")
+    ]
+    for mix in (Mix.UNIQUE, Mix.SEQUENTIAL):
+        bench.scenario("log", contenders, mix, 5, 256 * 1024)
+
+
 def run_kernels(bench: Bench) -> None:
     names = [*(kernel.variant for kernel in variants()), "python"]
     contenders = [
@@ -315,6 +373,7 @@ TABLES = {
     "sends": run_sends,
     "clients": run_clients,
     "kernels": run_kernels,
+    "log": run_log,
 }
 
 

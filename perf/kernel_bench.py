@@ -84,8 +84,8 @@ def timed_ns(bound: BoundKernel) -> float:
 
 def measure(kernels: list[Kernel], memory: bytearray, pieces: int) -> dict[str, dict[str, Spread]]:
     """Return for each mix and variant the spread over `pieces` pieces."""
-    arena = memoryview(bytearray(PIECE_BYTES))
-    batch = memoryview(bytearray(PIECE_BYTES))
+    arena = bytearray(PIECE_BYTES)
+    batch = bytearray(PIECE_BYTES)
     bounds = {kernel.variant: kernel.bind(arena, memory, batch) for kernel in kernels}
     table = {}
     for mix in MIXES:

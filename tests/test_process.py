@@ -371,6 +371,28 @@ def test_a_thousand_clients_at_once_are_served(serve: Serve, backend: str) -> No
     assert server.logged_set() == set(range(2000))
 
 
+def test_a_stop_with_five_thousand_clients_loses_nothing(serve: Serve, backend: str) -> None:
+    count = 5000
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < count + 100:
+        pytest.skip(f"only {hard} descriptors are allowed here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        server = serve("--backend", backend, "--max-clients", str(count))
+        clients = [server.connect() for _ in range(count)]
+        for i, client in enumerate(clients):
+            client.sendall(lines([i]))
+        begin_s = time.monotonic()
+        assert server.stop() == 0
+        stopped_s = time.monotonic() - begin_s
+        for client in clients:
+            client.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert server.logged_set() == set(range(count))
+    assert stopped_s < 2, "a stop takes below a second, and this machine may be busy"
+
+
 def test_the_descriptor_limit_is_raised_where_it_has_to_be(serve: Serve) -> None:
     server = serve("--max-clients", "300", prefix=["prlimit", "--nofile=64:4096"])
     clients = [server.connect() for _ in range(300)]

@@ -8,7 +8,7 @@ import pytest
 
 from numbers_uring.config import NO_SPACE_RETRY_S, PIECE_BYTES_MAX, Fsync
 from numbers_uring.numbers_log import LogError
-from numbers_uring.reactor import End
+from numbers_uring.reactor import BackendError, End
 from scripted import Run, Step
 from support import lines
 
@@ -236,6 +236,17 @@ def test_a_disk_that_fills_during_the_drain_is_said(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="5 counted numbers are lost"):
         run.server.run()
     assert run.file == lines(range(5))
+
+
+def test_a_backend_that_fails_leaves_a_complete_log_and_a_last_report(tmp_path: Path) -> None:
+    def fail() -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    run = Run(tmp_path, [[0, (0, lines(range(7))), fail]])
+    with pytest.raises(BackendError, match="Cannot allocate memory"):
+        run.server.run()
+    assert run.file == lines(range(7))
+    assert run.reports == [(report(7, 0, 7), True)]
 
 
 def test_a_failed_write_is_final_and_says_what_is_lost(tmp_path: Path) -> None:
