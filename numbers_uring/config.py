@@ -47,7 +47,7 @@ PACING_PIECE_BYTES = 1024
 """What a receive brings on average, below which packets count as tiny."""
 
 PACING_INTERVAL_S = 0.0001
-"""The time from pass to pass, below which packets come in a rush."""
+"""The time from event to event, below which packets come in a rush."""
 
 PACING_SIGNS = 8
 """Passes in a row that have to look like it."""

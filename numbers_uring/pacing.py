@@ -15,8 +15,8 @@ class Pacing:
     A pass has a price of its own: the wait, a receive for each connection, the write to the log.
     Where each brings a few bytes and the next follows at once, the passes are the load. Sleeping
     for PACING_SLEEP_S first lets packets pile up in the sockets, and one pass takes them all. A
-    stream with pauses is never slept for: PACING_SIGNS passes in a row must have begun within
-    PACING_INTERVAL_S of each other. That is looked at anew after PACING_PASSES passes.
+    stream with pauses is never slept for: in PACING_SIGNS passes in a row, events must have come
+    within PACING_INTERVAL_S of each other. That is looked at anew after PACING_PASSES passes.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class Pacing:
                 self._left = 0
         elif (
             received_bytes < events * PACING_PIECE_BYTES
-            and now_s - self._pass_s < PACING_INTERVAL_S
+            and now_s - self._pass_s < events * PACING_INTERVAL_S
         ):
             self._signs += 1
             if self._signs >= PACING_SIGNS:

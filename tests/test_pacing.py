@@ -30,6 +30,11 @@ def test_a_rush_of_tiny_packets_is_slept_for_after_its_first_passes() -> None:
     assert slept == [0.0] * (PACING_SIGNS + 1) + [PACING_SLEEP_S] * 9
 
 
+def test_a_rush_of_many_clients_is_one_too_though_each_pass_takes_longer() -> None:
+    slept = Stream().passes(PACING_SIGNS + 2, apart_s=PACING_INTERVAL_S * 20, events=50, size=10)
+    assert slept[-1] == PACING_SLEEP_S
+
+
 def test_a_rush_is_looked_at_anew_from_time_to_time() -> None:
     slept = Stream().passes(1000, apart_s=PACING_INTERVAL_S / 2, events=5, size=10)
     rest = slept[PACING_SIGNS + 1 :]
