@@ -385,6 +385,7 @@ static void hand_out(struct nu_ring *ring, uint32_t kind, uint32_t connection, u
                      uint32_t size) {
     ring->completions[ring->results->count++] =
         (struct nu_completion){kind, connection, start, size};
+    ring->results->received_bytes += size;
 }
 
 /* Hands out the connection's next buffer or, once it had all of them, its end.
@@ -426,6 +427,7 @@ static void settle(struct nu_ring *ring) {
         ring->free[ring->free_count++] = ring->closed[--ring->closed_count];
     ring->leased_count = 0;
     ring->results->count = 0;
+    ring->results->received_bytes = 0;
 }
 
 /* Completions. */

@@ -36,7 +36,8 @@ struct nu_pool_config {
 
 /* What the last pass did, and what all did. */
 struct nu_ring_results {
-    uint32_t count;       /* completions */
+    uint32_t count;          /* completions */
+    uint64_t received_bytes; /* in all of them */
     int32_t accept_errno; /* why accepting was stopped by a lack of resources; 0 where it was not */
     uint64_t refused;     /* since the start, as all that follows */
     uint64_t overflows;   /* times that the kernel's completion queue did not suffice */

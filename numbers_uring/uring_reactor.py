@@ -39,6 +39,7 @@ from numbers_uring.config import (
     RING_SUBMISSIONS_MAX,
     WhenFull,
 )
+from numbers_uring.pacing import Pacing
 from numbers_uring.reactor import Completion, End, Kind
 
 assert tuple(Kind) == (lib.NU_OPENED, lib.NU_RECEIVED, lib.NU_CLOSED)
@@ -83,6 +84,7 @@ class UringReactor:
         self._warn = warn
         self._warned_s = -ACCEPT_WARNING_INTERVAL_S
         self._backoff_until_s = 0.0
+        self._pacing = Pacing()
         self._disconnected: set[int] = set()
         self._rows: Iterator[Completion] = iter(())
         self._wakeup = select.poll()
@@ -137,7 +139,13 @@ class UringReactor:
         if self._backoff_until_s:
             timeout_s = self._end_backoff(timeout_s)
         if not length_hint(self._rows):
+            sleep_s = self._pacing.sleep_s()
+            if sleep_s:
+                time.sleep(sleep_s)
             self._pass(timeout_s)
+            self._pacing.note_pass(
+                time.monotonic(), self._results.count, self._results.received_bytes
+            )
         return self._take_rows()
 
     def _pass(self, timeout_s: float) -> None:
