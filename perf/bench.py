@@ -43,6 +43,7 @@ from numbers_uring.native_kernel import variants
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = ROOT / "build" / "perf" / "peer"
+RING_LOG = PEER.with_name("ring_log")
 CHUNK_LINES = 100_000
 SENDS_MAX = 400_000
 PYTHON_KERNEL_NUMBERS_MAX = 1_000_000
@@ -96,12 +97,12 @@ INGEST = Contender("ingest", peer("ingest"), logs=False)
 C = Contender("c", peer("serve"))
 
 
-def build_peer() -> None:
-    """Compile perf/peer.c with the kernel that the server would choose here."""
-    PEER.parent.mkdir(parents=True, exist_ok=True)
+def build(program: Path) -> None:
+    """Compile the C program of that name in perf/, with the kernel that the server would choose."""
+    program.parent.mkdir(parents=True, exist_ok=True)
     sources = sorted((ROOT / "native").glob("ingest*.c"))
     kernel = f"-DKERNEL=nu_ingest_{variants()[0].variant}"
-    files = [PEER, ROOT / "perf" / "peer.c", *sources]
+    files = [program, ROOT / "perf" / f"{program.name}.c", *sources]
     command = ["gcc", "-std=gnu11", "-O3", kernel, "-o", *map(str, files)]
     subprocess.run(command, check=True)
 
@@ -225,9 +226,9 @@ class Bench:
 
     def __init__(self, rounds: int, numbers: int, folder: Path) -> None:
         self.rows: list[Row] = []
-        self._rounds = rounds
+        self.rounds = rounds
         self._numbers = numbers
-        self._log = folder / "numbers.log"
+        self.log = folder / "numbers.log"
         self._check = LogCheck()
         self._counters = COUNTERS if has_counters() else ()
 
@@ -238,7 +239,7 @@ class Bench:
         name = f"{mix}, {clients} clients, {size_text(send_bytes)} sends"
         numbers = min(self._numbers, SENDS_MAX * max(send_bytes // LINE_BYTES, 1))
         found: dict[str, list[Measurement]] = {contender.name: [] for contender in contenders}
-        for round_ in range(self._rounds):
+        for round_ in range(self.rounds):
             turn = round_ % len(contenders)
             for contender in contenders[turn:] + contenders[:turn]:
                 count = numbers
@@ -252,8 +253,25 @@ class Bench:
             self.rows.append(Row(table, name, contender.name, found[contender.name]))
         print_scenario(self.rows[-len(contenders) :])
 
+    def count_calls(self, contender: Contender, parameters: LoadParameters) -> str:
+        """Return how many system calls 1,000 numbers take, with the three most frequent."""
+        with running(contender, self.log) as (pid, port):
+            command = ["strace", "-c", "-f", "-p", str(pid)]
+            tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+            assert tracer.stderr is not None
+            while "attached" not in tracer.stderr.readline():
+                pass
+            run_load(replace(parameters, port=port))
+            tracer.send_signal(signal.SIGINT)
+            _, said = tracer.communicate(timeout=60)
+        found = re.findall(r"^ *[\d.]+ +[\d.]+ +\d+ +(\d+) +(?:\d+ +)?(\w+)$", said, re.MULTILINE)
+        calls = {name: 1000 * int(count) / parameters.numbers for count, name in found}
+        total = calls.pop("total", sum(calls.values()))
+        most = sorted(calls, key=calls.__getitem__, reverse=True)[:3]
+        return f"{total:.3g} ({', '.join(f'{name} {calls[name]:.3g}' for name in most)})"
+
     def _measure(self, contender: Contender, parameters: LoadParameters) -> Measurement:
-        with running(contender, self._log) as (pid, port):
+        with running(contender, self.log) as (pid, port):
             before_ns = cpu_ns(pid)
             with counting(pid, self._counters) as counts:
                 result = run_load(replace(parameters, port=port))
@@ -268,7 +286,7 @@ class Bench:
         if result.numbers_taken != parameters.numbers:
             raise RuntimeError(f"{contender.name} did not take all numbers: {result.errors}")
         if contender.logs:
-            self._check.check(self._log, parameters)
+            self._check.check(self.log, parameters)
         return measurement
 
 
@@ -367,6 +385,33 @@ def run_kernels(bench: Bench) -> None:
     bench.scenario("kernels", [C, *contenders], Mix.UNIQUE, 5, 256 * 1024)
 
 
+def run_calls(bench: Bench) -> None:
+    """Count system calls, with strace attached: the rates of such a run mean nothing."""
+    click.echo("\n### calls: system calls for 1,000 numbers, by strace -c\n")
+    click.echo(
+        "| contender | 5 clients, 256 KiB sends | 1,000 clients, 100 B sends |\n|---|---|---|"
+    )
+    for contender in (C, *backends()):
+        loads = (
+            LoadParameters(clients=5, numbers=5_000_000, send_bytes=262_144),
+            LoadParameters(clients=1000, numbers=500_000, send_bytes=100),
+        )
+        cells = " | ".join(bench.count_calls(contender, load) for load in loads)
+        click.echo(f"| {contender.name} | {cells} |")
+
+
+def run_ring_log(bench: Bench) -> None:
+    """Compare appends by write(2) with appends through a ring, without sockets."""
+    build(RING_LOG)
+    click.echo("\n### ring log: perf/ring_log.c, as it prints it, in turn\n")
+    for mode in ("write", "ring", "write-sync", "ring-sync"):
+        batches = "60" if mode.endswith("sync") else "300"
+        for _ in range(bench.rounds):
+            command = [str(RING_LOG), mode, str(bench.log), batches]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            click.echo(f"    {done.stdout.strip()}")
+
+
 TABLES = {
     "mixes": run_mixes,
     "split": run_split,
@@ -374,6 +419,8 @@ TABLES = {
     "clients": run_clients,
     "kernels": run_kernels,
     "log": run_log,
+    "calls": run_calls,
+    "ring-log": run_ring_log,
 }
 
 
@@ -399,7 +446,7 @@ def main(
 ) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    build_peer()
+    build(PEER)
     click.echo(f"{machine()}; {rounds} rounds, {numbers} numbers, {time.strftime('%Y-%m-%d')}")
     with tempfile.TemporaryDirectory(dir=folder) as logs:
         bench = Bench(rounds, numbers, Path(logs))
