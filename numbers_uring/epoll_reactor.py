@@ -13,22 +13,19 @@ What it stands on:
   is accepted before the last event of a pass was dealt with, so none is stale.
 - Accepted sockets inherit SO_KEEPALIVE, the TCP_KEEP* times and SO_OOBINLINE from their listener on
   Linux (socket(7), tcp(7)), and what arrived before a reset can still be read after it.
-- tcpi_unacked of a listening socket is the number of connections that wait for accept
-  (tcp_get_info in net/ipv4/tcp.c); FIONREAD is what a socket holds (tcp(7), SIOCINQ).
+- FIONREAD is what a socket holds (tcp(7), SIOCINQ).
 """
 
 import errno
 import fcntl
 import select
 import socket
-import struct
 import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from numbers_uring.accept_backoff import AcceptBackoff
 from numbers_uring.config import (
-    ACCEPT_BACKOFF_S,
-    ACCEPT_WARNING_INTERVAL_S,
     ACCEPTS_PER_PASS_MAX,
     DRAIN_BYTES_MAX,
     DRAIN_QUIET_S,
@@ -37,6 +34,7 @@ from numbers_uring.config import (
     RECEIVE_BYTES,
     WhenFull,
 )
+from numbers_uring.listeners import backlog_connections
 from numbers_uring.pacing import Pacing
 from numbers_uring.reactor import Completion, End, Kind
 
@@ -45,13 +43,6 @@ _OPENED, _RECEIVED, _CLOSED = int(Kind.OPENED), int(Kind.RECEIVED), int(Kind.CLO
 _EOF, _RESET, _DISCONNECTED = int(End.EOF), int(End.RESET), int(End.DISCONNECTED)
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
-_TCPI_UNACKED = struct.Struct("=24xI")
-
-
-def _backlog_connections(listener: socket.socket) -> int:
-    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED.size)
-    (waiting,) = _TCPI_UNACKED.unpack(info)
-    return int(waiting)
 
 
 def _held_bytes(sock: socket.socket) -> int:
@@ -82,8 +73,7 @@ class EpollReactor:
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._wakeup_fd = wakeup_fd
         self._refuse = when_full is WhenFull.REFUSE
-        self._warn = warn
-        self._warned_s = -ACCEPT_WARNING_INTERVAL_S
+        self._backoff = AcceptBackoff(warn)
         self._events_max = min(connections_max, 4096) + len(listeners) + 1
         self._sockets: list[socket.socket | None] = [None] * connections_max
         self._slots: dict[int, int] = {}
@@ -104,7 +94,7 @@ class EpollReactor:
     # Waiting.
 
     def wait(self, timeout_s: float) -> Iterator[Completion]:
-        if self._backoff_until_s:
+        if self._backoff.active:
             timeout_s = self._end_backoff(timeout_s)
         if self._disconnected:
             yield from self._take_disconnected()
@@ -176,7 +166,7 @@ class EpollReactor:
     # Accepting.
 
     def _listen_if_possible(self) -> None:
-        if self._listening or self._draining or self._backoff_until_s:
+        if self._listening or self._draining or self._backoff.active:
             return
         if not (self._free or self._refuse):
             return
@@ -233,18 +223,13 @@ class EpollReactor:
         return connection
 
     def _back_off(self, error: OSError) -> None:
-        now_s = time.monotonic()
         self._stop_listening()
-        self._backoff_until_s = now_s + ACCEPT_BACKOFF_S
-        if now_s - self._warned_s >= ACCEPT_WARNING_INTERVAL_S:
-            self._warned_s = now_s
-            self._warn(f"cannot accept connections for now: {error.strerror}")
+        self._backoff.begin(error.errno or 0)
 
     def _end_backoff(self, timeout_s: float) -> float:
-        left_s = self._backoff_until_s - time.monotonic()
-        if left_s > 0:
+        left_s = self._backoff.left_s()
+        if left_s:
             return min(timeout_s, left_s)
-        self._backoff_until_s = 0.0
         self._listen_if_possible()
         return timeout_s
 
@@ -254,9 +239,7 @@ class EpollReactor:
         self._draining = True
         self._stop_listening()
         self._epoll.unregister(self._wakeup_fd)
-        waiting = {
-            listener: _backlog_connections(listener) for listener in self._listeners.values()
-        }
+        waiting = {listener: backlog_connections(listener) for listener in self._listeners.values()}
         end_s = time.monotonic() + DRAIN_S
         while True:
             yield from self._accept_waiting(waiting)

@@ -1,6 +1,7 @@
 """The sockets that clients connect to."""
 
 import socket
+import struct
 
 from numbers_uring.config import (
     BACKLOG_CONNECTIONS,
@@ -19,6 +20,19 @@ _INHERITED_OPTIONS = (
     (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
 )
 """Set on the listener: what it accepts has them from the start."""
+
+
+_TCPI_UNACKED = struct.Struct("=24xI")
+
+
+def backlog_connections(listener: socket.socket) -> int:
+    """Return how many connections wait for accept.
+
+    That is tcpi_unacked of a listening socket (tcp_get_info in net/ipv4/tcp.c).
+    """
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED.size)
+    (waiting,) = _TCPI_UNACKED.unpack(info)
+    return int(waiting)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:

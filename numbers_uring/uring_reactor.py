@@ -6,8 +6,6 @@ What it stands on, beside what native/ring.c says of the kernel:
   iterator left behind keep their buffers, and the next wait hands them out first.
 - With IORING_SETUP_DEFER_TASKRUN completions are made only inside of the ring's own system call
   (io_uring_setup(2)): who does not wait receives nothing, and TCP holds the clients back.
-- tcpi_unacked of a listening socket is the number of connections that wait for accept
-  (tcp_get_info in net/ipv4/tcp.c).
 """
 
 import errno
@@ -22,9 +20,8 @@ from operator import length_hint
 from typing import Any
 
 from numbers_uring._native import ffi, lib
+from numbers_uring.accept_backoff import AcceptBackoff
 from numbers_uring.config import (
-    ACCEPT_BACKOFF_S,
-    ACCEPT_WARNING_INTERVAL_S,
     ACCEPTS_PER_PASS_MAX,
     DRAIN_BYTES_MAX,
     DRAIN_QUIET_S,
@@ -39,6 +36,7 @@ from numbers_uring.config import (
     RING_SUBMISSIONS_MAX,
     WhenFull,
 )
+from numbers_uring.listeners import backlog_connections
 from numbers_uring.pacing import Pacing
 from numbers_uring.reactor import Completion, End, Kind
 
@@ -48,15 +46,8 @@ assert tuple(End) == (lib.NU_EOF, lib.NU_RESET, lib.NU_DISCONNECTED)
 _RECEIVED, _CLOSED, _DISCONNECTED = int(Kind.RECEIVED), int(Kind.CLOSED), int(End.DISCONNECTED)
 
 _ROW = struct.Struct("=4I")
-_TCPI_UNACKED = struct.Struct("=24xI")
 _PASS_S_MIN = 0.001
 """A wait for what must be there already: long enough for the ring to arm a receive again."""
-
-
-def _backlog_connections(listener: socket.socket) -> int:
-    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED.size)
-    (waiting,) = _TCPI_UNACKED.unpack(info)
-    return int(waiting)
 
 
 class UringReactor:
@@ -81,9 +72,7 @@ class UringReactor:
         for listener in listeners:
             listener.setblocking(False)
         self._connections_max = connections_max
-        self._warn = warn
-        self._warned_s = -ACCEPT_WARNING_INTERVAL_S
-        self._backoff_until_s = 0.0
+        self._backoff = AcceptBackoff(warn)
         self._pacing = Pacing()
         self._disconnected: set[int] = set()
         self._rows: Iterator[Completion] = iter(())
@@ -136,7 +125,7 @@ class UringReactor:
     # Waiting.
 
     def wait(self, timeout_s: float) -> Iterator[Completion]:
-        if self._backoff_until_s:
+        if self._backoff.active:
             timeout_s = self._end_backoff(timeout_s)
         if not length_hint(self._rows):
             sleep_s = self._pacing.sleep_s()
@@ -155,7 +144,7 @@ class UringReactor:
             raise OSError(-count, f"io_uring_enter: {os.strerror(-count)}")
         self._rows = _ROW.iter_unpack(self._completion_bytes[: count * _ROW.size])
         if self._results.accept_errno:
-            self._back_off(self._results.accept_errno)
+            self._backoff.begin(self._results.accept_errno)
 
     def _take_rows(self) -> Iterator[Completion]:
         for row in self._rows:
@@ -184,18 +173,10 @@ class UringReactor:
         sock.detach()
         return connection
 
-    def _back_off(self, error: int) -> None:
-        now_s = time.monotonic()
-        self._backoff_until_s = now_s + ACCEPT_BACKOFF_S
-        if now_s - self._warned_s >= ACCEPT_WARNING_INTERVAL_S:
-            self._warned_s = now_s
-            self._warn(f"cannot accept connections for now: {os.strerror(error)}")
-
     def _end_backoff(self, timeout_s: float) -> float:
-        left_s = self._backoff_until_s - time.monotonic()
-        if left_s > 0:
+        left_s = self._backoff.left_s()
+        if left_s:
             return min(timeout_s, left_s)
-        self._backoff_until_s = 0.0
         lib.nu_ring_listen(self._ring, True)
         return timeout_s
 
@@ -204,7 +185,7 @@ class UringReactor:
     def drain(self) -> Iterator[Completion]:
         lib.nu_ring_listen(self._ring, False)
         lib.nu_ring_ignore_wakeup(self._ring)
-        waiting = [_backlog_connections(listener) for listener in self._listeners]
+        waiting = [backlog_connections(listener) for listener in self._listeners]
         end_s = time.monotonic() + DRAIN_S
         yield from self._take_rows()
         while True:
@@ -263,7 +244,7 @@ class UringReactor:
                 if connection >= 0:
                     yield Kind.OPENED, connection, 0, 0
                 elif self._results.accept_errno:
-                    self._back_off(self._results.accept_errno)
+                    self._backoff.begin(self._results.accept_errno)
                     break
                 elif connection == -errno.EAGAIN:
                     break
