@@ -157,16 +157,17 @@ def strace(server: ServerProcess, trace: Path, *options: str) -> Iterator[None]:
 
 @needs_strace
 def test_with_always_each_write_is_synced_before_the_next_wait(
-    serve: Serve, tmp_path: Path
+    serve: Serve, backend: str, tmp_path: Path
 ) -> None:
-    server = serve("--fsync", "always", "--backend", "epoll")
+    wait = {"epoll": "epoll_wait", "uring": "io_uring_enter"}[backend]
+    server = serve("--fsync", "always", "--backend", backend)
     trace = tmp_path / "trace"
-    with strace(server, trace, "-e", "trace=write,fdatasync,epoll_wait"):
+    with strace(server, trace, "-e", f"trace=write,fdatasync,{wait}"):
         for i in range(20):
             server.send(lines([i]))
         wait_until(lambda: len(server.logged()) == 20, "all numbers")
         assert server.terminate() == 0
-    calls = re.findall(r'(epoll_wait|fdatasync|write\(\d+, "[0-9]{9})', trace.read_text())
+    calls = re.findall(rf'({wait}|fdatasync|write\(\d+, "[0-9]{{9}})', trace.read_text())
     writes = [i for i, call in enumerate(calls) if call.startswith("write")]
     assert writes
     assert all(calls[i + 1] == "fdatasync" for i in writes)
@@ -219,9 +220,9 @@ def assert_log_and_count_agree(server: ServerProcess, code: int) -> None:
     ],
 )
 def test_after_any_failed_call_the_log_and_the_count_agree(
-    serve: Serve, tmp_path: Path, fault: str, when: str
+    serve: Serve, backend: str, tmp_path: Path, fault: str, when: str
 ) -> None:
-    server = serve("--backend", "epoll", "--fsync", "always")
+    server = serve("--backend", backend, "--fsync", "always")
     call = fault.split(":", maxsplit=1)[0]
     with (
         strace(
