@@ -49,7 +49,7 @@ from numbers_uring.uring_reactor import UringReactor
 
 _ENVIRONMENT_PREFIX = "NUMBERS_URING"
 AUTO_BACKEND = "epoll"
-"""What --backend auto tries first; epoll is always there."""
+"""What --backend auto takes where a ring can be had: perf/RESULTS.md has the figures."""
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -322,16 +322,18 @@ def choose_backend(
 ) -> tuple[str, Callable[..., Reactor]]:
     """Return the backend asked for and its reactor's class; for `auto`, what `auto` says, or epoll.
 
-    `say` is told why not where that is epoll for want of a ring. Raises StartError.
+    A ring is tried before it is taken, and for `auto` in any case: `say` is told why none can be
+    had. Raises StartError.
     """
-    if (auto if name == "auto" else name) == "epoll":
+    if name == "epoll":
         return "epoll", EpollReactor
     reason = why_not()
-    if reason is None:
-        return "uring", UringReactor
-    if name == "uring":
+    if reason is not None and name == "uring":
         raise StartError(f"cannot use io_uring (--backend epoll works): {reason}")
-    say(f"cannot use io_uring, taking epoll: {reason}")
+    if reason is not None:
+        say(f"cannot use io_uring, taking epoll: {reason}")
+    elif name == "uring" or auto == "uring":
+        return "uring", UringReactor
     return "epoll", EpollReactor
 
 

@@ -278,7 +278,7 @@ CHOOSE = """
 import sys
 from numbers_uring.cli import choose_backend
 said = []
-name, make = choose_backend("auto", said.append, auto="uring")
+name, make = choose_backend("auto", said.append)
 print(name, make.__name__, *said, sep="\\n")
 """
 
@@ -294,10 +294,19 @@ def test_without_a_ring_auto_is_epoll_and_says_why(error: int, hint: str) -> Non
 
 
 @pytest.mark.usefixtures("ring")
-def test_with_a_ring_auto_can_be_the_ring() -> None:
+@pytest.mark.parametrize(
+    ("name", "auto", "taken"),
+    [
+        ("auto", "epoll", ("epoll", "EpollReactor")),
+        ("auto", "uring", ("uring", "UringReactor")),
+        ("uring", "epoll", ("uring", "UringReactor")),
+        ("epoll", "uring", ("epoll", "EpollReactor")),
+    ],
+)
+def test_with_a_ring_nothing_is_said(name: str, auto: str, taken: tuple[str, str]) -> None:
     said: list[str] = []
-    name, make = choose_backend("auto", said.append, auto="uring")
-    assert (name, make.__name__, said) == ("uring", "UringReactor", [])
+    chosen, make = choose_backend(name, said.append, auto=auto)
+    assert (chosen, make.__name__, said) == (*taken, [])
 
 
 def test_closed_standard_streams_do_no_harm_to_an_error() -> None:
