@@ -1,6 +1,7 @@
 """Fixtures for all suites."""
 
 import errno
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +10,12 @@ import pytest
 
 from numbers_uring.ring_probe import receives
 from support import ServerProcess
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _sigint_has_its_default() -> None:
+    """A shell ignores SIGINT in what it runs in the background, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from numbers_uring.load_model import LoadParameters, Mix
 from support import ServerProcess
 
 LIMIT_BYTES = 192 * 1024 * 1024
-NUMBERS = 60_000_000
+NUMBERS = 40_000_000
 
 
 @pytest.fixture
