@@ -22,6 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
 
+@pytest.fixture(autouse=True)
+def _servers_start_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hundreds are started here, and measuring the coverage of each would take minutes."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
 @contextmanager
 def flood(server: ServerProcess, total: int) -> Iterator[threading.Thread]:
     """Have a client send the numbers below `total`, in the background, and leave."""
