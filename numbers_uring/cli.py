@@ -286,6 +286,7 @@ def _serve(config: Config) -> None:
             f"started in {time.monotonic() - begin_s:.2f} s"
         )
         server.run()
+        requests.ignore_stops()
         ended = server.statistics.ended
         say(
             f"stopped by {server.stopped_by}: {log.written_lines} numbers written to {log.path}, "

@@ -31,6 +31,15 @@ class Requests:
             signal.signal(number, self._catch_stop)
         signal.signal(signal.SIGHUP, self._catch_reopen)
 
+    def ignore_stops(self) -> None:
+        """Let stop signals pass from now on: there is nothing left to stop.
+
+        Python gives every signal its default action back when it ends, and a late repeat would make
+        a failure of an end that was clean; what is ignored stays ignored.
+        """
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def wake(self) -> None:
         """Make the wake-up descriptor readable; from any thread."""
         with suppress(BlockingIOError):

@@ -486,6 +486,16 @@ def test_the_same_signal_twice_at_once_is_one_request(serve: Serve) -> None:
     assert server.logged() == [1]
 
 
+def test_a_signal_after_a_clean_stop_changes_nothing(serve: Serve) -> None:
+    for _ in range(5):
+        server = serve()
+        server.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: "stopped by" in server.stderr, "the last line")  # noqa: B023
+        while server.process.poll() is None:
+            server.process.send_signal(signal.SIGINT)
+        assert server.wait() == 0
+
+
 @pytest.mark.parametrize("attempt", range(5))
 def test_floods_do_not_delay_a_stop(serve: Serve, backend: str, attempt: int) -> None:
     server = serve("--backend", backend)
