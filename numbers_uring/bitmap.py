@@ -16,7 +16,7 @@ class Bitmap(NamedTuple):
 
     memory: bytearray
     huge_bytes: int
-    """How much of it lies on huge pages: at random access these are worth up to a third."""
+    """How much of it lies on huge pages, which spare random access most of its page walks."""
 
 
 def allocate(size_bytes: int = BITMAP_BYTES) -> Bitmap:
