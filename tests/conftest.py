@@ -13,9 +13,11 @@ from support import ServerProcess
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _sigint_has_its_default() -> None:
-    """A shell ignores SIGINT in what it runs in the background, and children inherit that."""
+def _signals_have_their_defaults() -> None:
+    """Shells ignore SIGINT, and nohup SIGHUP, in what they run; children inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture
