@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from numbers_uring import __version__
-from numbers_uring.cli import choose_backend
+from numbers_uring.choices import choose_backend
 from support import ServerProcess, lines
 
 LINES = lines(range(100))
@@ -276,7 +276,7 @@ def test_a_ring_that_cannot_be_had_is_said(error: int, hint: str, tmp_path: Path
 
 CHOOSE = """
 import sys
-from numbers_uring.cli import choose_backend
+from numbers_uring.choices import choose_backend
 said = []
 name, make = choose_backend("auto", said.append)
 print(name, make.__name__, *said, sep="\\n")

@@ -1,0 +1,114 @@
+"""The parts of a server, put together for one run."""
+
+import time
+from contextlib import ExitStack
+from functools import partial
+
+from numbers_uring.bitmap import Bitmap, allocate
+from numbers_uring.choices import choose_backend, choose_kernel, raise_descriptor_limit
+from numbers_uring.config import (
+    BATCH_BYTES,
+    LAST_REPORT_WAIT_S,
+    RECEIVE_BYTES_PYTHON,
+    Config,
+    StartError,
+)
+from numbers_uring.console import STDERR, STDOUT, Lines, diagnostics
+from numbers_uring.epoll_reactor import EpollReactor
+from numbers_uring.intake import Intake
+from numbers_uring.kernel import PythonKernel
+from numbers_uring.listeners import address_text, listen
+from numbers_uring.numbers_log import NumbersLog
+from numbers_uring.resume import resume
+from numbers_uring.server import Server
+from numbers_uring.signals import Requests
+
+
+def run_server(config: Config) -> None:
+    """Serve until the end. Raises StartError, StopRequestedError, LogError or BackendError."""
+    begin_s = time.monotonic()
+    say = diagnostics(Lines(STDERR))
+    stdout = Lines(STDOUT)
+
+    def report(line: str, last: bool) -> bool:
+        return stdout.write(line, wait_s=LAST_REPORT_WAIT_S if last else 0)
+
+    with ExitStack() as parts:
+        kernel = choose_kernel(config.kernel)
+        backend, make_reactor = choose_backend(config.backend, say)
+        if make_reactor is EpollReactor and isinstance(kernel, PythonKernel):
+            make_reactor = partial(EpollReactor, receive_bytes=RECEIVE_BYTES_PYTHON)
+        requests = Requests(say)
+        raise_descriptor_limit(config.connections_max)
+        bitmap = allocate()
+        listeners = listen(config.host, config.port)
+        try:
+            reactor = make_reactor(
+                listeners,
+                requests.wakeup_fd,
+                connections_max=config.connections_max,
+                when_full=config.when_full,
+                warn=say,
+            )
+        except OSError as error:
+            raise StartError(f"cannot set up the backend {backend}: {error.strerror}") from error
+        parts.callback(reactor.close)
+        intake = Intake(
+            kernel,
+            reactor.arena,
+            bitmap.memory,
+            connections_max=config.connections_max,
+            batch_bytes=BATCH_BYTES,
+        )
+        log = NumbersLog(
+            config.log_path,
+            say=say,
+            fsync=config.fsync,
+            write_behind=config.write_behind,
+            wake=requests.wake,
+        )
+        parts.callback(log.close)
+        if config.resume:
+            resume(
+                log,
+                kernel,
+                bitmap.memory,
+                say=say,
+                stop_requested=lambda: requests.stop is not None,
+            )
+        else:
+            log.truncate()
+        server = Server(
+            reactor,
+            intake,
+            log,
+            requests,
+            connections_max=config.connections_max,
+            report_interval_s=config.report_interval_s,
+            idle_timeout_s=config.idle_timeout_s,
+            report=report,
+            say=say,
+        )
+        say(
+            f"listening on {' and '.join(map(address_text, listeners))}, backend {backend}, "
+            f"kernel {kernel.variant}, {_bitmap_text(bitmap)}, "
+            f"at most {config.connections_max} clients, log {log.path}, "
+            f"started in {time.monotonic() - begin_s:.2f} s"
+        )
+        server.run()
+        requests.ignore_stops()
+        ended = server.statistics.ended
+        say(
+            f"stopped by {server.stopped_by}: {log.written_lines} numbers written to {log.path}, "
+            f"{server.statistics.accepted} clients served, {reactor.refused} refused, "
+            f"{ended['invalid']} disconnected for an invalid line, "
+            f"{ended['idle']} for being idle, {ended['incomplete']} left within a line"
+        )
+
+
+def _bitmap_text(bitmap: Bitmap) -> str:
+    """Say, for the start line, on what pages the bitmap lies."""
+    share = 100 * bitmap.huge_bytes // len(bitmap.memory)
+    if share == 0:
+        return "no huge pages"
+    return "huge pages" if share >= 95 else f"huge pages for {share} % of the bitmap"

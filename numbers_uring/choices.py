@@ -1,0 +1,69 @@
+"""What `auto` takes: the kernel, the backend, and room for the clients' descriptors."""
+
+import resource
+from collections.abc import Callable
+
+from numbers_uring.config import DESCRIPTORS_RESERVED, StartError
+from numbers_uring.epoll_reactor import EpollReactor
+from numbers_uring.kernel import Kernel, PythonKernel
+from numbers_uring.native_kernel import variants
+from numbers_uring.reactor import Reactor
+from numbers_uring.ring_probe import why_not
+from numbers_uring.uring_reactor import UringReactor
+
+AUTO_BACKEND = "epoll"
+"""What --backend auto takes where a ring can be had: perf/RESULTS.md has the figures."""
+
+
+def choose_kernel(name: str) -> Kernel:
+    """Return the kernel asked for; `auto` and `native` are the fastest compiled variant.
+
+    Raises StartError where this CPU does not run it.
+    """
+    if name == "python":
+        return PythonKernel()
+    found = variants()
+    for kernel in found:
+        if name in {"auto", "native", kernel.variant}:
+            return kernel
+    raise StartError(f"this CPU does not run the kernel {name}, only {found[0].variant} and slower")
+
+
+def choose_backend(
+    name: str, say: Callable[[str], None], auto: str = AUTO_BACKEND
+) -> tuple[str, Callable[..., Reactor]]:
+    """Return the backend asked for and its reactor's class; for `auto`, what `auto` says, or epoll.
+
+    A ring is tried before it is taken, and for `auto` in any case: `say` is told why none can be
+    had. Raises StartError.
+    """
+    if name == "epoll":
+        return "epoll", EpollReactor
+    reason = why_not()
+    if reason is not None and name == "uring":
+        raise StartError(f"cannot use io_uring (--backend epoll works): {reason}")
+    if reason is not None:
+        say(f"cannot use io_uring, taking epoll: {reason}")
+    elif name == "uring" or auto == "uring":
+        return "uring", UringReactor
+    return "epoll", EpollReactor
+
+
+def raise_descriptor_limit(connections_max: int, option: str = "--max-clients") -> None:
+    """See to it that `connections_max` clients, set by `option`, fit. Raises StartError."""
+    needed = connections_max + DESCRIPTORS_RESERVED
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise StartError(
+            f"{option} {connections_max} needs {needed} file descriptors, "
+            f"and the hard limit is {hard} (ulimit -Hn)"
+        )
+    target = needed if hard == resource.RLIM_INFINITY else hard
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+    except (OSError, ValueError) as error:
+        raise StartError(
+            f"cannot raise the limit of file descriptors to {target}: {error}"
+        ) from error
