@@ -10,7 +10,10 @@
 
 #include "ingest_ring.h"
 
-int nu_ingest_scalar(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop) {
+static inline __attribute__((always_inline)) int ingest_scalar(struct nu_ingest *ingest,
+                                                               const uint8_t *arena, size_t start,
+                                                               size_t stop,
+                                                               test_and_set_fn test_and_set) {
     if (lacks_room(ingest, stop - start))
         return -ENOBUFS;
     const uint8_t *line = arena + start;
@@ -22,6 +25,15 @@ int nu_ingest_scalar(struct nu_ingest *ingest, const uint8_t *arena, size_t star
             for (int i = 0; i < NU_LINE_BYTES; i++)
                 *out++ = line[i];
     return finish(ingest, arena + start, line, end, out);
+}
+
+int nu_ingest_scalar(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop) {
+    return ingest_scalar(ingest, arena, start, stop, test_and_set_alone);
+}
+
+int nu_ingest_scalar_shared(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
+                            size_t stop) {
+    return ingest_scalar(ingest, arena, start, stop, test_and_set_shared);
 }
 
 /* Non-zero where one of the eight bytes is no digit.
@@ -56,5 +68,10 @@ static inline bool parse_block_swar(const uint8_t *lines, uint32_t numbers[BLOCK
 }
 
 int nu_ingest_swar(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop) {
-    return ingest_through_ring(ingest, arena, start, stop, parse_block_swar);
+    return ingest_through_ring(ingest, arena, start, stop, parse_block_swar, test_and_set_alone);
+}
+
+int nu_ingest_swar_shared(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
+                          size_t stop) {
+    return ingest_through_ring(ingest, arena, start, stop, parse_block_swar, test_and_set_shared);
 }

@@ -52,6 +52,15 @@ int nu_ingest_scalar(struct nu_ingest *ingest, const uint8_t *arena, size_t star
 int nu_ingest_swar(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop);
 int nu_ingest_avx2(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop);
 
+/* The same for a bitmap, aligned to 4 bytes, that several threads take lines in to at once, each
+ * with a struct nu_ingest and a batch of its own: each number is new to exactly one of them. */
+int nu_ingest_scalar_shared(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
+                            size_t stop);
+int nu_ingest_swar_shared(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
+                          size_t stop);
+int nu_ingest_avx2_shared(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
+                          size_t stop);
+
 /* 1 where this CPU, and the system on it, run nu_ingest_avx2; else 0. */
 int nu_cpu_has_avx2(void);
 

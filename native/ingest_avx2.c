@@ -59,7 +59,12 @@ static inline TARGET bool parse_block_avx2(const uint8_t *lines, uint32_t number
 
 TARGET int nu_ingest_avx2(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
                           size_t stop) {
-    return ingest_through_ring(ingest, arena, start, stop, parse_block_avx2);
+    return ingest_through_ring(ingest, arena, start, stop, parse_block_avx2, test_and_set_alone);
+}
+
+TARGET int nu_ingest_avx2_shared(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
+                                 size_t stop) {
+    return ingest_through_ring(ingest, arena, start, stop, parse_block_avx2, test_and_set_shared);
 }
 
 int nu_cpu_has_avx2(void) {
@@ -70,6 +75,11 @@ int nu_cpu_has_avx2(void) {
 
 int nu_ingest_avx2(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop) {
     return nu_ingest_swar(ingest, arena, start, stop);
+}
+
+int nu_ingest_avx2_shared(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
+                          size_t stop) {
+    return nu_ingest_swar_shared(ingest, arena, start, stop);
 }
 
 int nu_cpu_has_avx2(void) {

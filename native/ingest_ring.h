@@ -40,7 +40,10 @@ typedef bool parse_block_fn(const uint8_t *lines, uint32_t numbers[BLOCK_LINES])
  * Little-endian, so bit n & 31 of the 32-bit word at byte n >> 5 << 2 is bit n & 7 of byte n >> 3;
  * shifts and bit tests of words need no masking, and NU_BITMAP_BYTES is a multiple of 4.
  */
-static inline bool test_and_set(uint8_t *bitmap, uint32_t number) {
+typedef bool test_and_set_fn(uint8_t *bitmap, uint32_t number);
+
+/* For a bitmap that nobody else writes to at the same time. */
+static inline bool test_and_set_alone(uint8_t *bitmap, uint32_t number) {
     uint8_t *place = bitmap + (number >> 5) * sizeof(uint32_t);
     uint32_t word;
     memcpy(&word, place, sizeof word);
@@ -50,14 +53,29 @@ static inline bool test_and_set(uint8_t *bitmap, uint32_t number) {
     return clear;
 }
 
+/* For a bitmap that several threads write to: of those that set a bit at once, one is told so.
+ *
+ * A locked instruction takes some 20 cycles and keeps later loads waiting, so a bit that is set
+ * already, which it then stays, is only looked at. Nothing but the bits themselves passes from
+ * thread to thread, so no order is asked for.
+ */
+static inline bool test_and_set_shared(uint8_t *bitmap, uint32_t number) {
+    uint32_t *word = (uint32_t *)__builtin_assume_aligned(bitmap, sizeof(uint32_t)) + (number >> 5);
+    uint32_t bit = 1u << (number & 31);
+    if (__atomic_load_n(word, __ATOMIC_RELAXED) & bit)
+        return false;
+    return !(__atomic_fetch_or(word, bit, __ATOMIC_RELAXED) & bit);
+}
+
 /* Appends the block's new lines and returns the batch's new end.
  *
  * Each line is written and only the new ones are kept: a branch here would be a coin toss. A block
  * has COPY_BYTES to read from each of its lines, and the batch has as much room as the input has
  * bytes, so what is written beyond a line stays in the batch too.
  */
-static inline uint8_t *probe_block(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
-                                   const uint8_t *lines, uint8_t *out) {
+static inline __attribute__((always_inline)) uint8_t *
+probe_block(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES], const uint8_t *lines,
+            uint8_t *out, test_and_set_fn test_and_set) {
     for (int i = 0; i < BLOCK_LINES; i++) {
         memcpy(out, lines + i * NU_LINE_BYTES, COPY_BYTES);
         out += test_and_set(bitmap, numbers[i]) ? NU_LINE_BYTES : 0;
@@ -108,15 +126,14 @@ static inline bool parse_line(const uint8_t *line, uint32_t *number) {
     return line[NU_LINE_BYTES - 1] == '\n';
 }
 
-/* A whole kernel around one way to parse a block.
+/* A whole kernel around one way to parse a block and one to set bits.
  *
  * Only the last few lines, and the block with the first line that is no number, are left for the
  * loop at the end, which takes one line at a time and touches no byte too many.
  */
-static inline __attribute__((always_inline)) int ingest_through_ring(struct nu_ingest *ingest,
-                                                                     const uint8_t *arena,
-                                                                     size_t start, size_t stop,
-                                                                     parse_block_fn parse_block) {
+static inline __attribute__((always_inline)) int
+ingest_through_ring(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop,
+                    parse_block_fn parse_block, test_and_set_fn test_and_set) {
     if (lacks_room(ingest, stop - start))
         return -ENOBUFS;
     uint8_t *bitmap = ingest->bitmap;
@@ -131,14 +148,15 @@ static inline __attribute__((always_inline)) int ingest_through_ring(struct nu_i
     for (; end - line >= BLOCK_REACH_BYTES && parse_block(line, block); line += BLOCK_BYTES) {
         uint32_t *slot = &ring[parsed % RING_LINES];
         if (parsed >= RING_LINES)
-            out = probe_block(bitmap, slot, line - RING_BYTES, out);
+            out = probe_block(bitmap, slot, line - RING_BYTES, out, test_and_set);
         memcpy(slot, block, sizeof block);
         for (int i = 0; i < BLOCK_LINES; i++)
             __builtin_prefetch(&bitmap[block[i] >> 3]);
         parsed += BLOCK_LINES;
     }
     for (size_t i = parsed > RING_LINES ? parsed - RING_LINES : 0; i < parsed; i += BLOCK_LINES)
-        out = probe_block(bitmap, &ring[i % RING_LINES], lines + i * NU_LINE_BYTES, out);
+        out = probe_block(bitmap, &ring[i % RING_LINES], lines + i * NU_LINE_BYTES, out,
+                          test_and_set);
 
     uint32_t number;
     for (; end - line >= NU_LINE_BYTES && parse_line(line, &number); line += NU_LINE_BYTES)

@@ -1,7 +1,9 @@
 """What a kernel is, and the reference kernel in plain Python: the executable specification."""
 
+from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from mmap import mmap
+from threading import Lock
 from typing import NamedTuple, Protocol
 
 from numbers_uring.config import LINE_BYTES
@@ -65,6 +67,10 @@ class Kernel(Protocol):
     def variant(self) -> str:
         """Name the implementation for the start line."""
 
+    @property
+    def shared(self) -> "Kernel":
+        """The same for several threads with one bitmap: each number is new to exactly one."""
+
     def __call__(self, lines: memoryview, bitmap: bytearray, batch: memoryview) -> Result:
         """Take in `lines`, set their bits in `bitmap`, put the new ones into `batch`.
 
@@ -111,14 +117,22 @@ def ingest(lines: memoryview, bitmap: bytearray, batch: memoryview) -> Result:
 
 
 class _BoundPythonKernel:
-    def __init__(self, arena: Memory, bitmap: bytearray, batch: Memory) -> None:
+    def __init__(
+        self,
+        arena: Memory,
+        bitmap: bytearray,
+        batch: Memory,
+        lock: AbstractContextManager[object],
+    ) -> None:
+        self._lock = lock
         self._arena = memoryview(arena)
         self._bitmap = bitmap
         self._batch = memoryview(batch)
         self.batch_used = self.consumed = self.unique = self.duplicate = 0
 
     def ingest(self, start: int, stop: int) -> int:
-        result = ingest(self._arena[start:stop], self._bitmap, self._batch[self.batch_used :])
+        with self._lock:
+            result = ingest(self._arena[start:stop], self._bitmap, self._batch[self.batch_used :])
         self.consumed = result.consumed
         self.unique += result.unique
         self.duplicate += result.duplicate
@@ -129,10 +143,16 @@ class _BoundPythonKernel:
 class PythonKernel:
     """The reference kernel: slow, and right by inspection."""
 
-    variant = "python"
+    def __init__(self, lock: AbstractContextManager[object] | None = None) -> None:
+        self._lock = lock
+        self.variant = "python" if lock is None else "python-shared"
+
+    @property
+    def shared(self) -> "PythonKernel":
+        return PythonKernel(Lock())
 
     def __call__(self, lines: memoryview, bitmap: bytearray, batch: memoryview) -> Result:
         return ingest(lines, bitmap, batch)
 
     def bind(self, arena: Memory, bitmap: bytearray, batch: Memory) -> BoundKernel:
-        return _BoundPythonKernel(arena, bitmap, batch)
+        return _BoundPythonKernel(arena, bitmap, batch, self._lock or nullcontext())

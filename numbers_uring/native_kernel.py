@@ -61,11 +61,17 @@ class _BoundNativeKernel:
 
 
 class NativeKernel:
-    """One compiled variant."""
+    """One compiled variant, and its twin for a bitmap that several threads write to."""
 
-    def __init__(self, variant: str, function: Any) -> None:
+    def __init__(self, variant: str, function: Any, shared: Any = None) -> None:
         self.variant = variant
         self._function = function
+        self._shared = shared
+
+    @property
+    def shared(self) -> Kernel:
+        assert self._shared is not None
+        return NativeKernel(f"{self.variant}-shared", self._shared)
 
     def __call__(self, lines: memoryview, bitmap: bytearray, batch: memoryview) -> Result:
         bound = _BoundNativeKernel(self._function, lines, bitmap, batch)
@@ -82,14 +88,18 @@ def _always() -> int:
 
 # The fastest first. A variant for another instruction set is one more row.
 _VARIANTS = (
-    ("avx2", lib.nu_cpu_has_avx2, lib.nu_ingest_avx2),
-    ("swar", _always, lib.nu_ingest_swar),
-    ("scalar", _always, lib.nu_ingest_scalar),
+    ("avx2", lib.nu_cpu_has_avx2, lib.nu_ingest_avx2, lib.nu_ingest_avx2_shared),
+    ("swar", _always, lib.nu_ingest_swar, lib.nu_ingest_swar_shared),
+    ("scalar", _always, lib.nu_ingest_scalar, lib.nu_ingest_scalar_shared),
 )
 
-VARIANT_NAMES = tuple(name for name, _, _ in _VARIANTS)
+VARIANT_NAMES = tuple(name for name, *_ in _VARIANTS)
 
 
 def variants() -> list[Kernel]:
     """Return the variants that this CPU runs, the fastest first."""
-    return [NativeKernel(name, function) for name, supported, function in _VARIANTS if supported()]
+    return [
+        NativeKernel(name, function, shared)
+        for name, supported, function, shared in _VARIANTS
+        if supported()
+    ]

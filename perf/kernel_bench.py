@@ -113,7 +113,7 @@ def allocate(pages: str) -> tuple[bytearray, int]:
 
 
 def show(table: dict[str, dict[str, Spread]]) -> None:
-    print(f"{'ns a number':12}" + "".join(f"{mix:>30}" for mix in table))
+    print(f"{'ns a number':14}" + "".join(f"{mix:>30}" for mix in table))
     for name in next(iter(table.values())):
         cells = []
         for spreads in table.values():
@@ -121,7 +121,7 @@ def show(table: dict[str, dict[str, Spread]]) -> None:
             baseline = spreads.get(BASELINE)
             ratio = f"{baseline.median / median:.1f}x" if baseline else ""
             cells.append(f"{median:.1f} ({least:.1f}-{most:.1f}) {ratio:>6}")
-        print(f"{name:12}" + "".join(f"{cell:>30}" for cell in cells))
+        print(f"{name:14}" + "".join(f"{cell:>30}" for cell in cells))
 
 
 def main() -> None:
@@ -132,7 +132,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="a JSON object instead of a table")
     arguments = parser.parse_args()
 
-    kernels = [*native_kernel.variants(), *([PythonKernel()] if arguments.python else [])]
+    alone = native_kernel.variants()
+    kernels = [*alone, *(kernel.shared for kernel in alone)]
+    if arguments.python:
+        kernels.append(PythonKernel())
     memory, huge_bytes = allocate(arguments.pages)
     table = measure(kernels, memory, arguments.pieces)
     if arguments.json:

@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from numbers_uring import _native, native_kernel
 from numbers_uring.config import BITMAP_BYTES, HEADROOM_BYTES, LINE_BYTES, PIECE_BYTES_MAX
 from numbers_uring.intake import Intake
-from numbers_uring.kernel import Kernel, PythonKernel, Result, Verdict
+from numbers_uring.kernel import BoundKernel, Kernel, PythonKernel, Result, Verdict
 
 NATIVE_DIRECTORY = os.environ.get("NUMBERS_URING_TEST_NATIVE")
 if NATIVE_DIRECTORY is not None:
@@ -23,7 +24,13 @@ if NATIVE_DIRECTORY is not None:
     assert Path(NATIVE_DIRECTORY).resolve() in Path(_native.__file__).resolve().parents
 
 PYTHON = PythonKernel()
-AVAILABLE: dict[str, Kernel] = {kernel.variant: kernel for kernel in native_kernel.variants()}
+ALONE = native_kernel.variants()
+AVAILABLE: dict[str, Kernel] = {
+    kernel.variant: kernel for alone in ALONE for kernel in (alone, alone.shared)
+}
+VARIANT_NAMES = [
+    name for variant in native_kernel.VARIANT_NAMES for name in (variant, f"{variant}-shared")
+]
 TERMINATE = b"terminate\n"
 BATCH = memoryview(bytearray(64 * 1024))
 
@@ -49,12 +56,12 @@ def available(variant: str) -> Kernel:
     return AVAILABLE[variant]
 
 
-@pytest.fixture(params=native_kernel.VARIANT_NAMES)
+@pytest.fixture(params=VARIANT_NAMES)
 def native(request: pytest.FixtureRequest) -> Kernel:
     return available(request.param)
 
 
-@pytest.fixture(params=["python", *native_kernel.VARIANT_NAMES])
+@pytest.fixture(params=["python", *VARIANT_NAMES])
 def kernel(request: pytest.FixtureRequest) -> Kernel:
     return PYTHON if request.param == "python" else available(request.param)
 
@@ -142,7 +149,7 @@ def test_every_variant_does_what_the_reference_does(stream: bytes, bitmap: bytea
 
 
 def test_the_variants_are_listed_once_each_and_the_portable_ones_always() -> None:
-    assert [name for name in native_kernel.VARIANT_NAMES if name in AVAILABLE] == list(AVAILABLE)
+    assert [name for name in VARIANT_NAMES if name in AVAILABLE] == list(AVAILABLE)
     assert {"swar", "scalar"} <= set(AVAILABLE)
 
 
@@ -401,3 +408,43 @@ def test_how_a_stream_is_cut_does_not_matter(kernel: Kernel, ending: bytes) -> N
     for longest in (1, 11, 1000):
         sizes = [cutter.randint(1, longest) for _ in stream]
         assert receive_in_pieces(kernel, stream, sizes) == whole
+
+
+# Several threads on one bitmap.
+
+
+@pytest.mark.parametrize("variant", ["python", *native_kernel.VARIANT_NAMES])
+def test_each_number_is_new_to_exactly_one_of_several_threads(
+    variant: str, bitmap: bytearray
+) -> None:
+    shared = (PYTHON if variant == "python" else available(variant)).shared
+    count = 2_000 if variant == "python" else 100_000
+    # Half of them near each other, so that threads meet in the same words.
+    numbers = [*range(count // 2), *random_numbers(count // 2)]
+    data = lines(numbers)
+    threads_count = 4
+    barrier = threading.Barrier(threads_count)
+    batches = [bytearray(len(data)) for _ in range(threads_count)]
+    bounds = [shared.bind(bytearray(data), bitmap, batch) for batch in batches]
+
+    def take_in(bound: BoundKernel) -> None:
+        barrier.wait(30)
+        for start in range(0, len(data), 50_000):
+            bound.ingest(start, min(start + 50_000, len(data)))
+
+    threads = [threading.Thread(target=take_in, args=(bound,)) for bound in bounds]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    kept = [
+        bytes(batch[start : start + LINE_BYTES])
+        for bound, batch in zip(bounds, batches, strict=True)
+        for start in range(0, bound.batch_used, LINE_BYTES)
+    ]
+    assert len(kept) == len(set(kept))
+    assert set(kept) == set(map(line, numbers))
+    assert sum(bound.unique for bound in bounds) == len(set(numbers)) == len(kept)
+    assert sum(bound.unique + bound.duplicate for bound in bounds) == threads_count * count
+    for number in numbers:
+        bitmap[number >> 3] = 0
