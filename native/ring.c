@@ -162,7 +162,8 @@ struct nu_ring {
     uint32_t connections_max;
     uint32_t *free;
     uint32_t free_count;
-    uint32_t *closed; /* slots that the last pass handed out as NU_CLOSED */
+    uint32_t occupied; /* connections elsewhere that count against connections_max */
+    uint32_t *closed;  /* slots that the last pass handed out as NU_CLOSED */
     uint32_t closed_count;
     struct queue ready;          /* with something to hand out */
     struct queue unarmed[POOLS]; /* waiting for a receive, by the pool it takes from */
@@ -369,6 +370,11 @@ static void keep(struct nu_ring *ring, struct connection *connection, int32_t nu
 
 /* Connections. */
 
+/* Whether one more client may be accepted. */
+static bool has_room(const struct nu_ring *ring) {
+    return ring->free_count > ring->occupied;
+}
+
 static int open_connection(struct nu_ring *ring, int fd) {
     if (!ring->free_count)
         return -ENOSPC;
@@ -563,7 +569,7 @@ static int accept_one(struct nu_ring *ring, int listener_fd, bool *gone) {
         }
         return -error;
     }
-    int connection = open_connection(ring, fd);
+    int connection = has_room(ring) ? open_connection(ring, fd) : -ENOSPC;
     if (connection < 0) {
         close(fd);
         ring->results->refused++;
@@ -577,7 +583,7 @@ static int accept_one(struct nu_ring *ring, int listener_fd, bool *gone) {
 static void accept_from(struct nu_ring *ring, struct listener *listener) {
     for (uint32_t i = 0; i < ring->accepts_per_pass_max; i++) {
         bool gone;
-        if (!ring->free_count && !ring->refuse)
+        if (!has_room(ring) && !ring->refuse)
             return;
         if (ring->results->count == ring->completions_max)
             return;
@@ -617,7 +623,7 @@ static bool arm(struct nu_ring *ring) {
     stock(ring);
     if (ring->wakeup_fd >= 0 && !ring->wakeup_armed)
         ring->wakeup_armed = prepare_poll(ring, ring->wakeup_fd, user_data(REQUEST_WAKEUP, 0, 0));
-    if (ring->listening && (ring->free_count || ring->refuse))
+    if (ring->listening && (has_room(ring) || ring->refuse))
         for (uint32_t i = 0; i < ring->listener_count; i++)
             if (!ring->listeners[i].armed)
                 ring->listeners[i].armed =
@@ -681,7 +687,7 @@ void nu_ring_ignore_wakeup(struct nu_ring *ring) {
 int nu_ring_accept(struct nu_ring *ring, uint32_t listener) {
     bool gone;
     settle(ring);
-    if (!ring->free_count)
+    if (!has_room(ring))
         return -ENOSPC;
     return accept_one(ring, ring->listeners[listener].fd, &gone);
 }
@@ -689,6 +695,19 @@ int nu_ring_accept(struct nu_ring *ring, uint32_t listener) {
 int nu_ring_adopt(struct nu_ring *ring, int32_t fd) {
     settle(ring);
     return open_connection(ring, fd);
+}
+
+int32_t nu_ring_release(struct nu_ring *ring, uint32_t index) {
+    struct connection *connection = &ring->connections[index];
+    int32_t fd = connection->fd;
+    leave(ring, index);
+    connection->fd = -1;
+    ring->free[ring->free_count++] = index;
+    return fd;
+}
+
+void nu_ring_occupy(struct nu_ring *ring, uint32_t connections) {
+    ring->occupied = connections;
 }
 
 void nu_ring_peer(const struct nu_ring *ring, uint32_t connection, uint8_t *address) {

@@ -111,6 +111,14 @@ int nu_ring_accept(struct nu_ring *ring, uint32_t listener);
  */
 int nu_ring_adopt(struct nu_ring *ring, int32_t fd);
 
+/* Gives away a connection that the last pass, or nu_ring_accept after it, has opened: its slot is
+ * free, without an NU_CLOSED. To be called before the next pass. Returns its descriptor. */
+int32_t nu_ring_release(struct nu_ring *ring, uint32_t connection);
+
+/* Counts so many connections that are open elsewhere against connections_max, when clients are
+ * accepted. */
+void nu_ring_occupy(struct nu_ring *ring, uint32_t connections);
+
 /* Copies the address of whoever was accepted last into this slot: a sockaddr_in, a sockaddr_in6, or
  * one whose family is AF_UNIX and whose rest means nothing. Zeros where nobody was. */
 void nu_ring_peer(const struct nu_ring *ring, uint32_t connection, uint8_t *address);

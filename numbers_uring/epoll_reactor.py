@@ -23,7 +23,6 @@ import socket
 import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 from numbers_uring.accept_backoff import AcceptBackoff
 from numbers_uring.addresses import Peer
@@ -78,9 +77,10 @@ class EpollReactor:
         self._backoff = AcceptBackoff(warn)
         self._events_max = min(connections_max, 4096) + len(listeners) + 1
         self._sockets: list[socket.socket | None] = [None] * connections_max
-        self._peers: list[Any] = [None] * connections_max
+        self._peers = [Peer("", 0)] * connections_max
         self._slots: dict[int, int] = {}
         self._free = list(reversed(range(connections_max)))
+        self._occupied = 0
         self._disconnected: list[int] = []
         self._listening = False
         self._draining = False
@@ -151,8 +151,7 @@ class EpollReactor:
         self._disconnected.append(connection)
 
     def peer(self, connection: int) -> Peer:
-        address = self._peers[connection]
-        return Peer(*address[:2]) if isinstance(address, tuple) else Peer("", 0)
+        return self._peers[connection]
 
     def _close(self, connection: int) -> None:
         sock = self._sockets[connection]
@@ -175,7 +174,7 @@ class EpollReactor:
     def _listen_if_possible(self) -> None:
         if self._listening or self._draining or self._backoff.active:
             return
-        if not (self._free or self._refuse):
+        if not (self._has_room or self._refuse):
             return
         for fd in self._listeners:
             self._epoll.register(fd, select.EPOLLIN)
@@ -209,26 +208,55 @@ class EpollReactor:
                 return None
             # The connection ended before it was accepted, or brought a network error: accept(2).
             return -1
-        if not self._free:
+        if not self._has_room:
             sock.close()
             self.refused += 1
             return -1
-        sock.setblocking(False)
         try:
-            self._epoll.register(sock, select.EPOLLIN)
+            connection = self._open(sock, Peer(*address[:2]) if address else Peer("", 0))
         except OSError as error:
             sock.close()
             if error.errno not in _EXHAUSTED:
                 raise
             self._back_off(error)
             return None
-        connection = self._free.pop()
-        self._sockets[connection] = sock
-        self._peers[connection] = address
-        self._slots[sock.fileno()] = connection
-        if not (self._free or self._refuse):
+        if not (self._has_room or self._refuse):
             self._stop_listening()
         return connection
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._free) > self._occupied
+
+    def _open(self, sock: socket.socket, peer: Peer) -> int:
+        sock.setblocking(False)
+        self._epoll.register(sock, select.EPOLLIN)
+        connection = self._free.pop()
+        self._sockets[connection] = sock
+        self._peers[connection] = peer
+        self._slots[sock.fileno()] = connection
+        return connection
+
+    # Between reactors.
+
+    def release(self, connection: int) -> int:
+        sock = self._sockets[connection]
+        assert sock is not None
+        self._epoll.unregister(sock)
+        del self._slots[sock.fileno()]
+        self._sockets[connection] = None
+        self._free.append(connection)
+        return sock.detach()
+
+    def adopt(self, fd: int, peer: Peer) -> int:
+        return self._open(socket.socket(fileno=fd), peer)
+
+    def occupy(self, connections: int) -> None:
+        self._occupied = connections
+        if self._has_room:
+            self._listen_if_possible()
+        elif not self._refuse:
+            self._stop_listening()
 
     def _back_off(self, error: OSError) -> None:
         self._stop_listening()
@@ -289,7 +317,7 @@ class EpollReactor:
     def _accept_waiting(self, waiting: dict[socket.socket, int]) -> Iterator[Completion]:
         """Accept, of those that were in the backlog when the stop began, as many as may come in."""
         for listener in self._listeners.values():
-            while waiting[listener] > 0 and self._free:
+            while waiting[listener] > 0 and self._has_room:
                 waiting[listener] -= 1
                 connection = self._accept_one(listener)
                 if connection is None:

@@ -76,6 +76,21 @@ class Reactor(Protocol):
     def peer(self, connection: int) -> Peer:
         """Return who was accepted into this slot; valid until the next one is."""
 
+    def release(self, connection: int) -> int:
+        """Give away a connection whose OPENED is at hand, and return its descriptor.
+
+        To be called before the next completion is asked for; there is no CLOSED for it.
+        """
+
+    def adopt(self, fd: int, peer: Peer) -> int:
+        """Take over what another reactor has released; return its slot. There is no OPENED for it.
+
+        To be called between two waits, where a slot is free.
+        """
+
+    def occupy(self, connections: int) -> None:
+        """Count so many connections of other reactors against connections_max when accepting."""
+
     def sleep(self, timeout_s: float) -> None:
         """Wait for the wake-up descriptor alone, at most `timeout_s`: nothing is received."""
 

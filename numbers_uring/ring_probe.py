@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 
+from numbers_uring.addresses import Peer
 from numbers_uring.config import WhenFull
 from numbers_uring.reactor import Kind
 from numbers_uring.uring_reactor import UringReactor
@@ -37,7 +38,7 @@ def receives() -> bool:
         reactor = UringReactor(
             [], wakeup_read, connections_max=1, when_full=WhenFull.WAIT, warn=lambda _: None
         )
-        reactor.adopt(near)
+        reactor.adopt(near.detach(), Peer("", 0))
         handed_out = []
         for piece in (b"first", b"second"):
             far.sendall(piece)

@@ -79,6 +79,7 @@ class UringReactor:
         self._backoff = AcceptBackoff(warn)
         self._pacing = Pacing()
         self._disconnected: set[int] = set()
+        self._adopted: dict[int, Peer] = {}
         self._rows: Iterator[Completion] = iter(())
         self._wakeup = select.poll()
         self._wakeup.register(wakeup_fd, select.POLLIN)
@@ -170,6 +171,8 @@ class UringReactor:
         lib.nu_ring_disconnect(self._ring, connection)
 
     def peer(self, connection: int) -> Peer:
+        if connection in self._adopted:
+            return self._adopted[connection]
         lib.nu_ring_peer(self._ring, connection, self._peer)
         address = bytes(ffi.buffer(self._peer))
         family, port = _FAMILY.unpack_from(address)[0], _PORT.unpack_from(address)[0]
@@ -179,14 +182,21 @@ class UringReactor:
             return Peer(socket.inet_ntop(family, address[8:24]), port)
         return Peer("", 0)
 
-    # Accepting.
+    # Between reactors.
 
-    def adopt(self, sock: socket.socket) -> int:
-        """Take over a connected stream socket without an OPENED; return its slot."""
-        connection: int = lib.nu_ring_adopt(self._ring, sock.fileno())
+    def release(self, connection: int) -> int:
+        return lib.nu_ring_release(self._ring, connection)  # type: ignore[no-any-return]
+
+    def adopt(self, fd: int, peer: Peer) -> int:
+        connection: int = lib.nu_ring_adopt(self._ring, fd)
         assert connection >= 0, "no slot is free"
-        sock.detach()
+        self._adopted[connection] = peer
         return connection
+
+    def occupy(self, connections: int) -> None:
+        lib.nu_ring_occupy(self._ring, connections)
+
+    # Accepting.
 
     def _end_backoff(self, timeout_s: float) -> float:
         left_s = self._backoff.left_s()

@@ -80,6 +80,15 @@ class ScriptedReactor:
     def peer(self, connection: int) -> Peer:
         return self.peers.get(connection, Peer("127.0.0.1", connection))
 
+    def release(self, connection: int) -> int:
+        raise AssertionError(f"there is only one reactor for {connection}")
+
+    def adopt(self, fd: int, peer: Peer) -> int:
+        raise AssertionError(f"there is only one reactor for {fd} of {peer}")
+
+    def occupy(self, connections: int) -> None:
+        raise AssertionError(f"there is only one reactor for {connections}")
+
     def sleep(self, timeout_s: float) -> None:
         self.slept.append(timeout_s)
         self.now_s += timeout_s

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from numbers_uring.addresses import Peer
 from numbers_uring.config import DRAIN_BYTES_MAX, HEADROOM_BYTES, WhenFull
 from numbers_uring.epoll_reactor import EpollReactor
 from numbers_uring.listeners import listen_tcp
@@ -462,3 +463,83 @@ def test_a_signal_before_the_drain_does_not_cut_it_short(make_bench: MakeBench) 
     client.sendall(b"in time")
     bench.drain()
     assert bench.streams[connection] == b"in time"
+
+
+# Several reactors.
+
+
+def test_a_client_is_handed_from_one_reactor_to_another(make_bench: MakeBench) -> None:
+    first, second = make_bench(), make_bench()
+    client = first.client()
+    client.sendall(b"sent before")
+    released: list[tuple[int, Peer]] = []
+
+    def release() -> bool:
+        for kind, connection, _, _ in first.reactor.wait(PASS_S):
+            assert kind == Kind.OPENED
+            peer = first.reactor.peer(connection)
+            released.append((first.reactor.release(connection), peer))
+        return bool(released)
+
+    first.turn_until(release)
+    ((fd, peer),) = released
+    assert peer == client.getsockname()
+    connection = second.reactor.adopt(fd, peer)
+    second.open.add(connection)
+    second.streams[connection] = b""
+    assert second.reactor.peer(connection) == peer
+    client.sendall(b" and behind")
+    second.turn_until(lambda: second.streams[connection] == b"sent before and behind")
+    client.close()
+    second.turn_until(lambda: second.ends)
+    assert second.ends == [(connection, End.EOF)]
+    # The slot that it came from is free: the first one serves as many as ever.
+    for _ in range(4):
+        first.opened_client()
+    assert not first.ends
+
+
+def test_a_handed_over_client_is_drained(make_bench: MakeBench) -> None:
+    first, second = make_bench(), make_bench()
+    client = first.client()
+    adopted: list[int] = []
+
+    def hand_over() -> bool:
+        for _, connection, _, _ in first.reactor.wait(PASS_S):
+            peer = first.reactor.peer(connection)
+            adopted.append(second.reactor.adopt(first.reactor.release(connection), peer))
+        return bool(adopted)
+
+    first.turn_until(hand_over)
+    (connection,) = adopted
+    second.open.add(connection)
+    second.streams[connection] = b""
+    client.sendall(b"x" * 100_000)
+    second.drain()
+    assert second.streams[connection] == b"x" * 100_000
+    assert second.ends == [(connection, End.DISCONNECTED)]
+    assert is_closed(client)
+
+
+@pytest.mark.parametrize("when_full", list(WhenFull))
+def test_clients_of_other_reactors_count_against_the_limit(
+    make_bench: MakeBench, when_full: WhenFull
+) -> None:
+    bench = make_bench(3, when_full)
+    bench.reactor.occupy(2)
+    bench.opened_client()
+    late = bench.client()
+    for _ in range(5):
+        bench.turn()
+    assert len(bench.open) == 1
+    if when_full is WhenFull.REFUSE:
+        assert is_closed(late)
+        assert bench.reactor.refused == 1
+        return
+    bench.reactor.occupy(1)
+    bench.turn_until(lambda: len(bench.open) == 2)
+    bench.reactor.occupy(2)
+    bench.client()
+    for _ in range(5):
+        bench.turn()
+    assert len(bench.open) == 2
