@@ -5,13 +5,17 @@ from contextlib import ExitStack
 from functools import partial
 
 from numbers_uring.bitmap import Bitmap, allocate
-from numbers_uring.choices import choose_backend, choose_kernel, raise_descriptor_limit
+from numbers_uring.choices import (
+    choose_backend,
+    choose_kernel,
+    raise_descriptor_limit,
+    room_for_buffers,
+)
 from numbers_uring.config import (
     BATCH_BYTES,
     LAST_REPORT_WAIT_S,
     RECEIVE_BYTES_PYTHON,
     Config,
-    StartError,
 )
 from numbers_uring.console import STDERR, STDOUT, Lines, diagnostics
 from numbers_uring.epoll_reactor import EpollReactor
@@ -42,7 +46,7 @@ def run_server(config: Config) -> None:
         raise_descriptor_limit(config.connections_max)
         bitmap = allocate()
         listeners = listen(config.host, config.port)
-        try:
+        with room_for_buffers(backend):
             reactor = make_reactor(
                 listeners,
                 requests.wakeup_fd,
@@ -50,16 +54,14 @@ def run_server(config: Config) -> None:
                 when_full=config.when_full,
                 warn=say,
             )
-        except OSError as error:
-            raise StartError(f"cannot set up the backend {backend}: {error.strerror}") from error
-        parts.callback(reactor.close)
-        intake = Intake(
-            kernel,
-            reactor.arena,
-            bitmap.memory,
-            connections_max=config.connections_max,
-            batch_bytes=BATCH_BYTES,
-        )
+            parts.callback(reactor.close)
+            intake = Intake(
+                kernel,
+                reactor.arena,
+                bitmap.memory,
+                connections_max=config.connections_max,
+                batch_bytes=BATCH_BYTES,
+            )
         log = NumbersLog(
             config.log_path,
             say=say,
