@@ -79,7 +79,7 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
         code = ExitCode.LOG_FAILED
     elif len(repaired) < sum(not found.clean for found in findings):
         code = ExitCode.FINDINGS
-    _print(_json(findings, repaired, code, failure) if json else _text(findings, repaired))
+    print_whole(_json(findings, repaired, code, failure) if json else _text(findings, repaired))
     if failure is not None:
         raise failure
     return code
@@ -98,7 +98,7 @@ def _stage(label: str, size_bytes: int) -> Iterator[Progress]:
         yield bar.update
 
 
-def _print(text: str) -> None:
+def print_whole(text: str) -> None:
     try:
         click.echo(text.encode())
     except OSError as error:
