@@ -324,7 +324,9 @@ def test_more_new_lines_than_a_batch_holds_are_all_on_file(tmp_path: Path) -> No
 def test_the_loop_beats_in_time_while_nothing_comes_and_while_much_does(tmp_path: Path) -> None:
     beats: list[float] = []
     passes: list[list[Step]] = [[], [], [0]]
-    run = Run(tmp_path, passes, beat=lambda: beats.append(run.reactor.now_s), beat_interval_s=2.0)
+    run: Run = Run(
+        tmp_path, passes, beat=lambda: beats.append(run.reactor.now_s), beat_interval_s=2.0
+    )
     passes += [[run.stall(0.5), (0, lines([number]))] for number in range(8)]
     passes.append([(0, b"terminate\n")])
     run.server.run()
