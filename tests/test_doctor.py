@@ -1,5 +1,6 @@
 """`numbers-uring doctor` says what `serve` does, whatever the surroundings, and leaves no trace."""
 
+import ast
 import errno
 import fcntl
 import json
@@ -710,3 +711,47 @@ def test_a_disk_that_is_none_is_a_note(
     (finding,) = (one for one in examine(tmp_path).findings if one.name == "disk")
     assert (words is None) == (finding.advice is None)
     assert words is None or words in str(finding.advice)
+
+
+# What the documentation explains.
+
+TROUBLESHOOTING = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text()
+
+ERRORS = {"StartError", "LogError", "BackendError"}
+OTHER_COMMANDS = {"check.py", "check_command.py", "load.py", "load_command.py"}
+
+
+def errors_raised() -> Iterator[str]:
+    """Yield what each error of a server begins with, up to what differs from run to run."""
+    for path in sorted(Path(doctor.__file__).parent.glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+                continue
+            if node.func.id not in ERRORS or path.name in OTHER_COMMANDS:
+                continue
+            (text,) = node.args
+            first = text.values[0] if isinstance(text, ast.JoinedStr) else text
+            if isinstance(first, ast.Constant):
+                yield str(first.value).strip()
+
+
+def test_every_error_of_the_server_is_explained() -> None:
+    errors = set(errors_raised())
+    assert {"cannot open the log", "another process listens there", "the backend failed:"} <= errors
+    rows = [row for row in TROUBLESHOOTING.splitlines() if row.startswith("| `")]
+    explained = [line for row in rows for line in re.findall(r"`([^`]+)`", row)]
+    assert [error for error in errors if not any(error in line for line in explained)] == []
+
+
+def test_every_finding_is_explained(tmp_path: Path) -> None:
+    headings = re.findall(r"^### (.+)$", TROUBLESHOOTING, re.MULTILINE)
+    explained = [name for heading in headings for name in heading.split(", ")]
+    findings = examine(tmp_path).findings
+    assert [finding.name for finding in findings] == explained
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", TROUBLESHOOTING, re.MULTILINE))
+    for finding in findings:
+        told = set(re.findall(r"`(\w+)`", rows[finding.name]))
+        if finding.name == "program":
+            assert told <= set(finding.values)
+        else:
+            assert set(finding.values) <= told
