@@ -42,8 +42,8 @@ def run_server(config: Config, say: Diagnostics) -> None:
         backend, make_reactor = choose_backend(config.backend, say)
         if make_reactor is EpollReactor and isinstance(kernel, PythonKernel):
             make_reactor = partial(EpollReactor, receive_bytes=RECEIVE_BYTES_PYTHON)
-        requests = Requests(say)
         raise_descriptor_limit(config.connections_max)
+        requests = Requests(say)
         bitmap = allocate()
         listeners = listen(config.listen, unix_mode=config.unix_mode, unix_group=config.unix_group)
         parts.callback(listeners.close)

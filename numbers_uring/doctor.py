@@ -278,11 +278,11 @@ class _Examination:
                 weight=Weight.NOTE,
                 text="not tried: the bitmap, the kernel or the backend can't be had",
             )
-        read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-        for fd in (read_fd, write_fd):
-            self._parts.callback(os.close, fd)
         # Without listeners, which need next to nothing, and may be in use.
         with room_for_buffers(str(self._backend)):
+            read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+            for fd in (read_fd, write_fd):
+                self._parts.callback(os.close, fd)
             reactor = self._make_reactor(
                 [],
                 read_fd,

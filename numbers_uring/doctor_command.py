@@ -6,11 +6,11 @@ from typing import Any
 import click
 
 from numbers_uring import __version__
-from numbers_uring.check_command import print_whole
 from numbers_uring.config import ExitCode
 from numbers_uring.console import PROGRAM
 from numbers_uring.doctor import examine
 from numbers_uring.findings import Diagnosis, Finding, Weight
+from numbers_uring.output import print_whole
 from numbers_uring.serve_options import ENVIRONMENT_PREFIX, serve_config, serve_options
 
 _HELP = """
@@ -24,7 +24,7 @@ its ends.
 Options that are set from the environment for `serve` are for this command, too:
 NUMBERS_URING_SERVE_PORT=5000 stands for --port 5000.
 
-Exit status: 0 a server would start, 1 it would not, 2 wrong usage.
+Exit status: 0 a server would start, 1 it would not, 2 wrong usage, 3 the findings can't be written.
 """
 
 

@@ -120,8 +120,8 @@ def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[s
         found = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
         )
-    except (socket.gaierror, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, socket.gaierror) else error
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise StartError(f"cannot listen on host {host!r}: {reason}") from error
     # A name may be listed twice for the same address.
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))  # type: ignore[misc]

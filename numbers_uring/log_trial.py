@@ -15,9 +15,6 @@ _FS_IOC_GETFLAGS = 0x80086601 if struct.calcsize("l") == 8 else 0x80046601
 _FS_APPEND_FL = 0x20
 """What chattr(1) calls `a`, see ioctl_iflags(2)."""
 
-_NO_UNNAMED_FILES = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
-"""File systems without O_TMPFILE, and kernels that take it for an attempt to write a folder."""
-
 
 def try_log(path: Path, fsync: Fsync, *, resume: bool) -> int | None:
     """Return the size, in bytes, of the log that a server would find at `path`; None: a new one.
@@ -59,9 +56,8 @@ def _try_new(path: Path) -> None:
     flags = os.O_WRONLY | os.O_CLOEXEC
     try:
         fd = os.open(path.parent, flags | os.O_TMPFILE, 0o644)
-    except OSError as error:
-        if error.errno not in _NO_UNNAMED_FILES:
-            raise
+    except OSError:
+        # File systems without O_TMPFILE fail in many ways; where nothing can be made, so does this.
         named = path.with_name(f".numbers-uring-{os.getpid()}")
         fd = os.open(named, flags | os.O_CREAT | os.O_EXCL, 0o644)
         named.unlink()

@@ -173,7 +173,8 @@ def tightest_memory_group() -> MemoryGroup | None:
     """
     found: list[MemoryGroup] = []
     for line in (read_text("/proc/self/cgroup") or "").splitlines():
-        _, controllers, path = line.split(":", 2)
+        _, _, named = line.partition(":")
+        controllers, _, path = named.partition(":")
         for version in _GROUP_VERSIONS:
             if version.controller in controllers.split(","):
                 for root in version.roots:

@@ -321,6 +321,10 @@ def a_low_hard_limit_of_descriptors(scene: Scene) -> None:
     scene.options += ["--max-clients", "1000"]
 
 
+def hardly_a_descriptor(scene: Scene) -> None:
+    scene.prefix = ["prlimit", "--nofile=8:8"]
+
+
 def forbid_rings(scene: Scene, error: int) -> None:
     scene.command = (sys.executable, "-c", FORBID, str(error), "-m", "numbers_uring")
 
@@ -424,6 +428,7 @@ DOES_NOT = {
     a_bad_line_at_the_start: "log",
     a_bad_line_at_the_end_of_a_long_log: "log",
     a_low_hard_limit_of_descriptors: "descriptors",
+    hardly_a_descriptor: "descriptors",
     a_ring_that_is_forbidden: "backend",
     a_ring_that_the_kernel_has_not: "backend",
     no_memory_for_the_bitmap: "memory",
@@ -508,6 +513,15 @@ def test_beside_a_running_server_its_address_and_log_are_in_use_and_it_goes_on(
 
 
 # How it is told.
+
+
+def test_findings_that_cannot_be_written_are_one_line_and_exit_3(tmp_path: Path) -> None:
+    scene = Scene(
+        tmp_path, ExitStack(), ["--port", "0"], ["sh", "-c", 'exec "$@" >/dev/full', "sh"]
+    )
+    done = scene.run("doctor")
+    assert done.returncode == 3
+    assert re.fullmatch("numbers-uring: error: cannot write .*\n", done.stderr)
 
 
 def test_the_json_has_every_finding_under_its_name(tmp_path: Path) -> None:
