@@ -32,8 +32,8 @@ COMMAND = (sys.executable, "-m", "numbers_uring")
 LINES = lines(range(100))
 MEGABYTE = 2**20
 
-ROOT_WITHOUT_POWERS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
-"""Root may write what nobody may; a test of rights needs somebody who may not."""
+ROOT_WITHOUT_POWERS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search,-ipc_lock")
+"""Root may do what others may not: write any file, lock any memory."""
 
 
 @dataclass
@@ -339,6 +339,12 @@ def a_ring_that_the_kernel_has_not(scene: Scene) -> None:
     scene.options += ["--backend", "uring"]
 
 
+def no_memory_that_may_be_locked_for_a_ring(scene: Scene) -> None:
+    without_powers(scene)
+    scene.prefix = ["prlimit", f"--memlock={16 * 1024}:{16 * 1024}", *scene.prefix]
+    scene.options += ["--backend", "uring"]
+
+
 def no_memory_for_the_bitmap(scene: Scene) -> None:
     scene.prefix = ["prlimit", f"--as={100 * MEGABYTE}"]
 
@@ -431,6 +437,7 @@ DOES_NOT = {
     hardly_a_descriptor: "descriptors",
     a_ring_that_is_forbidden: "backend",
     a_ring_that_the_kernel_has_not: "backend",
+    no_memory_that_may_be_locked_for_a_ring: "backend",
     no_memory_for_the_bitmap: "memory",
     no_memory_for_the_thread: "buffers",
     no_memory_for_the_ring: "buffers",
