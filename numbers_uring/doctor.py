@@ -58,8 +58,8 @@ _ADVICE = {
     "descriptors": "raise the hard limit (ulimit -Hn, LimitNOFILE=, docker run --ulimit nofile=) "
     "or lower --max-clients",
     "memory": "raise the limit (ulimit -v, MemoryMax=, docker run --memory) or end what uses it",
-    "listen": "stop what has the address (ss -ltnp, ss -lxp), make what is missing, or give another "
-    "with --port, --host or --listen",
+    "listen": "stop what has the address (ss -ltnp, ss -lxp), make what is missing, or give "
+    "another with --port, --host or --listen",
     "buffers": "raise the limits of memory and tasks (ulimit -v, ulimit -u, MemoryMax=, TasksMax=)",
     "log": "give another file with --log-file, or put right what is said of this one",
 }
