@@ -739,7 +739,7 @@ def test_a_disk_that_is_none_is_a_note(
 TROUBLESHOOTING = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text()
 
 ERRORS = {"StartError", "LogError", "BackendError"}
-OTHER_COMMANDS = {"check.py", "check_command.py", "load.py", "load_command.py"}
+OTHER_COMMANDS = {"check.py", "check_command.py", "load.py", "load_command.py", "output.py"}
 
 
 def errors_raised() -> Iterator[str]:
