@@ -568,6 +568,13 @@ def test_the_environment_of_the_server_is_the_doctors_too(tmp_path: Path) -> Non
     assert re.fullmatch(r"numbers-uring: error: .*http.*--help.*\n", done.stderr)
 
 
+def test_without_options_it_is_about_the_servers_defaults(tmp_path: Path) -> None:
+    # The address may be in use here, so whether a server would start is left open.
+    told = json.loads(Scene(tmp_path, ExitStack()).run("doctor", "--json").stdout)
+    assert told["findings"]["listen"]["values"]["addresses"] == ["127.0.0.1:4000"]
+    assert told["findings"]["log"]["values"]["path"] == str(tmp_path / "numbers.log")
+
+
 def test_the_help_has_the_servers_options_and_the_exit_codes(tmp_path: Path) -> None:
     done = Scene(tmp_path, ExitStack()).run("doctor", "--help")
     assert done.returncode == 0
