@@ -12,33 +12,10 @@ import pytest
 
 from numbers_uring import __version__
 from numbers_uring.choices import choose_backend
-from support import ServerProcess, lines
+from support import ServerProcess, assert_one_line_error, lines
+from support import run_command as run
 
 LINES = lines(range(100))
-
-
-def run(
-    *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "numbers_uring", *arguments],
-        capture_output=True,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=30,
-    )
-
-
-def assert_one_line_error(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("numbers-uring: error: ")
-    for word in words:
-        assert word in line
 
 
 @pytest.mark.parametrize(
