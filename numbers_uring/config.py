@@ -6,7 +6,7 @@ from enum import IntEnum, StrEnum
 from pathlib import Path
 from select import PIPE_BUF
 
-from numbers_uring.addresses import Address
+from numbers_uring.addresses import Address, TcpAddress
 
 LINE_BYTES = 10
 """Nine characters and a newline: a number's line and `terminate` alike."""
@@ -221,3 +221,5 @@ class Config:
     report_interval_s: float
     idle_timeout_s: float
     """Zero: clients may be silent for ever."""
+    metrics: TcpAddress | None
+    """Where metrics are served; None where they are not."""

@@ -26,6 +26,7 @@ from numbers_uring.config import LINE_BYTES
 from numbers_uring.health import HEALTHY, Health
 from numbers_uring.http_server import Answer, HttpServer, Request, not_found
 from numbers_uring.intake import Intake
+from numbers_uring.listeners import address_text
 from numbers_uring.numbers_log import NumbersLog
 from numbers_uring.reactor import Reactor
 from numbers_uring.server import Server
@@ -155,6 +156,8 @@ class Metrics:
         connections_max: int,
     ) -> None:
         self.health = Health()
+        self.urls = [f"http://{address_text(listener)}/metrics" for listener in listeners]
+        """Where the metrics are, one for each of the listeners."""
         self._collector = NumbersCollector(
             Counters, backend=backend, kernel=kernel, connections_max=connections_max
         )
