@@ -73,7 +73,13 @@ def test_the_help_names_every_option_and_the_exit_codes() -> None:
     assert done.returncode == 0
     for word in (
         *("--backend", "--kernel", "--host", "--port", "--max-clients", "--when-full"),
-        *("--concurrent-connections", "--log-file", "--report-interval", "--idle-timeout"),
+        *(
+            "--concurrent-connections",
+            "--log-file",
+            "--report-interval",
+            "--idle-timeout",
+            "--metrics",
+        ),
         *("--version", "terminate", "NUMBERS_URING_SERVE_", "Exit status"),
     ):
         assert word in done.stdout
