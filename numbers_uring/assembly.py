@@ -1,9 +1,12 @@
 """The parts of a server, put together for one run."""
 
+import math
 import time
 from contextlib import ExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
+from numbers_uring.addresses import TcpAddress
 from numbers_uring.bitmap import Bitmap, allocate
 from numbers_uring.choices import (
     choose_backend,
@@ -13,6 +16,7 @@ from numbers_uring.choices import (
 )
 from numbers_uring.config import (
     BATCH_BYTES,
+    BEAT_INTERVAL_S,
     LAST_REPORT_WAIT_S,
     RECEIVE_BYTES_PYTHON,
     Config,
@@ -22,11 +26,14 @@ from numbers_uring.disconnect_lines import DisconnectLines
 from numbers_uring.epoll_reactor import EpollReactor
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import PythonKernel
-from numbers_uring.listeners import address_text, listen
+from numbers_uring.listeners import address_text, listen, listen_tcp
 from numbers_uring.numbers_log import NumbersLog
 from numbers_uring.resume import resume
 from numbers_uring.server import Server
 from numbers_uring.signals import Requests
+
+if TYPE_CHECKING:
+    from numbers_uring.metrics import Metrics
 
 
 def run_server(config: Config, say: Diagnostics) -> None:
@@ -44,6 +51,15 @@ def run_server(config: Config, say: Diagnostics) -> None:
             make_reactor = partial(EpollReactor, receive_bytes=RECEIVE_BYTES_PYTHON)
         raise_descriptor_limit(config.connections_max)
         requests = Requests(say)
+        metrics = None
+        if config.metrics is not None:
+            metrics = _serve_metrics(
+                config.metrics,
+                backend=backend,
+                kernel=kernel.variant,
+                connections_max=config.connections_max,
+            )
+            parts.callback(metrics.close)
         bitmap = allocate()
         listeners = listen(config.listen, unix_mode=config.unix_mode, unix_group=config.unix_group)
         parts.callback(listeners.close)
@@ -96,18 +112,26 @@ def run_server(config: Config, say: Diagnostics) -> None:
             say=say,
             terminate=config.terminate,
             disconnects=DisconnectLines(say.debug) if config.verbose else None,
+            beat=_no_beat if metrics is None else metrics.health.beat,
+            beat_interval_s=math.inf if metrics is None else BEAT_INTERVAL_S,
         )
+        metrics_urls = []
+        if metrics is not None:
+            metrics.watch(server, intake, reactor, log)
+            metrics_urls = metrics.urls
         addresses = [address_text(listener) for listener in listeners.sockets]
         say.info(
             f"listening on {' and '.join(addresses)}, backend {backend}, "
             f"kernel {kernel.variant}, {_bitmap_text(bitmap)}, "
             f"at most {config.connections_max} clients, log {log.path}, "
-            f"started in {time.monotonic() - begin_s:.2f} s",
+            f"started in {time.monotonic() - begin_s:.2f} s"
+            f"{', metrics on ' if metrics_urls else ''}{' and '.join(metrics_urls)}",
             event="started",
             listen=addresses,
             backend=backend,
             kernel=kernel.variant,
             log=log.path,
+            metrics=metrics_urls,
         )
         server.run()
         requests.ignore_stops()
@@ -134,3 +158,26 @@ def _bitmap_text(bitmap: Bitmap) -> str:
     if share == 0:
         return "no huge pages"
     return "huge pages" if share >= 95 else f"huge pages for {share} % of the bitmap"
+
+
+def _serve_metrics(
+    address: TcpAddress, *, backend: str, kernel: str, connections_max: int
+) -> "Metrics":
+    """Bind and answer from now on. Raises StartError."""
+    try:
+        # Here, because the library it needs is an extra, and takes a tenth of a second to import.
+        from numbers_uring.metrics import Metrics  # noqa: PLC0415
+    except ImportError as error:
+        raise StartError(
+            f"--metrics needs the prometheus-client library ({error}): "
+            "pip install 'numbers-uring[metrics]'"
+        ) from error
+    try:
+        listeners = listen_tcp(*address)
+    except StartError as error:
+        raise StartError(f"--metrics: {error}") from error
+    return Metrics(listeners, backend=backend, kernel=kernel, connections_max=connections_max)
+
+
+def _no_beat() -> None:
+    """Nobody asks whether the loop is alive."""

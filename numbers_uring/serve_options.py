@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from numbers_uring.addresses import PORT_MAX, Address, TcpAddress, parse_address
+from numbers_uring.addresses import PORT_MAX, Address, TcpAddress, parse_address, parse_tcp_address
 from numbers_uring.config import (
     DISCONNECT_LINES_PER_S_MAX,
     Config,
@@ -55,13 +55,18 @@ class _Seconds(click.FloatRange):
 
 
 class _Address(click.ParamType):  # type: ignore[type-arg] # generic only in click's newest
+    """What `parse` makes of the text; it raises ValueError where that is no address."""
+
     name = "address"
+
+    def __init__(self, parse: Callable[[str], Address]) -> None:
+        self._parse = parse
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Address:
         try:
-            return parse_address(value)
+            return self._parse(value)
         except ValueError as error:
             self.fail(f"{error}.", param, ctx)
 
@@ -113,7 +118,7 @@ _OPTIONS = (
     ),
     click.option(
         "--listen",
-        type=_Address(),
+        type=_Address(parse_address),
         multiple=True,
         metavar="ADDRESS",
         help="An address to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH. Can be given several "
@@ -212,6 +217,13 @@ _OPTIONS = (
         help="Disconnect a client this many seconds after its last complete line; 0 never does.",
     ),
     click.option(
+        "--metrics",
+        type=_Address(parse_tcp_address),
+        metavar="HOST:PORT",
+        help="Serve metrics for Prometheus there, and /healthz for probes; or [IPV6]:PORT. Needs "
+        "an extra: pip install 'numbers-uring[metrics]'.",
+    ),
+    click.option(
         "--log-format",
         type=click.Choice([choice.value for choice in LogFormat]),
         default=LogFormat.TEXT.value,
@@ -266,6 +278,7 @@ def serve_config(options: dict[str, Any]) -> Config:
         write_behind=options["write_behind"] == "on",
         report_interval_s=options["report_interval"],
         idle_timeout_s=options["idle_timeout"],
+        metrics=options["metrics"],
     )
 
 

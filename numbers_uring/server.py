@@ -50,6 +50,9 @@ class Statistics:
     accepted: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     """By reason: eof, reset, incomplete, invalid, idle, stop."""
+    received_bytes: int = 0
+    reports_dropped: int = 0
+    """Reports that nobody read, each folded into the next."""
 
 
 class Server:
@@ -101,6 +104,8 @@ class Server:
         self._reasons: list[str | None] = [None] * connections_max
         self._rejected: dict[int, bytes] = {}
         self._out_of_space = False
+        # What is over, and since when it goes on: one object, because other threads ask for it.
+        self._held_back: tuple[float, float | None] = (0.0, None)
         self._retry_due_s = 0.0
         self._terminated = False
 
@@ -114,7 +119,7 @@ class Server:
         backend_failure: OSError | None = None
         try:
             try:
-                while not self._stopping:
+                while not self.stopping:
                     self._turn()
                 self._drain()
             except OSError as error:
@@ -145,8 +150,20 @@ class Server:
         return "terminate"
 
     @property
-    def _stopping(self) -> bool:
+    def stopping(self) -> bool:
+        """Whether a stop was asked for; from any thread."""
         return self._terminated or self._requests.stop is not None
+
+    @property
+    def out_of_space(self) -> bool:
+        """Whether clients are held back because there is no space for the log; from any thread."""
+        return self._out_of_space
+
+    @property
+    def held_back_s(self) -> float:
+        """How long clients were held back for that, up to now; from any thread."""
+        over_s, since_s = self._held_back
+        return over_s if since_s is None else over_s + self._clock() - since_s
 
     # One pass.
 
@@ -167,7 +184,7 @@ class Server:
 
     def _pass(self) -> None:
         for completion in self._reactor.wait(self._timeout_s()):
-            if not self._handle(*completion) or self._stopping:
+            if not self._handle(*completion) or self.stopping:
                 return
 
     def _handle(self, kind: int, connection: int, start: int, size: int) -> bool:
@@ -183,6 +200,7 @@ class Server:
         return True
 
     def _receive(self, connection: int, start: int, size: int) -> None:
+        self.statistics.received_bytes += size
         verdict = self._intake.receive(connection, start, size)
         if self._idle is not None and self._intake.completed_a_line:
             self._idle.touch(connection, self._clock())
@@ -243,16 +261,20 @@ class Server:
         return not full
 
     def _note_space(self, full: bool) -> None:
-        self._retry_due_s = self._clock() + NO_SPACE_RETRY_S
+        now_s = self._clock()
+        self._retry_due_s = now_s + NO_SPACE_RETRY_S
+        over_s = self.held_back_s
         if full and not self._out_of_space:
+            self._held_back = over_s, now_s
             self._say(
                 f"no space for the log {self._log.path}: holding the clients back, "
                 f"trying again every {NO_SPACE_RETRY_S:g} s"
             )
         elif not full:
+            self._held_back = over_s, None
             self._say(f"there is space for the log {self._log.path} again: going on")
             if self._idle is not None:
-                self._idle.touch_all(self._clock())
+                self._idle.touch_all(now_s)
         self._out_of_space = full
 
     def _reopen(self) -> None:
@@ -290,6 +312,8 @@ class Server:
         counts = Counts(self._intake.unique, self._intake.duplicate)
         if self._report(report_line(self._reported, counts), last):
             self._reported = counts
+        else:
+            self.statistics.reports_dropped += 1
 
     # Stopping.
 

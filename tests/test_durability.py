@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from support import DEADLINE_S, ServerProcess, is_closed, lines, wait_until
+from support import DEADLINE_S, ServerProcess, is_closed, lines, needs_strace, strace, wait_until
 
 Serve = Callable[..., ServerProcess]
 ROOT = Path(__file__).resolve().parent.parent
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -137,28 +136,6 @@ def test_a_truncated_log_goes_on_in_whole_lines(serve: Serve, backend: str) -> N
 
 
 # Syncing.
-
-
-@contextmanager
-def strace(server: ServerProcess, trace: Path, *options: str) -> Iterator[None]:
-    """Trace, or interfere with, the system calls of a running server."""
-    tracer = subprocess.Popen(
-        ["strace", "-f", "-o", str(trace), *options, "-p", str(server.process.pid)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert tracer.stderr is not None
-    try:
-        said = tracer.stderr.readline()
-        while "attached" not in said:
-            assert tracer.poll() is None, said
-            said = tracer.stderr.readline()
-        yield
-    finally:
-        if tracer.poll() is None:
-            tracer.terminate()
-        tracer.wait(DEADLINE_S)
-        tracer.stderr.close()
 
 
 @needs_strace

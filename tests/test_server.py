@@ -77,6 +77,7 @@ def test_each_end_is_counted_by_its_reason(tmp_path: Path) -> None:
     assert run.file == lines([1])
     assert run.server.statistics.ended == {"eof": 1, "incomplete": 2, "reset": 1, "stop": 1}
     assert run.server.statistics.accepted == 5
+    assert run.server.statistics.received_bytes == len(lines([1]) + b"12345" + b"terminate") + 10
 
 
 def test_reports_come_on_time_and_add_up(tmp_path: Path) -> None:
@@ -133,6 +134,7 @@ def test_a_report_that_cannot_be_written_is_folded_into_the_next(tmp_path: Path)
     passes += [[(0, b"terminate\n")]]
     run.server.run()
     assert [line for line, _ in run.reports] == [report(3, 1, 3), report(0, 0, 3)]
+    assert run.server.statistics.reports_dropped == 2
 
 
 def test_an_idle_connection_is_disconnected_a_working_one_is_not(tmp_path: Path) -> None:
@@ -169,8 +171,10 @@ def test_on_a_full_disk_clients_are_held_back_and_served_later(tmp_path: Path) -
     passes: list[list[Step]] = [[0, (0, lines(range(5)))], [(0, lines([9]) + b"terminate\n")]]
     run = Run(tmp_path, passes, calls={"write": disk})
     contents: list[bytes] = []
+    held: list[tuple[bool, float]] = []
 
     def look() -> None:
+        held.append((run.server.out_of_space, run.server.held_back_s))
         contents.append(run.file)
         assert len(run.reactor.waits) == 1, "something was received while there is no space"
         if len(run.reactor.slept) == 3:
@@ -179,6 +183,8 @@ def test_on_a_full_disk_clients_are_held_back_and_served_later(tmp_path: Path) -
     run.reactor.on_sleep = look
     run.server.run()
     assert run.reactor.slept == [NO_SPACE_RETRY_S] * 3
+    assert held == [(True, NO_SPACE_RETRY_S * passed) for passed in (1, 2, 3)]
+    assert (run.server.out_of_space, run.server.held_back_s) == (False, 3 * NO_SPACE_RETRY_S)
     assert contents == [lines([0, 1])] * 3
     assert run.file == lines([*range(5), 9])
     assert [text.split(":")[0].split(" the log")[0] for text in run.said] == [
@@ -292,6 +298,21 @@ def test_a_rotation_leaves_what_came_before_in_the_old_file(tmp_path: Path) -> N
     run.server.run()
     assert old.read_bytes() == lines([1, 2])
     assert run.file == lines([3])
+
+
+def test_times_in_which_clients_are_held_back_add_up(tmp_path: Path) -> None:
+    disk = Disk(0)
+    passes: list[list[Step]] = [[0, (0, lines([1, 2]))]]
+    run = Run(tmp_path, passes, calls={"write": disk})
+    passes += [[run.stall(5), (0, lines([3]))], [(0, b"terminate\n")]]
+
+    def make_room_for_one_batch() -> None:
+        disk.free_bytes = 20 if len(run.reactor.slept) == 1 else 10
+
+    run.reactor.on_sleep = make_room_for_one_batch
+    run.server.run()
+    assert run.file == lines([1, 2, 3])
+    assert run.server.held_back_s == 2 * NO_SPACE_RETRY_S
 
 
 def test_a_rotation_to_a_disk_with_space_ends_the_holding_back_at_once(tmp_path: Path) -> None:
