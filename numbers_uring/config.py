@@ -111,7 +111,17 @@ LAST_REPORT_WAIT_S = 0.2
 SIGNAL_REPEAT_S = 0.05
 """Signals this close together are one request: timeout(1) sends each of its signals twice."""
 
+WATCHDOG_BEATS = 4
+"""How often the loop tells the service manager that it lives, in the time that it is given."""
+
+RESUME_PATIENCE_S = 60.0
+"""What a resume asks the service manager for, each time that it says how far it is."""
+
+SYNC_PATIENCE_S = 300.0
+"""What a reload and a stop ask the service manager for: they may have to wait for the disk."""
+
 assert BITMAP_BYTES * 8 == NUMBERS
+assert RESUME_PATIENCE_S > 2 * RESUME_PROGRESS_S
 assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * PIECE_BYTES_MAX
 assert DRAIN_QUIET_S < DRAIN_S < 1
