@@ -1,8 +1,12 @@
 """What the server was asked to do, and every limit it keeps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
+from select import PIPE_BUF
+
+from numbers_uring.addresses import Address
 
 LINE_BYTES = 10
 """Nine characters and a newline: a number's line and `terminate` alike."""
@@ -120,7 +124,18 @@ RESUME_PATIENCE_S = 60.0
 SYNC_PATIENCE_S = 300.0
 """What a reload and a stop ask the service manager for: they may have to wait for the disk."""
 
+DIRECTORY_LOCK_TRIES = 50
+DIRECTORY_LOCK_RETRY_S = 0.02
+"""How often, and how far apart, the directory of a unix socket is tried to be locked."""
+
+DIAGNOSTIC_CHARACTERS_MAX = 900
+"""Of one line on standard error: short enough, as UTF-8, for a pipe to take it whole."""
+
+DISCONNECT_LINES_PER_S_MAX = 20
+"""How many disconnects are told of, one by one, with --verbose."""
+
 assert BITMAP_BYTES * 8 == NUMBERS
+assert 4 * DIAGNOSTIC_CHARACTERS_MAX < PIPE_BUF
 assert RESUME_PATIENCE_S > 2 * RESUME_PROGRESS_S
 assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * PIECE_BYTES_MAX
@@ -144,6 +159,21 @@ class WhenFull(StrEnum):
     REFUSE = "refuse"
 
 
+class Terminate(StrEnum):
+    """Whose `terminate` stops the server; anybody else's is an invalid line."""
+
+    ANY = "any"
+    LOCAL = "local"
+    NEVER = "never"
+
+
+class LogFormat(StrEnum):
+    """How diagnostics are written to standard error."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
 class ExitCode(IntEnum):
     """The command's exit codes."""
 
@@ -165,10 +195,15 @@ class Config:
 
     backend: str
     kernel: str
-    host: str
-    port: int
+    listen: Sequence[Address]
+    unix_mode: int
+    """Of the socket files of unix addresses, as chmod(2) takes it."""
+    unix_group: str | None
+    """A name or a number; None leaves what the system gives."""
     connections_max: int
     when_full: WhenFull
+    terminate: Terminate
+    verbose: bool
     log_path: Path
     resume: bool
     fsync: Fsync

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from numbers_uring.config import LINE_BYTES, ExitCode, StartError
+from numbers_uring.console import Diagnostics
 from numbers_uring.load_model import Latency, LoadParameters, LoadResult, Mix
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -143,7 +144,7 @@ def load_parameters(options: dict[str, Any]) -> LoadParameters:
         raise click.UsageError(f"{error}.") from error
 
 
-def load_and_print(parameters: LoadParameters, *, as_json: bool, say: Callable[[str], None]) -> int:
+def load_and_print(parameters: LoadParameters, *, as_json: bool, say: Diagnostics) -> int:
     """Run the load, print its result and return the exit code. Raises StartError."""
     try:
         # Here and not at the top: the server also runs where the extension can't be loaded.
@@ -154,7 +155,7 @@ def load_and_print(parameters: LoadParameters, *, as_json: bool, say: Callable[[
         result: LoadResult = load.run_load(parameters, bars.show if bars.wanted else None)
     click.echo(json.dumps(_flat(result)) if as_json else result_line(result))
     for text, clients in result.errors.items():
-        say(f"error: {text} ({clients} of {parameters.clients} clients)")
+        say.error(f"{text} ({clients} of {parameters.clients} clients)")
     if result.numbers_not_taken_min:
         say(f"at least {result.numbers_not_taken_min} numbers were not taken in")
     if result.interrupted:
