@@ -1,5 +1,6 @@
 """The parts of a server, put together for one run."""
 
+import os
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -8,6 +9,7 @@ from numbers_uring.bitmap import Bitmap, allocate
 from numbers_uring.choices import choose_backend, choose_kernel, raise_descriptor_limit
 from numbers_uring.config import (
     BATCH_BYTES,
+    DEFAULT_ADDRESS,
     LAST_REPORT_WAIT_S,
     RECEIVE_BYTES_PYTHON,
     Config,
@@ -23,11 +25,14 @@ from numbers_uring.numbers_log import NumbersLog
 from numbers_uring.resume import resume
 from numbers_uring.server import Server
 from numbers_uring.signals import Requests
+from numbers_uring.socket_activation import take_inherited
 
 
 def run_server(config: Config, say: Diagnostics) -> None:
     """Serve until the end. Raises StartError, StopRequestedError, LogError or BackendError."""
     begin_s = time.monotonic()
+    # Before anything else is opened.
+    inherited = take_inherited(os.environ)
     stdout = Lines(STDOUT)
 
     def report(line: str, last: bool) -> bool:
@@ -41,8 +46,10 @@ def run_server(config: Config, say: Diagnostics) -> None:
         requests = Requests(say)
         raise_descriptor_limit(config.connections_max)
         bitmap = allocate()
-        listeners = listen(config.listen, unix_mode=config.unix_mode, unix_group=config.unix_group)
+        addresses = config.listen or ([] if inherited else [DEFAULT_ADDRESS])
+        listeners = listen(addresses, unix_mode=config.unix_mode, unix_group=config.unix_group)
         parts.callback(listeners.close)
+        listeners.sockets[:0] = inherited
         try:
             reactor = make_reactor(
                 listeners.sockets,
@@ -95,14 +102,14 @@ def run_server(config: Config, say: Diagnostics) -> None:
             terminate=config.terminate,
             disconnects=DisconnectLines(say.debug) if config.verbose else None,
         )
-        addresses = [address_text(listener) for listener in listeners.sockets]
+        listening = [address_text(listener) for listener in listeners.sockets]
         say.info(
-            f"listening on {' and '.join(addresses)}, backend {backend}, "
+            f"listening on {' and '.join(listening)}, backend {backend}, "
             f"kernel {kernel.variant}, {_bitmap_text(bitmap)}, "
             f"at most {config.connections_max} clients, log {log.path}, "
             f"started in {time.monotonic() - begin_s:.2f} s",
             event="started",
-            listen=addresses,
+            listen=listening,
             backend=backend,
             kernel=kernel.variant,
             log=log.path,

@@ -6,7 +6,10 @@ from enum import IntEnum, StrEnum
 from pathlib import Path
 from select import PIPE_BUF
 
-from numbers_uring.addresses import Address
+from numbers_uring.addresses import Address, TcpAddress
+
+DEFAULT_ADDRESS = TcpAddress("127.0.0.1", 4000)
+"""Listened on where no other address is asked for and no socket was handed down."""
 
 LINE_BYTES = 10
 """Nine characters and a newline: a number's line and `terminate` alike."""
@@ -196,6 +199,7 @@ class Config:
     backend: str
     kernel: str
     listen: Sequence[Address]
+    """Those that were asked for; none stands for DEFAULT_ADDRESS or for inherited sockets."""
     unix_mode: int
     """Of the socket files of unix addresses, as chmod(2) takes it."""
     unix_group: str | None
