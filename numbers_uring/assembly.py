@@ -1,6 +1,7 @@
 """The parts of a server, put together for one run."""
 
 import os
+import socket
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -21,21 +22,44 @@ from numbers_uring.epoll_reactor import EpollReactor
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import PythonKernel
 from numbers_uring.listeners import address_text, listen
-from numbers_uring.numbers_log import NumbersLog
+from numbers_uring.numbers_log import LogError, NumbersLog
+from numbers_uring.reactor import BackendError
+from numbers_uring.report import Counts
 from numbers_uring.resume import resume
 from numbers_uring.server import Server
+from numbers_uring.service_manager import ServiceManager
+from numbers_uring.service_status import ServiceStatus
 from numbers_uring.signals import Requests
 from numbers_uring.socket_activation import take_inherited
 
 
 def run_server(config: Config, say: Diagnostics) -> None:
     """Serve until the end. Raises StartError, StopRequestedError, LogError or BackendError."""
+    manager = ServiceManager.from_environment(os.environ, say)
+    try:
+        # Before anything else is opened.
+        inherited = take_inherited(os.environ)
+        manager.status("Starting")
+        _serve(config, say, inherited, manager)
+    except (StartError, LogError, BackendError) as error:
+        manager.status(str(error))
+        raise
+    finally:
+        manager.close()
+
+
+def _serve(
+    config: Config, say: Diagnostics, inherited: list[socket.socket], manager: ServiceManager
+) -> None:
     begin_s = time.monotonic()
-    # Before anything else is opened.
-    inherited = take_inherited(os.environ)
     stdout = Lines(STDOUT)
 
+    def say_progress(text: str) -> None:
+        say.info(text)
+        manager.starting(text)
+
     def report(line: str, last: bool) -> bool:
+        status.refresh()
         return stdout.write(line, wait_s=LAST_REPORT_WAIT_S if last else 0)
 
     with ExitStack() as parts:
@@ -79,16 +103,24 @@ def run_server(config: Config, say: Diagnostics) -> None:
         )
         parts.callback(log.close)
         if config.resume:
+            manager.starting(f"resuming {log.path}")
             resume(
                 log,
                 kernel,
                 bitmap.memory,
-                say=say.info,
+                say=say_progress,
                 warn=say,
                 stop_requested=lambda: requests.stop is not None,
             )
         else:
             log.truncate()
+        listening = " and ".join(map(address_text, listeners.sockets))
+        status = ServiceStatus(
+            manager,
+            listening,
+            counts=lambda: Counts(intake.unique, intake.duplicate),
+            clients=lambda: server.statistics.connected,
+        )
         server = Server(
             reactor,
             intake,
@@ -101,15 +133,17 @@ def run_server(config: Config, say: Diagnostics) -> None:
             say=say,
             terminate=config.terminate,
             disconnects=DisconnectLines(say.debug) if config.verbose else None,
+            beat=manager.beat,
+            beat_interval_s=manager.beat_interval_s,
+            enter=status.enter,
         )
-        listening = [address_text(listener) for listener in listeners.sockets]
         say.info(
-            f"listening on {' and '.join(listening)}, backend {backend}, "
+            f"listening on {listening}, backend {backend}, "
             f"kernel {kernel.variant}, {_bitmap_text(bitmap)}, "
             f"at most {config.connections_max} clients, log {log.path}, "
             f"started in {time.monotonic() - begin_s:.2f} s",
             event="started",
-            listen=listening,
+            listen=[address_text(listener) for listener in listeners.sockets],
             backend=backend,
             kernel=kernel.variant,
             log=log.path,
@@ -117,11 +151,15 @@ def run_server(config: Config, say: Diagnostics) -> None:
         server.run()
         requests.ignore_stops()
         ended = server.statistics.ended
-        say.info(
+        summary = (
             f"stopped by {server.stopped_by}: {log.written_lines} numbers written to {log.path}, "
             f"{server.statistics.accepted} clients served, {reactor.refused} refused, "
             f"{ended['invalid']} disconnected for an invalid line, "
-            f"{ended['idle']} for being idle, {ended['incomplete']} left within a line",
+            f"{ended['idle']} for being idle, {ended['incomplete']} left within a line"
+        )
+        manager.status(summary)
+        say.info(
+            summary,
             event="stopped",
             by=server.stopped_by,
             unique=intake.unique,

@@ -25,10 +25,10 @@ _WATCHDOG_US = re.compile("[1-9][0-9]{0,17}")
 class ServiceManager:
     """Where messages go to; nowhere, where `address` is None.
 
-    Nothing here waits or fails. A message that finds the manager's queue full is dropped, but for
-    what it said of the service's state: that goes in front of the next one. `watchdog_s` is the
-    longest time that may pass without a beat, None where nobody counts. `say` takes one line for
-    the operator, where the manager cannot be reached.
+    Nothing here waits or fails, and nothing is opened before the first message. One that finds the
+    manager's queue full is dropped, but for what it said of the service's state: that goes in front
+    of the next one. `watchdog_s` is the longest time that may pass without a beat, None where
+    nobody counts. `say` takes one line for the operator, where the manager cannot be reached.
     """
 
     def __init__(
@@ -41,24 +41,15 @@ class ServiceManager:
     ) -> None:
         self._say = say
         self._clock = clock
-        self._address = address or ""
+        self._address = address
         self._socket: socket.socket | None = None
         self._reached = False
         self._unsent = ""
         self._beat_due_s = 0.0
         self.beat_interval_s = math.inf
         """How often `beat` has to be called at least."""
-        if address is None:
-            return
-        if watchdog_s is not None:
+        if address is not None and watchdog_s is not None:
             self.beat_interval_s = watchdog_s / WATCHDOG_BEATS
-        self._socket = socket.socket(
-            socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        )
-        if address.startswith("@"):
-            self._address = "\0" + address[1:]
-        elif not address.startswith("/"):
-            self._give_up("is no absolute path and no abstract name")
 
     @classmethod
     def from_environment(
@@ -113,10 +104,13 @@ class ServiceManager:
         self.status(status)
 
     def _put(self, message: str) -> None:
-        if self._socket is None:
+        if self._address is None:
+            return
+        if self._address[0] not in "/@":
+            self._give_up("is no absolute path and no abstract name")
             return
         try:
-            self._socket.sendto(message.encode(errors="replace"), self._address)
+            self._send(message.encode(errors="replace"))
         except BlockingIOError:
             return
         except OSError as error:
@@ -127,13 +121,24 @@ class ServiceManager:
         self._reached = True
         self._unsent = ""
 
+    def _send(self, message: bytes) -> None:
+        assert self._address is not None
+        if self._socket is None:
+            self._socket = socket.socket(
+                socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+            )
+        name = self._address
+        self._socket.sendto(message, "\0" + name[1:] if name[0] == "@" else name)
+
     def _give_up(self, reason: str) -> None:
-        address = self._address.replace("\0", "@")
-        self._say(f"the service manager is not told of our state: NOTIFY_SOCKET={address} {reason}")
+        self._say(
+            f"the service manager is not told of our state: NOTIFY_SOCKET={self._address} {reason}"
+        )
         self.close()
 
     def close(self) -> None:
         """Send no more."""
+        self._address = None
         self.beat_interval_s = math.inf
         if self._socket is not None:
             self._socket.close()

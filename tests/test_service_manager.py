@@ -2,7 +2,6 @@
 
 import math
 import os
-import socket
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -31,18 +30,6 @@ def far(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NotifySocket
     address = str(tmp_path / "notify") if request.param == "path" else f"@{tmp_path}"
     with NotifySocket(address) as listening:
         yield listening
-
-
-def fill(address: str) -> int:
-    """Send to the socket until its queue is full; return how many messages that took."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sender:
-        count = 0
-        while True:
-            try:
-                sender.sendto(b"FILL=1", "\0" + address[1:] if address[0] == "@" else address)
-            except BlockingIOError:
-                return count
-            count += 1
 
 
 def test_each_state_is_one_message(far: NotifySocket, said: list[str]) -> None:
@@ -75,7 +62,7 @@ def test_whoever_calls_beat_in_time_feeds_the_watchdog_at_twice_its_pace(
     clock = Clock()
     manager = ServiceManager(far.address, watchdog_s=8, say=said.append, clock=clock)
     assert manager.beat_interval_s == 2
-    fed_s = []
+    fed_s: list[float] = []
     for step_s in (0, 0.1, 1.8, 1.9, 0.01, 0.2, 2.0, 1.99, 0.5, 0.001, 2.0):
         clock.now_s += step_s
         manager.beat()
@@ -92,7 +79,7 @@ def test_a_full_queue_keeps_nobody_waiting_and_the_state_comes_later(
 ) -> None:
     clock = Clock()
     manager = ServiceManager(far.address, watchdog_s=8, say=said.append, clock=clock)
-    filled = fill(far.address)
+    filled = far.fill()
     manager.ready("here")
     manager.status("lost")
     manager.beat()
@@ -109,7 +96,7 @@ def test_only_the_last_of_the_states_that_could_not_be_sent_comes_later(
     far: NotifySocket, said: list[str]
 ) -> None:
     manager = ServiceManager(far.address, watchdog_s=None, say=said.append)
-    filled = fill(far.address)
+    filled = far.fill()
     manager.ready("here")
     manager.stopping("bye")
     assert len(far.messages) == filled
