@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from numbers_uring.config import SYNC_INTERVAL_S
+from numbers_uring.config import SYNC_INTERVAL_S, StartError
 from numbers_uring.write_behind import WriteBehind
 
 
@@ -17,6 +17,7 @@ class LogBackground:
     synced soon after it has grown and then once in SYNC_INTERVAL_S: what a power cut can lose is
     what was written in that time and the duration of one sync. The first failure is final: it is
     kept in `failure`, `on_failure` is called once, from the thread, and nothing is done any more.
+    Raises StartError where no thread can be had.
     """
 
     def __init__(
@@ -29,6 +30,8 @@ class LogBackground:
         fdatasync: Callable[[int], None] = os.fdatasync,
     ) -> None:
         self.failure: OSError | None = None
+        self.sync_s = 0.0
+        """Seconds spent in fdatasync(2)."""
         self._fd = fd
         self._behind = behind
         self._syncs = syncs
@@ -45,6 +48,12 @@ class LogBackground:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._thread.start()
+        except RuntimeError as error:
+            # Its stack is what memory or a limit of tasks does not suffice for.
+            raise StartError(
+                "cannot start a thread for the log: too little memory, or too many tasks "
+                "(ulimit -v, ulimit -u)"
+            ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
@@ -93,11 +102,14 @@ class LogBackground:
         with self._in_call:
             if self._syncs and self._unsynced and time.monotonic() >= self._sync_due_s:
                 self._unsynced = False
+                begin_s = time.monotonic()
                 try:
                     self._fdatasync(self._fd)
                 except InterruptedError:
                     self._unsynced = True
                     return True
+                finally:
+                    self.sync_s += time.monotonic() - begin_s
                 self._sync_due_s = time.monotonic() + SYNC_INTERVAL_S
             if self._behind is None or not self._behind.is_due(self._end_bytes):
                 return False

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,8 @@ class NumbersLog:
         self._fsync = fsync
         self._calls = calls or FileCalls()
         self._written_bytes = 0
+        self._write_s = 0.0
+        self._sync_s = 0.0
         self._removed = False
         self._fd = self._open()
         self._end_bytes = os.fstat(self._fd).st_size
@@ -79,36 +82,20 @@ class NumbersLog:
         """Whole lines that this run has put on file."""
         return self._written_bytes // LINE_BYTES
 
+    @property
+    def write_s(self) -> float:
+        """Seconds spent in write(2)."""
+        return self._write_s
+
+    @property
+    def sync_s(self) -> float:
+        """Seconds spent in fdatasync(2), in whatever thread."""
+        return self._sync_s + (0 if self._background is None else self._background.sync_s)
+
     # Opening.
 
     def _open(self) -> int:
-        """Open and lock what the path names. Raises StartError."""
-        try:
-            # Asked first, because opening a device can act on it.
-            if self.path.exists() and not self.path.is_file():
-                raise StartError(f"the log {self.path} is not a regular file")
-            fd = _again(self._calls.open, self.path, _FLAGS, 0o644)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise StartError(f"cannot open the log {self.path}: {reason}") from error
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise StartError(f"the log {self.path} is not a regular file")
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(fd), self.path.stat()):
-                # A repair or a rotation came between, and what is locked has no name any more.
-                raise StartError(f"the log {self.path} was replaced just now")
-            if self._fsync is not Fsync.NEVER:
-                _sync_directory(self.path.parent)
-        except (OSError, StartError) as error:
-            os.close(fd)
-            if isinstance(error, StartError):
-                raise
-            reason = error.strerror
-            if isinstance(error, BlockingIOError):
-                reason = "another process has locked it"
-            raise StartError(f"cannot lock the log {self.path}: {reason}") from error
-        return fd
+        return open_locked(self.path, self._fsync, self._calls.open)
 
     def truncate(self) -> None:
         """Drop whatever an earlier run left in the file. Raises StartError."""
@@ -145,6 +132,7 @@ class NumbersLog:
         self._look_after_file()
         written = 0
         failure: OSError | None = None
+        begin_s = time.monotonic()
         while written < len(lines):
             try:
                 size = self._calls.write(self._fd, lines[written:])
@@ -159,6 +147,7 @@ class NumbersLog:
             written += size
             self._written_bytes += size
             self._end_bytes += size
+        self._write_s += time.monotonic() - begin_s
         if failure is not None:
             written -= self._cut_torn_line(written)
             if failure.errno not in _NO_SPACE:
@@ -204,10 +193,13 @@ class NumbersLog:
             self._sync_now()
 
     def _sync_now(self) -> None:
+        begin_s = time.monotonic()
         try:
             _again(self._calls.fdatasync, self._fd)
         except OSError as error:
             raise self._sync_error(error) from error
+        finally:
+            self._sync_s += time.monotonic() - begin_s
 
     def _sync_error(self, error: OSError) -> LogError:
         return LogError(
@@ -283,6 +275,40 @@ class NumbersLog:
         if self._background is not None:
             self._background.close()
         os.close(self._fd)
+
+
+def open_locked(path: Path, fsync: Fsync, call: Callable[[Path, int, int], int] = os.open) -> int:
+    """Open and lock what the path names, made if it is missing; its content stays as it is.
+
+    Returns a descriptor to append to. Raises StartError where that is no regular file, may not be
+    written, or is locked by somebody else.
+    """
+    try:
+        # Asked first, because opening a device can act on it.
+        if path.exists() and not path.is_file():
+            raise StartError(f"the log {path} is not a regular file")
+        fd = _again(call, path, _FLAGS, 0o644)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartError(f"cannot open the log {path}: {reason}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise StartError(f"the log {path} is not a regular file")
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(fd), path.stat()):
+            # A repair or a rotation came between, and what is locked has no name any more.
+            raise StartError(f"the log {path} was replaced just now")
+        if fsync is not Fsync.NEVER:
+            _sync_directory(path.parent)
+    except (OSError, StartError) as error:
+        os.close(fd)
+        if isinstance(error, StartError):
+            raise
+        reason = error.strerror
+        if isinstance(error, BlockingIOError):
+            reason = "another process has locked it"
+        raise StartError(f"cannot lock the log {path}: {reason}") from error
+    return fd
 
 
 def _again(call: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:

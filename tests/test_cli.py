@@ -11,34 +11,12 @@ from pathlib import Path
 import pytest
 
 from numbers_uring import __version__
-from numbers_uring.choices import choose_backend
-from support import ServerProcess, lines
+from numbers_uring.choices import choose_backend, room_for_buffers
+from numbers_uring.config import StartError
+from support import ServerProcess, assert_one_line_error, lines
+from support import run_command as run
 
 LINES = lines(range(100))
-
-
-def run(
-    *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "numbers_uring", *arguments],
-        capture_output=True,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=30,
-    )
-
-
-def assert_one_line_error(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("numbers-uring: error: ")
-    for word in words:
-        assert word in line
 
 
 @pytest.mark.parametrize(
@@ -96,7 +74,13 @@ def test_the_help_names_every_option_and_the_exit_codes() -> None:
     assert done.returncode == 0
     for word in (
         *("--backend", "--kernel", "--host", "--port", "--max-clients", "--when-full"),
-        *("--concurrent-connections", "--log-file", "--report-interval", "--idle-timeout"),
+        *(
+            "--concurrent-connections",
+            "--log-file",
+            "--report-interval",
+            "--idle-timeout",
+            "--metrics",
+        ),
         *("--version", "terminate", "NUMBERS_URING_SERVE_", "Exit status"),
     ):
         assert word in done.stdout
@@ -174,10 +158,21 @@ def test_a_limit_of_descriptors_that_is_too_low_is_said(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_little_memory_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "limits",
+    [
+        [f"--as={100 * 2**20}"],
+        # A thread's stack is as large as the limit of the stack says.
+        [f"--as={400 * 2**20}", f"--stack={2**30}:"],
+    ],
+    ids=["bitmap", "thread"],
+)
+def test_too_little_memory_is_said(limits: list[str], tmp_path: Path) -> None:
+    log = tmp_path / "numbers.log"
+    log.write_bytes(LINES)
     command = [sys.executable, "-m", "numbers_uring", "serve", "--port", "0"]
     done = subprocess.run(
-        ["prlimit", f"--as={100 * 2**20}", *command],
+        ["prlimit", *limits, *command],
         capture_output=True,
         check=False,
         cwd=tmp_path,
@@ -185,7 +180,12 @@ def test_too_little_memory_is_said(tmp_path: Path) -> None:
         timeout=30,
     )
     assert_one_line_error(done, 3, "memory")
-    assert list(tmp_path.iterdir()) == []
+    assert log.read_bytes() == LINES
+
+
+def test_buffers_that_find_no_memory_are_a_failed_start() -> None:
+    with pytest.raises(StartError, match="not enough memory"), room_for_buffers("epoll"):
+        raise MemoryError
 
 
 def test_options_come_from_the_environment_too(
@@ -276,7 +276,8 @@ def test_a_ring_that_cannot_be_had_is_said(error: int, hint: str, tmp_path: Path
 
 CHOOSE = """
 import sys
-from numbers_uring.choices import choose_backend
+from numbers_uring.choices import choose_backend, room_for_buffers
+from numbers_uring.config import StartError
 said = []
 name, make = choose_backend("auto", said.append)
 print(name, make.__name__, *said, sep="\\n")
