@@ -20,6 +20,7 @@ from numbers_uring.config import (
     LAST_REPORT_WAIT_S,
     RECEIVE_BYTES_PYTHON,
     Config,
+    StartError,
 )
 from numbers_uring.console import STDOUT, Diagnostics, Lines
 from numbers_uring.disconnect_lines import DisconnectLines
@@ -165,13 +166,15 @@ def _serve_metrics(
 ) -> "Metrics":
     """Bind and answer from now on. Raises StartError."""
     try:
-        # Here, because the library it needs is an extra, and takes a tenth of a second to import.
-        from numbers_uring.metrics import Metrics  # noqa: PLC0415
+        # Here, because it is an extra, and takes a tenth of a second to import.
+        import prometheus_client  # noqa: F401, PLC0415
     except ImportError as error:
         raise StartError(
             f"--metrics needs the prometheus-client library ({error}): "
             "pip install 'numbers-uring[metrics]'"
         ) from error
+    from numbers_uring.metrics import Metrics  # noqa: PLC0415 - it imports the library
+
     try:
         listeners = listen_tcp(*address)
     except StartError as error:
