@@ -198,11 +198,14 @@ def strace(server: ServerProcess, trace: Path, *options: str) -> Iterator[None]:
 
 
 def run_command(
-    *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
+    *arguments: str,
+    prefix: Iterable[str] = (),
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run `numbers-uring` with these arguments to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "numbers_uring", *arguments],
+        [*prefix, sys.executable, "-m", "numbers_uring", *arguments],
         capture_output=True,
         check=False,
         cwd=cwd,
