@@ -43,7 +43,9 @@ class ServerProcess:
         self,
         log_path: Path,
         *options: str,
+        listen: Iterable[str] = ("--port", "0"),
         prefix: Iterable[str] = (),
+        pass_fds: Iterable[int] = (),
         environment: dict[str, str] | None = None,
         stdout: int | None = None,
     ) -> None:
@@ -54,12 +56,13 @@ class ServerProcess:
             [
                 *prefix,
                 *(sys.executable, "-m", "numbers_uring", "serve"),
-                *("--port", "0", "--log-file", str(log_path), *options),
+                *(*listen, "--log-file", str(log_path), *options),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if stdout is None else stdout,
             stderr=subprocess.PIPE,
             env={**os.environ, **(environment or {})},
+            pass_fds=tuple(pass_fds),
             text=True,
         )
         self._readers = [self._collect(self.process.stderr, self.stderr_lines)]
@@ -223,3 +226,27 @@ def assert_one_line_error(done: subprocess.CompletedProcess[str], code: int, *wo
     assert line.startswith("numbers-uring: error: ")
     for word in words:
         assert word in line
+
+
+def failure(
+    log_path: Path,
+    *options: str,
+    prefix: Iterable[str] = (),
+    environment: dict[str, str] | None = None,
+    pass_fds: Iterable[int] = (),
+) -> tuple[int, list[str]]:
+    """Run a server that cannot start; return its exit code and its lines on standard error."""
+    done = subprocess.run(
+        [
+            *prefix,
+            *(sys.executable, "-m", "numbers_uring", "serve"),
+            *("--log-file", str(log_path), *options),
+        ],
+        capture_output=True,
+        check=False,
+        env={**os.environ, **(environment or {})},
+        pass_fds=tuple(pass_fds),
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    return done.returncode, done.stderr.splitlines()
