@@ -19,6 +19,7 @@ from numbers_uring.intake import Intake
 from numbers_uring.kernel import PythonKernel
 from numbers_uring.listeners import address_text, listen
 from numbers_uring.numbers_log import NumbersLog
+from numbers_uring.profile import Profile
 from numbers_uring.resume import resume
 from numbers_uring.server import Server
 from numbers_uring.signals import Requests
@@ -34,6 +35,10 @@ def run_server(config: Config) -> None:
         return stdout.write(line, wait_s=LAST_REPORT_WAIT_S if last else 0)
 
     with ExitStack() as parts:
+        profile = None
+        if config.profile_path is not None:
+            # Entered first and so left last: all is closed and said before a picture is drawn.
+            profile = parts.enter_context(Profile(config.profile_path, config.log_path, say))
         kernel = choose_kernel(config.kernel)
         backend, make_reactor = choose_backend(config.backend, say)
         if make_reactor is EpollReactor and isinstance(kernel, PythonKernel):
@@ -68,6 +73,8 @@ def run_server(config: Config) -> None:
             wake=requests.wake,
         )
         parts.callback(log.close)
+        if profile is not None:
+            profile.start()
         if config.resume:
             resume(
                 log,

@@ -127,6 +127,13 @@ _OPTIONS = (
         default=0.0,
         help="Disconnect a client this many seconds after its last complete line; 0 never does.",
     ),
+    click.option(
+        "--profile",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Record where the time goes with perf, or py-spy where perf is not allowed, and draw "
+        "it as a flame graph (SVG) after the stop.",
+    ),
 )
 
 
@@ -152,4 +159,5 @@ def serve_config(options: dict[str, Any]) -> Config:
         write_behind=options["write_behind"] == "on",
         report_interval_s=options["report_interval"],
         idle_timeout_s=options["idle_timeout"],
+        profile_path=options["profile"],
     )
