@@ -23,6 +23,7 @@
 #include <errno.h>
 #include <linux/io_uring.h>
 #include <linux/sockios.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -65,6 +66,7 @@ SAME(NU_URING_PARAMS_BYTES, sizeof(struct io_uring_params));
 SAME(NU_URING_BUF_BYTES, sizeof(struct io_uring_buf));
 SAME(NU_URING_BUF_REG_BYTES, sizeof(struct io_uring_buf_reg));
 SAME(NU_URING_GETEVENTS_ARG_BYTES, sizeof(struct io_uring_getevents_arg));
+SAME(NU_PEER_BYTES, sizeof(struct sockaddr_in6));
 
 enum { SMALL, LARGE, POOLS };
 enum { REQUEST_RECEIVE = 1, REQUEST_CANCEL, REQUEST_LISTENER, REQUEST_WAKEUP };
@@ -120,6 +122,8 @@ struct connection {
     uint8_t pool;       /* that the next one takes from */
     uint8_t ended;      /* there will be nothing more: see end */
     uint8_t end;        /* an nu_end */
+    /* As accept4(2) tells it: the longest address of our listeners. Of AF_UNIX only the family. */
+    struct sockaddr_in6 peer;
 };
 
 struct listener {
@@ -545,7 +549,9 @@ static bool exhausted(int error) {
 /* Accepts one client; returns its slot, NONE where one was accepted and is gone, or -errno. */
 static int accept_one(struct nu_ring *ring, int listener_fd, bool *gone) {
     /* A blocking socket: for others the ring would complete with EAGAIN instead of waiting. */
-    int fd = accept4(listener_fd, NULL, NULL, SOCK_CLOEXEC);
+    struct sockaddr_in6 peer = {0};
+    socklen_t peer_bytes = sizeof peer;
+    int fd = accept4(listener_fd, (struct sockaddr *)&peer, &peer_bytes, SOCK_CLOEXEC);
     *gone = false;
     if (fd < 0) {
         /* The connection ended before it was accepted, or brought a network error: accept(2). */
@@ -562,7 +568,9 @@ static int accept_one(struct nu_ring *ring, int listener_fd, bool *gone) {
         close(fd);
         ring->results->refused++;
         *gone = true;
+        return connection;
     }
+    ring->connections[connection].peer = peer;
     return connection;
 }
 
@@ -681,6 +689,10 @@ int nu_ring_accept(struct nu_ring *ring, uint32_t listener) {
 int nu_ring_adopt(struct nu_ring *ring, int32_t fd) {
     settle(ring);
     return open_connection(ring, fd);
+}
+
+void nu_ring_peer(const struct nu_ring *ring, uint32_t connection, uint8_t *address) {
+    memcpy(address, &ring->connections[connection].peer, NU_PEER_BYTES);
 }
 
 int nu_ring_next_open(struct nu_ring *ring, uint32_t connection) {

@@ -66,6 +66,10 @@ struct nu_ring_config {
     uint32_t accepts_per_pass_max;
 };
 
+enum nu_ring_sizes {
+    NU_PEER_BYTES = 28 /* of a sockaddr_in6 */
+};
+
 struct nu_ring;
 
 /* Returns how many bytes of arena the pools of config need. */
@@ -106,6 +110,10 @@ int nu_ring_accept(struct nu_ring *ring, uint32_t listener);
 /* Takes over a connected stream socket. To be called between passes. Returns its slot or -ENOSPC.
  */
 int nu_ring_adopt(struct nu_ring *ring, int32_t fd);
+
+/* Copies the address of whoever was accepted last into this slot: a sockaddr_in, a sockaddr_in6, or
+ * one whose family is AF_UNIX and whose rest means nothing. Zeros where nobody was. */
+void nu_ring_peer(const struct nu_ring *ring, uint32_t connection, uint8_t *address);
 
 /* Returns the first open connection from this one on, or -1: between passes, a walk over all. */
 int nu_ring_next_open(struct nu_ring *ring, uint32_t connection);

@@ -13,7 +13,8 @@ from numbers_uring.config import (
     Config,
     StartError,
 )
-from numbers_uring.console import STDERR, STDOUT, Lines, diagnostics
+from numbers_uring.console import STDOUT, Diagnostics, Lines
+from numbers_uring.disconnect_lines import DisconnectLines
 from numbers_uring.epoll_reactor import EpollReactor
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import PythonKernel
@@ -25,10 +26,9 @@ from numbers_uring.server import Server
 from numbers_uring.signals import Requests
 
 
-def run_server(config: Config) -> None:
+def run_server(config: Config, say: Diagnostics) -> None:
     """Serve until the end. Raises StartError, StopRequestedError, LogError or BackendError."""
     begin_s = time.monotonic()
-    say = diagnostics(Lines(STDERR))
     stdout = Lines(STDOUT)
 
     def report(line: str, last: bool) -> bool:
@@ -46,10 +46,11 @@ def run_server(config: Config) -> None:
         requests = Requests(say)
         raise_descriptor_limit(config.connections_max)
         bitmap = allocate()
-        listeners = listen(config.host, config.port)
+        listeners = listen(config.listen, unix_mode=config.unix_mode, unix_group=config.unix_group)
+        parts.callback(listeners.close)
         try:
             reactor = make_reactor(
-                listeners,
+                listeners.sockets,
                 requests.wakeup_fd,
                 connections_max=config.connections_max,
                 when_full=config.when_full,
@@ -58,6 +59,7 @@ def run_server(config: Config) -> None:
         except OSError as error:
             raise StartError(f"cannot set up the backend {backend}: {error.strerror}") from error
         parts.callback(reactor.close)
+        parts.callback(listeners.remove_files)
         intake = Intake(
             kernel,
             reactor.arena,
@@ -68,6 +70,7 @@ def run_server(config: Config) -> None:
         log = NumbersLog(
             config.log_path,
             say=say,
+            inform=say.info,
             fsync=config.fsync,
             write_behind=config.write_behind,
             wake=requests.wake,
@@ -80,7 +83,8 @@ def run_server(config: Config) -> None:
                 log,
                 kernel,
                 bitmap.memory,
-                say=say,
+                say=say.info,
+                warn=say,
                 stop_requested=lambda: requests.stop is not None,
             )
         else:
@@ -95,21 +99,37 @@ def run_server(config: Config) -> None:
             idle_timeout_s=config.idle_timeout_s,
             report=report,
             say=say,
+            terminate=config.terminate,
+            disconnects=DisconnectLines(say.debug) if config.verbose else None,
         )
-        say(
-            f"listening on {' and '.join(map(address_text, listeners))}, backend {backend}, "
+        addresses = [address_text(listener) for listener in listeners.sockets]
+        say.info(
+            f"listening on {' and '.join(addresses)}, backend {backend}, "
             f"kernel {kernel.variant}, {_bitmap_text(bitmap)}, "
             f"at most {config.connections_max} clients, log {log.path}, "
-            f"started in {time.monotonic() - begin_s:.2f} s"
+            f"started in {time.monotonic() - begin_s:.2f} s",
+            event="started",
+            listen=addresses,
+            backend=backend,
+            kernel=kernel.variant,
+            log=log.path,
         )
         server.run()
         requests.ignore_stops()
         ended = server.statistics.ended
-        say(
+        say.info(
             f"stopped by {server.stopped_by}: {log.written_lines} numbers written to {log.path}, "
             f"{server.statistics.accepted} clients served, {reactor.refused} refused, "
             f"{ended['invalid']} disconnected for an invalid line, "
-            f"{ended['idle']} for being idle, {ended['incomplete']} left within a line"
+            f"{ended['idle']} for being idle, {ended['incomplete']} left within a line",
+            event="stopped",
+            by=server.stopped_by,
+            unique=intake.unique,
+            duplicate=intake.duplicate,
+            log=log.path,
+            accepted=server.statistics.accepted,
+            refused=reactor.refused,
+            ended=ended,
         )
 
 

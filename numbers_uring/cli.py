@@ -11,7 +11,7 @@ from numbers_uring.assembly import run_server
 from numbers_uring.check_command import check
 from numbers_uring.choices import raise_descriptor_limit
 from numbers_uring.config import ExitCode, StartError
-from numbers_uring.console import PROGRAM, STDERR, Lines, diagnostics, open_standard_streams
+from numbers_uring.console import PROGRAM, STDERR, Diagnostics, Lines, open_standard_streams
 from numbers_uring.load_command import LOAD_HELP, load_and_print, load_options, load_parameters
 from numbers_uring.numbers_log import LogError
 from numbers_uring.reactor import BackendError
@@ -38,49 +38,54 @@ cli.add_command(check)
 @cli.command(help=SERVE_HELP, context_settings={"show_default": True})
 @serve_options
 @click.version_option(__version__, prog_name=PROGRAM)
-def serve(**options: Any) -> None:
+@click.pass_obj
+def serve(say: Diagnostics, /, **options: Any) -> None:
     """Run one server."""
-    run_server(serve_config(options))
+    run_server(serve_config(options), say)
 
 
 @cli.command(help=LOAD_HELP, context_settings={"show_default": True})
 @load_options
-def load(*, as_json: bool, plot_path: Path | None, **options: Any) -> int:
+@click.pass_obj
+def load(say: Diagnostics, /, *, as_json: bool, plot_path: Path | None, **options: Any) -> int:
     """Run one load."""
     parameters = load_parameters(options)
     raise_descriptor_limit(parameters.clients, "--clients")
-    say = diagnostics(Lines(STDERR))
     return load_and_print(parameters, as_json=as_json, say=say, plot_path=plot_path)
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    diagnostics(Lines(STDERR))(f"error: {text}")
-    sys.exit(code)
 
 
 def main() -> NoReturn:
     """Run the command; every failure is one line on standard error and an ExitCode."""
     open_standard_streams()
+    say = Diagnostics(Lines(STDERR))
+
+    def fail(text: str, code: int) -> NoReturn:
+        say.error(text)
+        sys.exit(code)
+
     try:
         code = cli.main(
-            prog_name=PROGRAM, auto_envvar_prefix=ENVIRONMENT_PREFIX, standalone_mode=False
+            prog_name=PROGRAM,
+            auto_envvar_prefix=ENVIRONMENT_PREFIX,
+            standalone_mode=False,
+            obj=say,
         )
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else PROGRAM
-        _fail(f"{error.format_message()} Try '{command} --help'.", error.exit_code)
+        fail(f"{error.format_message()} Try '{command} --help'.", error.exit_code)
     except click.ClickException as error:
-        _fail(error.format_message(), error.exit_code)
+        fail(error.format_message(), error.exit_code)
     except StartError as error:
-        _fail(str(error), ExitCode.NOT_STARTED)
+        fail(str(error), ExitCode.NOT_STARTED)
     except StopRequestedError:
         sys.exit(ExitCode.CLEAN)
     except BackendError as error:
-        _fail(str(error), ExitCode.BACKEND_FAILED)
+        fail(str(error), ExitCode.BACKEND_FAILED)
     except LogError as error:
-        _fail(str(error), ExitCode.LOG_FAILED)
+        fail(str(error), ExitCode.LOG_FAILED)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(128 + 2)
     sys.exit(code if isinstance(code, int) else ExitCode.CLEAN)

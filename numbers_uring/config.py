@@ -1,8 +1,12 @@
 """What the server was asked to do, and every limit it keeps."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from pathlib import Path
+from select import PIPE_BUF
+
+from numbers_uring.addresses import Address
 
 LINE_BYTES = 10
 """Nine characters and a newline: a number's line and `terminate` alike."""
@@ -129,7 +133,18 @@ PROFILE_STOP_S = 10.0
 PROFILE_READ_S = 60.0
 """How long a stopped server reads its recording; the picture shows what was read by then."""
 
+DIRECTORY_LOCK_TRIES = 50
+DIRECTORY_LOCK_RETRY_S = 0.02
+"""How often, and how far apart, the directory of a unix socket is tried to be locked."""
+
+DIAGNOSTIC_CHARACTERS_MAX = 900
+"""Of one line on standard error: short enough, as UTF-8, for a pipe to take it whole."""
+
+DISCONNECT_LINES_PER_S_MAX = 20
+"""How many disconnects are told of, one by one, with --verbose."""
+
 assert BITMAP_BYTES * 8 == NUMBERS
+assert 4 * DIAGNOSTIC_CHARACTERS_MAX < PIPE_BUF
 assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * PIECE_BYTES_MAX
 assert DRAIN_QUIET_S < DRAIN_S < 1
@@ -150,6 +165,21 @@ class WhenFull(StrEnum):
 
     WAIT = "wait"
     REFUSE = "refuse"
+
+
+class Terminate(StrEnum):
+    """Whose `terminate` stops the server; anybody else's is an invalid line."""
+
+    ANY = "any"
+    LOCAL = "local"
+    NEVER = "never"
+
+
+class LogFormat(StrEnum):
+    """How diagnostics are written to standard error."""
+
+    TEXT = "text"
+    JSON = "json"
 
 
 class ExitCode(IntEnum):
@@ -173,10 +203,15 @@ class Config:
 
     backend: str
     kernel: str
-    host: str
-    port: int
+    listen: Sequence[Address]
+    unix_mode: int
+    """Of the socket files of unix addresses, as chmod(2) takes it."""
+    unix_group: str | None
+    """A name or a number; None leaves what the system gives."""
     connections_max: int
     when_full: WhenFull
+    terminate: Terminate
+    verbose: bool
     log_path: Path
     resume: bool
     fsync: Fsync

@@ -1,11 +1,24 @@
 """Standard output and error, written to without ever waiting for their readers."""
 
+import json
 import os
 import select
-from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import IntEnum
+
+from numbers_uring.config import DIAGNOSTIC_CHARACTERS_MAX, LogFormat
 
 PROGRAM = "numbers-uring"
 STDOUT, STDERR = 1, 2
+
+
+class Level(IntEnum):
+    """How much a diagnostic matters."""
+
+    DEBUG = 0
+    INFO = 1
+    WARNING = 2
+    ERROR = 3
 
 
 def open_standard_streams() -> None:
@@ -59,10 +72,46 @@ class Lines:
         return True
 
 
-def diagnostics(lines: Lines) -> Callable[[str], None]:
-    """Return a function that says one line on `lines`, with the program's name in front."""
+class Diagnostics:
+    """What is said to the operator on `lines`: one line each, as text or as a JSON object.
 
-    def say(text: str) -> None:
-        lines.write(f"{PROGRAM}: {' '.join(text.split())}")
+    Calling it says a warning. Fields are for programs: only the JSON has them, beside time (UTC),
+    level and message. Nothing waits for the reader; a line that can't be written is dropped.
+    """
 
-    return say
+    def __init__(
+        self, lines: Lines, *, form: LogFormat = LogFormat.TEXT, level_min: Level = Level.INFO
+    ) -> None:
+        self._lines = lines
+        self.form = form
+        self.level_min = level_min
+
+    def __call__(self, text: str, **fields: object) -> None:
+        self._say(Level.WARNING, text, fields)
+
+    def debug(self, text: str, **fields: object) -> None:
+        self._say(Level.DEBUG, text, fields)
+
+    def info(self, text: str, **fields: object) -> None:
+        self._say(Level.INFO, text, fields)
+
+    def error(self, text: str, **fields: object) -> None:
+        self._say(Level.ERROR, text, fields)
+
+    def _say(self, level: Level, text: str, fields: dict[str, object]) -> None:
+        if level < self.level_min:
+            return
+        text = _one_line(text)
+        if self.form is LogFormat.TEXT:
+            mark = "error: " if level is Level.ERROR else ""
+            self._lines.write(f"{PROGRAM}: {mark}{text}")
+            return
+        time = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = {"time": time, "level": level.name.lower(), "message": text, **fields}
+        self._lines.write(json.dumps(line, ensure_ascii=False, default=str))
+
+
+def _one_line(text: str) -> str:
+    """Make of it one printable line, short enough to be written whole."""
+    text = " ".join(text.split())[:DIAGNOSTIC_CHARACTERS_MAX]
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)

@@ -23,8 +23,10 @@ import socket
 import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from numbers_uring.accept_backoff import AcceptBackoff
+from numbers_uring.addresses import Peer
 from numbers_uring.config import (
     ACCEPTS_PER_PASS_MAX,
     DRAIN_BYTES_MAX,
@@ -76,6 +78,7 @@ class EpollReactor:
         self._backoff = AcceptBackoff(warn)
         self._events_max = min(connections_max, 4096) + len(listeners) + 1
         self._sockets: list[socket.socket | None] = [None] * connections_max
+        self._peers: list[Any] = [None] * connections_max
         self._slots: dict[int, int] = {}
         self._free = list(reversed(range(connections_max)))
         self._disconnected: list[int] = []
@@ -147,6 +150,10 @@ class EpollReactor:
         self._close(connection)
         self._disconnected.append(connection)
 
+    def peer(self, connection: int) -> Peer:
+        address = self._peers[connection]
+        return Peer(*address[:2]) if isinstance(address, tuple) else Peer("", 0)
+
     def _close(self, connection: int) -> None:
         sock = self._sockets[connection]
         assert sock is not None
@@ -193,7 +200,7 @@ class EpollReactor:
     def _accept_one(self, listener: socket.socket) -> int | None:
         """Return the new connection; -1 where one was accepted and is gone; None where none is."""
         try:
-            sock, _ = listener.accept()
+            sock, address = listener.accept()
         except BlockingIOError:
             return None
         except OSError as error:
@@ -217,6 +224,7 @@ class EpollReactor:
             return None
         connection = self._free.pop()
         self._sockets[connection] = sock
+        self._peers[connection] = address
         self._slots[sock.fileno()] = connection
         if not (self._free or self._refuse):
             self._stop_listening()
@@ -285,8 +293,8 @@ class EpollReactor:
                 waiting[listener] -= 1
                 connection = self._accept_one(listener)
                 if connection is None:
-                    break
-                if connection >= 0:
+                    waiting[listener] = 0
+                elif connection >= 0:
                     yield _OPENED, connection, 0, 0
 
     def close(self) -> None:

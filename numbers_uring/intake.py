@@ -1,9 +1,9 @@
 """The core without I/O: pieces of streams in, a batch of new lines and counters out."""
 
-from numbers_uring.config import PIECE_BYTES_MAX
+from numbers_uring.config import LINE_BYTES, PIECE_BYTES_MAX
 from numbers_uring.kernel import Kernel, Memory, Verdict
 
-_MORE = int(Verdict.MORE)
+_MORE, _INVALID = int(Verdict.MORE), int(Verdict.INVALID)
 
 
 class Intake:
@@ -30,6 +30,8 @@ class Intake:
         self._kernel = kernel.bind(arena, bitmap, batch)
         self._ingest = self._kernel.ingest
         self._tails = [b""] * connections_max
+        self.rejected = b""
+        """The first bytes of the line that was INVALID last, at most LINE_BYTES of them."""
 
     def open(self, connection: int) -> None:
         """Forget whatever an earlier connection left in this slot."""
@@ -54,6 +56,8 @@ class Intake:
             self._tails[connection] = bytes(self._arena[end:stop])
         elif tail:
             self._tails[connection] = b""
+        if verdict == _INVALID:
+            self.rejected = bytes(self._arena[end : min(end + LINE_BYTES, stop)])
         return verdict
 
     def has_tail(self, connection: int) -> bool:

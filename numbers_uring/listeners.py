@@ -1,8 +1,13 @@
 """The sockets that clients connect to."""
 
+import os
 import socket
 import struct
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
+from numbers_uring.addresses import Address, TcpAddress, UnixAddress
 from numbers_uring.config import (
     BACKLOG_CONNECTIONS,
     KEEPALIVE_IDLE_S,
@@ -10,6 +15,7 @@ from numbers_uring.config import (
     KEEPALIVE_PROBES,
     StartError,
 )
+from numbers_uring.unix_listener import SocketFile, listen_unix
 
 _INHERITED_OPTIONS = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -26,16 +32,53 @@ _TCPI_UNACKED = struct.Struct("=24xI")
 
 
 def backlog_connections(listener: socket.socket) -> int:
-    """Return how many connections wait for accept.
+    """Return how many connections wait for accept; of a unix socket, the most that can.
 
-    That is tcpi_unacked of a listening socket (tcp_get_info in net/ipv4/tcp.c).
+    The former is tcpi_unacked of a listening socket (tcp_get_info in net/ipv4/tcp.c).
     """
+    if listener.family == socket.AF_UNIX:
+        return BACKLOG_CONNECTIONS
     info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED.size)
     (waiting,) = _TCPI_UNACKED.unpack(info)
     return int(waiting)
 
 
-def listen(host: str, port: int) -> list[socket.socket]:
+@dataclass(slots=True)
+class Listeners:
+    """Listening sockets, and the files by which those of AF_UNIX are found."""
+
+    sockets: list[socket.socket] = field(default_factory=list)
+    files: list[SocketFile] = field(default_factory=list)
+
+    def remove_files(self) -> None:
+        """Remove the files; to be called before the sockets are closed."""
+        for file in self.files:
+            file.remove()
+
+    def close(self) -> None:
+        """Remove the files and close the sockets; what was closed already does not matter."""
+        self.remove_files()
+        for listener in self.sockets:
+            listener.close()
+
+
+def listen(addresses: Iterable[Address], *, unix_mode: int, unix_group: str | None) -> Listeners:
+    """Bind and listen on all of the addresses, or on none. Raises StartError."""
+    with ExitStack() as undo:
+        listeners = Listeners()
+        undo.callback(listeners.close)
+        for address in addresses:
+            if isinstance(address, UnixAddress):
+                listener, file = listen_unix(address, mode=unix_mode, group=unix_group)
+                listeners.sockets.append(listener)
+                listeners.files.append(file)
+            else:
+                listeners.sockets += listen_tcp(address.host, address.port)
+        undo.pop_all()
+    return listeners
+
+
+def listen_tcp(host: str, port: int) -> list[socket.socket]:
     """Bind and listen on every address that `host` stands for.
 
     With port 0 the system chooses one, the same for all addresses. Raises StartError.
@@ -82,16 +125,14 @@ def _listen_on(family: socket.AddressFamily, address: tuple[str, int]) -> socket
         if listener is not None:
             listener.close()
         raise StartError(
-            f"cannot listen on {_join(address[0], address[1])}: {error.strerror}"
+            f"cannot listen on {TcpAddress(*address[:2])}: {error.strerror}"
         ) from error
     return listener
 
 
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
 def address_text(listener: socket.socket) -> str:
-    """Return the listener's address as HOST:PORT, an IPv6 host in brackets."""
-    host, port = listener.getsockname()[:2]
-    return _join(host, port)
+    """Return the listener's address as HOST:PORT, an IPv6 host in brackets, or as unix:PATH."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return str(UnixAddress(os.fsdecode(name)))
+    return str(TcpAddress(*name[:2]))

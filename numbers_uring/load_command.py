@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from numbers_uring.config import LINE_BYTES, ExitCode, StartError
+from numbers_uring.console import Diagnostics
 from numbers_uring.load_model import Latency, LoadParameters, LoadResult, Mix
 from numbers_uring.load_plot import PLOT_SLICE_S, LoadPlot
 
@@ -157,7 +158,7 @@ def load_and_print(
     parameters: LoadParameters,
     *,
     as_json: bool,
-    say: Callable[[str], None],
+    say: Diagnostics,
     plot_path: Path | None = None,
 ) -> int:
     """Run the load, print its result and return the exit code.
@@ -189,7 +190,7 @@ def load_and_print(
                 say(f"cannot write {plot_path}: {error.strerror}")
     click.echo(json.dumps(_flat(result)) if as_json else result_line(result))
     for text, clients in result.errors.items():
-        say(f"error: {text} ({clients} of {parameters.clients} clients)")
+        say.error(f"{text} ({clients} of {parameters.clients} clients)")
     if result.numbers_not_taken_min:
         say(f"at least {result.numbers_not_taken_min} numbers were not taken in")
     if result.interrupted:

@@ -40,8 +40,8 @@ class NumbersLog:
 
     The constructor leaves the file's content as it is, until `truncate` or `keep`. It raises
     StartError where the path is no regular file, may not be written or is locked by another
-    server. `say` takes one line for the operator; `wake` is called, from another thread, when the
-    file could not be synced and the next call will say so.
+    server. `say` takes one line for the operator, `inform` one that is no warning; `wake` is
+    called, from another thread, when the file could not be synced and the next call will say so.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class NumbersLog:
         path: Path,
         *,
         say: Callable[[str], None],
+        inform: Callable[[str], None] | None = None,
         fsync: Fsync = Fsync.NEVER,
         write_behind: bool = False,
         wake: Callable[[], None] = lambda: None,
@@ -56,6 +57,7 @@ class NumbersLog:
     ) -> None:
         self.path = path
         self._say = say
+        self._inform = inform or say
         self._fsync = fsync
         self._calls = calls or FileCalls()
         self._written_bytes = 0
@@ -244,7 +246,7 @@ class NumbersLog:
             self._background.switch(fd, end_bytes)
         os.close(self._fd)
         self._fd, self._end_bytes, self._removed = fd, end_bytes, False
-        self._say(f"the log {self.path} is reopened")
+        self._inform(f"the log {self.path} is reopened")
 
     def _is_current(self) -> bool:
         try:

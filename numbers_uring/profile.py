@@ -6,7 +6,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -17,6 +16,7 @@ from numbers_uring.config import (
     SIGNAL_REPEAT_S,
     StartError,
 )
+from numbers_uring.console import Diagnostics
 from numbers_uring.flame_graph import Origin, Stacks, render, shares
 from numbers_uring.output_file import OutputFile
 from numbers_uring.recorder import (
@@ -40,7 +40,7 @@ class Profile:
     ends early. Main thread only. Raises StartError where `path` can't be written, or is the log.
     """
 
-    def __init__(self, path: Path, log_path: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, path: Path, log_path: Path, say: Diagnostics) -> None:
         if path.resolve() == log_path.resolve():
             raise StartError(f"the profile would replace the log {path}")
         self._say = say
@@ -68,7 +68,7 @@ class Profile:
         """Begin to record. Raises StartError where nothing can record this process."""
         self._names = name_own_functions()
         self._recorder = start_recorder(os.getpid(), self._names)
-        self._say(
+        self._say.info(
             f"recording a profile for {self._output.path} with {self._recorder.tool}, "
             f"{self._recorder.hz} samples a second{self._missing()}"
         )
@@ -141,7 +141,7 @@ class Profile:
             f"{origin.label} {100 * own[origin]:.0f} %{unseen if origin is Origin.KERNEL else ''}"
             for origin in Origin
         )
-        self._say(
+        self._say.info(
             f"profile in {self._output.path}: {stacks.total()} samples: {shown}"
             f"{', the rest was not read in time' if reading.was_cut else ''}"
         )

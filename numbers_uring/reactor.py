@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from enum import IntEnum
 from typing import Protocol
 
+from numbers_uring.addresses import Peer
 from numbers_uring.kernel import Memory
 
 
@@ -71,6 +72,9 @@ class Reactor(Protocol):
 
     def disconnect(self, connection: int) -> None:
         """Close the connection at once; it is RECEIVED from no more, and CLOSED soon."""
+
+    def peer(self, connection: int) -> Peer:
+        """Return who was accepted into this slot; valid until the next one is."""
 
     def sleep(self, timeout_s: float) -> None:
         """Wait for the wake-up descriptor alone, at most `timeout_s`: nothing is received."""

@@ -20,10 +20,12 @@ def resume(
     bitmap: bytearray,
     *,
     say: Callable[[str], None],
+    warn: Callable[[str], None],
     stop_requested: Callable[[], bool],
 ) -> None:
     """Set the bits of the log's numbers in `bitmap`, and have `log` go on behind its last line.
 
+    `say` is told how far it is and what was found, `warn` that instead where a torn tail was cut.
     Raises StartError, with the file as it was, where it has something else than numbers before its
     end; StopRequestedError, likewise, when `stop_requested` says so on the way.
     """
@@ -44,7 +46,8 @@ def resume(
             "number; 'numbers-uring check --repair' takes it out"
         )
     log.keep(found.consumed_bytes)
-    say(f"resumed {log.path}: {_summary(found)} in {time.monotonic() - begin_s:.1f} s")
+    tell = warn if found.torn_bytes else say
+    tell(f"resumed {log.path}: {_summary(found)} in {time.monotonic() - begin_s:.1f} s")
 
 
 def _summary(found: Scan) -> str:

@@ -5,8 +5,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from numbers_uring.config import Config, Fsync, WhenFull
+from numbers_uring.addresses import PORT_MAX, Address, TcpAddress, parse_address
+from numbers_uring.config import (
+    DISCONNECT_LINES_PER_S_MAX,
+    Config,
+    Fsync,
+    LogFormat,
+    Terminate,
+    WhenFull,
+)
+from numbers_uring.console import Diagnostics, Level
 from numbers_uring.native_kernel import VARIANT_NAMES
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -19,6 +29,8 @@ Take in numbers over TCP until a client says "terminate", or SIGTERM or SIGINT c
 Clients send lines of exactly nine decimal digits, each ended by a newline. Every number that is
 new goes to the log file, repeats are only counted, and any other line ends its client's
 connection. Counts are reported on standard output; all else is said on standard error.
+
+SIGHUP reopens the log after a rotation, SIGUSR1 asks for a report at once.
 
 Every option can also be set from the environment: NUMBERS_URING_SERVE_PORT=5000 stands for
 --port 5000.
@@ -42,6 +54,49 @@ class _Seconds(click.FloatRange):
         return seconds
 
 
+class _Address(click.ParamType):  # type: ignore[type-arg] # generic only in click's newest
+    name = "address"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Address:
+        try:
+            return parse_address(value)
+        except ValueError as error:
+            self.fail(f"{error}.", param, ctx)
+
+
+class _Mode(click.ParamType):  # type: ignore[type-arg] # as above
+    """The bits of chmod(1), in octal."""
+
+    name = "mode"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        if not (value.isascii() and value.isdecimal()) or set(value) & {"8", "9"}:
+            self.fail(f"{value!r} is not an octal mode such as 0660.", param, ctx)
+        mode = int(value, 8)
+        if mode > 0o777:
+            self.fail(f"{value!r} is more than 0777.", param, ctx)
+        return mode
+
+
+def _set_format(ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
+    """Write diagnostics so from now on: what is wrong with the other options is said later."""
+    say = ctx.find_object(Diagnostics)
+    if say is not None:
+        say.form = LogFormat(value)
+    return value
+
+
+def _set_level(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    say = ctx.find_object(Diagnostics)
+    if value and say is not None:
+        say.level_min = Level.WARNING if parameter.name == "quiet" else Level.DEBUG
+    return value
+
+
 _OPTIONS = (
     click.option(
         "--backend",
@@ -57,16 +112,38 @@ _OPTIONS = (
         "runs, which auto takes; the variants can be named, too; python: their slow specification.",
     ),
     click.option(
+        "--listen",
+        type=_Address(),
+        multiple=True,
+        metavar="ADDRESS",
+        help="An address to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH. Can be given several "
+        "times; --host and --port are then only listened on where they are given, too.",
+    ),
+    click.option(
         "--host",
         metavar="HOST",
         default="127.0.0.1",
-        help="Address or name to listen on, IPv4 or IPv6; 0.0.0.0 or :: for every interface.",
+        help="Short for one --listen: its address or name, IPv4 or IPv6; 0.0.0.0 or :: for every "
+        "interface.",
     ),
     click.option(
         "--port",
-        type=click.IntRange(0, 65535),
+        type=click.IntRange(0, PORT_MAX),
         default=4000,
-        help="TCP port to listen on; 0 takes a free one, named in the start line.",
+        help="Short for one --listen: its port; 0 takes a free one, named in the start line.",
+    ),
+    click.option(
+        "--unix-mode",
+        type=_Mode(),
+        default="0660",
+        metavar="MODE",
+        help="Who may connect to unix:PATH: the mode of its file, in octal.",
+    ),
+    click.option(
+        "--unix-group",
+        metavar="GROUP",
+        help="The group of unix:PATH, a name or a number; without it, the one that the system "
+        "gives.",
     ),
     click.option(
         "--max-clients",
@@ -86,6 +163,13 @@ _OPTIONS = (
         type=click.Choice([choice.value for choice in WhenFull]),
         default=WhenFull.WAIT.value,
         help="A client beyond --max-clients waits until one leaves, or is disconnected at once.",
+    ),
+    click.option(
+        "--terminate",
+        type=click.Choice([choice.value for choice in Terminate]),
+        default=Terminate.ANY.value,
+        help="Whose \"terminate\" stops the server: any client's; only a local one's, that is from "
+        "a loopback address or a unix socket; or nobody's. Elsewhere it is an invalid line.",
     ),
     click.option(
         "--log-file",
@@ -134,6 +218,31 @@ _OPTIONS = (
         help="Record where the time goes with perf, or py-spy where perf is not allowed, and draw "
         "it as a flame graph (SVG) after the stop.",
     ),
+    click.option(
+        "--log-format",
+        type=click.Choice([choice.value for choice in LogFormat]),
+        default=LogFormat.TEXT.value,
+        is_eager=True,
+        callback=_set_format,
+        help="Diagnostics on standard error: text, or each a JSON object on a line of its own.",
+    ),
+    click.option(
+        "--quiet",
+        "-q",
+        is_flag=True,
+        is_eager=True,
+        callback=_set_level,
+        help="Only warnings and errors on standard error.",
+    ),
+    click.option(
+        "--verbose",
+        "-v",
+        is_flag=True,
+        is_eager=True,
+        callback=_set_level,
+        help="Tell of every client that is disconnected, and why; at most "
+        f"{DISCONNECT_LINES_PER_S_MAX} of them a second, others are counted.",
+    ),
 )
 
 
@@ -145,14 +254,19 @@ def serve_options(command: _Command) -> _Command:
 
 
 def serve_config(options: dict[str, Any]) -> Config:
-    """Return what the options say."""
+    """Return what the options of the current command say. Raises click.UsageError."""
+    if options["quiet"] and options["verbose"]:
+        raise click.UsageError("--quiet and --verbose exclude each other.")
     return Config(
         backend=options["backend"],
         kernel=options["kernel"],
-        host=options["host"],
-        port=options["port"],
+        listen=_listen_addresses(options),
+        unix_mode=options["unix_mode"],
+        unix_group=options["unix_group"],
         connections_max=options["max_clients"],
         when_full=WhenFull(options["when_full"]),
+        terminate=Terminate(options["terminate"]),
+        verbose=options["verbose"],
         log_path=options["log_file"].absolute(),
         resume=options["resume"],
         fsync=Fsync(options["fsync"]),
@@ -161,3 +275,15 @@ def serve_config(options: dict[str, Any]) -> Config:
         idle_timeout_s=options["idle_timeout"],
         profile_path=options["profile"],
     )
+
+
+def _listen_addresses(options: dict[str, Any]) -> list[Address]:
+    """Return each address once: the short form's, if it is given or there is no other, first."""
+    context = click.get_current_context()
+    given = any(
+        context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        for name in ("host", "port")
+    )
+    short = [TcpAddress(options["host"], options["port"])]
+    listen = options["listen"]
+    return list(dict.fromkeys([*(short if given or not listen else []), *listen]))

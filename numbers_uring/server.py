@@ -9,7 +9,14 @@ from dataclasses import dataclass, field
 from signal import Signals
 from typing import Protocol
 
-from numbers_uring.config import NO_SPACE_RETRY_S, PIECE_BYTES_MAX, STOP_RETRY_S, STOP_TRIES
+from numbers_uring.config import (
+    NO_SPACE_RETRY_S,
+    PIECE_BYTES_MAX,
+    STOP_RETRY_S,
+    STOP_TRIES,
+    Terminate,
+)
+from numbers_uring.disconnect_lines import DisconnectLines
 from numbers_uring.idle import IdleClock
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import Verdict
@@ -32,6 +39,9 @@ class Requests(Protocol):
     def take_reopen(self) -> bool:
         """Say whether the log is to be reopened; asked before each wait."""
 
+    def take_report(self) -> bool:
+        """Say whether a report is wanted now; asked before each wait."""
+
 
 @dataclass(slots=True)
 class Statistics:
@@ -47,7 +57,8 @@ class Server:
 
     `report` is given each report line and says whether it was written; one that was not is folded
     into the next. Its second argument is true for the last one, which is worth a short wait. `say`
-    takes one line for the operator.
+    takes one line for the operator. `disconnects`, unless None, is told of each client that left.
+    `beat` is called by the loop at least every `beat_interval_s`, as long as it comes round.
     """
 
     def __init__(
@@ -62,6 +73,10 @@ class Server:
         idle_timeout_s: float,
         report: Callable[[str, bool], bool],
         say: Callable[[str], None],
+        terminate: Terminate = Terminate.ANY,
+        disconnects: DisconnectLines | None = None,
+        beat: Callable[[], None] = lambda: None,
+        beat_interval_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -71,6 +86,11 @@ class Server:
         self._requests = requests
         self._report = report
         self._say = say
+        self._terminate = terminate
+        self._disconnects = disconnects
+        self._beat = beat
+        self._beat_interval_s = beat_interval_s
+        self._beat_due_s = clock() + beat_interval_s
         self._clock = clock
         self._sleep = sleep
         self.statistics = Statistics()
@@ -79,6 +99,7 @@ class Server:
         self._report_due_s = clock() + report_interval_s
         self._idle = IdleClock(idle_timeout_s) if idle_timeout_s else None
         self._reasons: list[str | None] = [None] * connections_max
+        self._rejected: dict[int, bytes] = {}
         self._out_of_space = False
         self._retry_due_s = 0.0
         self._terminated = False
@@ -102,6 +123,8 @@ class Server:
         except LogError as error:
             failure = error
         self._put_report(last=True)
+        if self._disconnects is not None:
+            self._disconnects.flush(self._reactor.refused)
         if failure is not None:
             raise LogError(f"{failure}{self._loss()}") from failure
         if backend_failure is not None:
@@ -131,11 +154,13 @@ class Server:
         self._log.check()
         if self._requests.take_reopen():
             self._reopen()
+        if self._requests.take_report():
+            self._put_report(last=False)
         if self._out_of_space and self._clock() < self._retry_due_s:
             # Nothing is received meanwhile: the clients are held back.
-            due_s = min(self._retry_due_s, self._report_due_s)
+            due_s = min(self._retry_due_s, self._report_due_s, self._beat_due_s)
             self._reactor.sleep(due_s - self._clock())
-            self._report_if_due()
+            self._report_and_beat(self._clock())
         elif self._append():
             self._pass()
             self._timers()
@@ -163,11 +188,19 @@ class Server:
             self._idle.touch(connection, self._clock())
         if verdict == _MORE:
             return
-        if verdict == _TERMINATE:
+        if verdict == _TERMINATE and self._may_terminate(connection):
             self._terminated = True
             self._disconnect(connection, "stop")
         else:
+            if self._disconnects is not None:
+                rejected = b"terminate\n" if verdict == _TERMINATE else self._intake.rejected
+                self._rejected[connection] = rejected
             self._disconnect(connection, "invalid")
+
+    def _may_terminate(self, connection: int) -> bool:
+        if self._terminate is Terminate.LOCAL:
+            return self._reactor.peer(connection).is_local
+        return self._terminate is Terminate.ANY
 
     def _opened(self, connection: int) -> None:
         self._intake.open(connection)
@@ -186,6 +219,9 @@ class Server:
             else:
                 reason = End(end).name.lower()
         self.statistics.ended[reason] += 1
+        if self._disconnects is not None:
+            rejected = self._rejected.pop(connection, None)
+            self._disconnects.note(self._reactor.peer(connection), reason, rejected)
         if self._idle is not None:
             self._idle.forget(connection)
 
@@ -228,19 +264,24 @@ class Server:
     # Timers.
 
     def _timeout_s(self) -> float:
-        due_s = self._report_due_s
+        due_s = min(self._report_due_s, self._beat_due_s)
         if self._idle is not None:
             due_s = min(due_s, self._idle.next_due_s() or math.inf)
         return min(max(due_s - self._clock(), 0), _NEVER_S)
 
     def _timers(self) -> None:
-        self._report_if_due()
-        if self._idle is not None:
-            for connection in self._idle.take_due(self._clock()):
-                self._disconnect(connection, "idle")
-
-    def _report_if_due(self) -> None:
         now_s = self._clock()
+        self._report_and_beat(now_s)
+        if self._idle is not None:
+            for connection in self._idle.take_due(now_s):
+                self._disconnect(connection, "idle")
+        if self._disconnects is not None:
+            self._disconnects.note_refused(self._reactor.refused)
+
+    def _report_and_beat(self, now_s: float) -> None:
+        if now_s >= self._beat_due_s:
+            self._beat_due_s = now_s + self._beat_interval_s
+            self._beat()
         if now_s >= self._report_due_s:
             self._report_due_s = next_due_s(self._report_due_s, now_s, self._report_interval_s)
             self._put_report(last=False)

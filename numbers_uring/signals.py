@@ -13,7 +13,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Requests:
-    """Catches SIGTERM, SIGINT and SIGHUP from its construction on; main thread only.
+    """Catches SIGTERM, SIGINT, SIGHUP and SIGUSR1 from its construction on; main thread only.
 
     The first stop signal sets `stop`. A further one, unless it comes within SIGNAL_REPEAT_S and so
     is the same request, ends the process at once with 128 + its number, as a shell would count it.
@@ -23,13 +23,14 @@ class Requests:
         self.stop: signal.Signals | None = None
         self._say = say
         self._stop_s = 0.0
-        self._reopen = False
+        self._asked = {signal.SIGHUP: False, signal.SIGUSR1: False}
         self.wakeup_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         # Written to by the C-level handler: a wait that had not begun yet returns at once, too.
         signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
             signal.signal(number, self._catch_stop)
-        signal.signal(signal.SIGHUP, self._catch_reopen)
+        for number in self._asked:
+            signal.signal(number, self._catch)
 
     def ignore_stops(self) -> None:
         """Let stop signals pass from now on: there is nothing left to stop.
@@ -47,16 +48,23 @@ class Requests:
 
     def take_reopen(self) -> bool:
         """Say whether SIGHUP came since this was last asked, and quiet the descriptor."""
-        if not self._reopen:
+        return self._take(signal.SIGHUP)
+
+    def take_report(self) -> bool:
+        """Say whether SIGUSR1 came since this was last asked, and quiet the descriptor."""
+        return self._take(signal.SIGUSR1)
+
+    def _take(self, number: signal.Signals) -> bool:
+        if not self._asked[number]:
             return False
         # In this order: a signal that comes in between is asked for again before the next wait.
-        self._reopen = False
+        self._asked[number] = False
         with suppress(BlockingIOError):
             os.read(self.wakeup_fd, 65536)
         return True
 
-    def _catch_reopen(self, _number: int, _frame: FrameType | None) -> None:
-        self._reopen = True
+    def _catch(self, number: int, _frame: FrameType | None) -> None:
+        self._asked[signal.Signals(number)] = True
 
     def _catch_stop(self, number: int, _frame: FrameType | None) -> None:
         now_s = time.monotonic()

@@ -21,6 +21,7 @@ from typing import Any
 
 from numbers_uring._native import ffi, lib
 from numbers_uring.accept_backoff import AcceptBackoff
+from numbers_uring.addresses import Peer
 from numbers_uring.config import (
     ACCEPTS_PER_PASS_MAX,
     DRAIN_BYTES_MAX,
@@ -46,6 +47,9 @@ assert tuple(End) == (lib.NU_EOF, lib.NU_RESET, lib.NU_DISCONNECTED)
 _RECEIVED, _CLOSED, _DISCONNECTED = int(Kind.RECEIVED), int(Kind.CLOSED), int(End.DISCONNECTED)
 
 _ROW = struct.Struct("=4I")
+_FAMILY = struct.Struct("=H")
+_PORT = struct.Struct("!2xH")
+"""Where sockaddr_in and sockaddr_in6 have them; their hosts are 4 and 8 bytes from the start."""
 _PASS_S_MIN = 0.001
 """A wait for what must be there already: long enough for the ring to arm a receive again."""
 
@@ -80,6 +84,7 @@ class UringReactor:
         self._wakeup.register(wakeup_fd, select.POLLIN)
         self._results: Any = ffi.new("struct nu_ring_results *")
         self._completions: Any = ffi.new("struct nu_completion[]", RING_COMPLETIONS_MAX)
+        self._peer: Any = ffi.new("uint8_t[]", lib.NU_PEER_BYTES)
         self._completion_bytes: Any = ffi.buffer(self._completions)
         descriptors = ffi.new("int32_t[]", [listener.fileno() for listener in listeners])
         config: Any = ffi.new(
@@ -164,6 +169,16 @@ class UringReactor:
         self._disconnected.add(connection)
         lib.nu_ring_disconnect(self._ring, connection)
 
+    def peer(self, connection: int) -> Peer:
+        lib.nu_ring_peer(self._ring, connection, self._peer)
+        address = bytes(ffi.buffer(self._peer))
+        family, port = _FAMILY.unpack_from(address)[0], _PORT.unpack_from(address)[0]
+        if family == socket.AF_INET:
+            return Peer(socket.inet_ntop(family, address[4:8]), port)
+        if family == socket.AF_INET6:
+            return Peer(socket.inet_ntop(family, address[8:24]), port)
+        return Peer("", 0)
+
     # Accepting.
 
     def adopt(self, sock: socket.socket) -> int:
@@ -245,9 +260,9 @@ class UringReactor:
                     yield Kind.OPENED, connection, 0, 0
                 elif self._results.accept_errno:
                     self._backoff.begin(self._results.accept_errno)
-                    break
+                    waiting[listener] = 0
                 elif connection == -errno.EAGAIN:
-                    break
+                    waiting[listener] = 0
 
     def close(self) -> None:
         lib.nu_ring_close(self._ring)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from numbers_uring.addresses import Peer
 from numbers_uring.config import BITMAP_BYTES, HEADROOM_BYTES, PIECE_BYTES_MAX, Fsync
 from numbers_uring.intake import Intake
 from numbers_uring.native_kernel import variants
@@ -23,6 +24,7 @@ class ScriptedReactor:
     def __init__(self, passes: list[list[Step]], drain: list[Step]) -> None:
         self.arena = bytearray(HEADROOM_BYTES + PIECE_BYTES_MAX)
         self.refused = 0
+        self.peers: dict[int, Peer] = {}
         self.now_s = 1000.0
         self.slept: list[float] = []
         self.disconnected: list[int] = []
@@ -75,6 +77,9 @@ class ScriptedReactor:
         self.disconnected.append(connection)
         self._just_disconnected.append(connection)
 
+    def peer(self, connection: int) -> Peer:
+        return self.peers.get(connection, Peer("127.0.0.1", connection))
+
     def sleep(self, timeout_s: float) -> None:
         self.slept.append(timeout_s)
         self.now_s += timeout_s
@@ -87,9 +92,14 @@ class ScriptedReactor:
 class FakeRequests:
     stop: signal.Signals | None = None
     reopen = False
+    report = False
 
     def take_reopen(self) -> bool:
         taken, self.reopen = self.reopen, False
+        return taken
+
+    def take_report(self) -> bool:
+        taken, self.report = self.report, False
         return taken
 
 
@@ -106,6 +116,7 @@ class Run:
         fsync: Fsync = Fsync.NEVER,
         bitmap: bytearray | None = None,
         calls: dict[str, Callable[..., Any]] | None = None,
+        **settings: Any,
     ) -> None:
         self.path = tmp_path / "numbers.log"
         self.reactor = ScriptedReactor(passes, drain or [])
@@ -138,6 +149,7 @@ class Run:
             say=self.said.append,
             clock=self.reactor.clock,
             sleep=self.reactor.sleep,
+            **settings,
         )
 
     def _report(self, line: str, last: bool) -> bool:

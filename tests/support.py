@@ -66,7 +66,7 @@ class ServerProcess:
                 lambda: "listening on" in self.stderr or self.process.poll() is not None,
                 "the start line",
             )
-            start = re.search(r"listening on (\S+):(\d+), ", self.stderr)
+            start = re.search(r"listening on (\S+):(\d+)[, ]", self.stderr)
             assert start, f"no start line: {self.stderr!r}"
         except BaseException:
             self.kill()

@@ -14,7 +14,7 @@ import pytest
 
 from numbers_uring.config import DRAIN_BYTES_MAX, HEADROOM_BYTES, WhenFull
 from numbers_uring.epoll_reactor import EpollReactor
-from numbers_uring.listeners import listen
+from numbers_uring.listeners import listen_tcp
 from numbers_uring.reactor import Completion, End, Kind, Reactor
 from numbers_uring.uring_reactor import UringReactor
 from support import DEADLINE_S, is_closed
@@ -35,7 +35,7 @@ class Bench:
         wakeup_read, self.wakeup_write = os.pipe2(os.O_NONBLOCK)
         stack.callback(os.close, wakeup_read)
         stack.callback(os.close, self.wakeup_write)
-        listeners = listen("127.0.0.1", 0)
+        listeners = listen_tcp("127.0.0.1", 0)
         self.address = listeners[0].getsockname()
         self.reactor: Reactor = REACTORS[backend](
             listeners,

@@ -15,7 +15,7 @@ import pytest
 
 from numbers_uring._native import ffi, lib
 from numbers_uring.config import HEADROOM_BYTES, RING_LARGE_BYTES, RING_SMALL_BYTES, WhenFull
-from numbers_uring.listeners import listen
+from numbers_uring.listeners import listen_tcp
 from numbers_uring.reactor import Kind
 from numbers_uring.uring_reactor import UringReactor
 from support import DEADLINE_S, is_closed
@@ -339,7 +339,7 @@ class Reactor:
         self.wakeup_read, self.wakeup_write = os.pipe2(os.O_NONBLOCK)
         stack.callback(os.close, self.wakeup_read)
         stack.callback(os.close, self.wakeup_write)
-        self.listeners = listen("127.0.0.1", port)
+        self.listeners = listen_tcp("127.0.0.1", port)
         self.address = self.listeners[0].getsockname()
         self.reactor = UringReactor(
             self.listeners,

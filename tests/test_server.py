@@ -2,11 +2,13 @@
 
 import errno
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from numbers_uring.config import NO_SPACE_RETRY_S, PIECE_BYTES_MAX, Fsync
+from numbers_uring.addresses import Peer
+from numbers_uring.config import NO_SPACE_RETRY_S, PIECE_BYTES_MAX, Fsync, Terminate
 from numbers_uring.numbers_log import LogError
 from numbers_uring.reactor import BackendError, End
 from scripted import Run, Step
@@ -314,3 +316,81 @@ def test_more_new_lines_than_a_batch_holds_are_all_on_file(tmp_path: Path) -> No
     run = Run(tmp_path, [[0, *((0, piece) for piece in pieces)], [(0, b"terminate\n")]])
     run.server.run()
     assert run.file == b"".join(pieces)
+
+
+# Signs of life.
+
+
+def test_the_loop_beats_in_time_while_nothing_comes_and_while_much_does(tmp_path: Path) -> None:
+    beats: list[float] = []
+    passes: list[list[Step]] = [[], [], [0]]
+    run: Run = Run(
+        tmp_path, passes, beat=lambda: beats.append(run.reactor.now_s), beat_interval_s=2.0
+    )
+    passes += [[run.stall(0.5), (0, lines([number]))] for number in range(8)]
+    passes.append([(0, b"terminate\n")])
+    run.server.run()
+    assert beats == [1002.0, 1004.0, 1006.0, 1008.0]
+    assert max(run.reactor.waits) == 2.0
+
+
+def test_the_loop_beats_while_clients_are_held_back(tmp_path: Path) -> None:
+    beats: list[float] = []
+    disk = Disk(0)
+    passes: list[list[Step]] = [[0, (0, lines(range(5)))], [(0, b"terminate\n")]]
+    run: Run = Run(
+        tmp_path,
+        passes,
+        calls={"write": disk},
+        beat=lambda: beats.append(run.reactor.now_s),
+        beat_interval_s=0.25,
+    )
+
+    def make_room_later() -> None:
+        if run.reactor.now_s >= 1003:
+            disk.free_bytes = 1000
+
+    run.reactor.on_sleep = make_room_later
+    run.server.run()
+    assert max(later - sooner for sooner, later in pairwise([1000.0, *beats])) <= 0.25
+
+
+def test_a_loop_that_is_stuck_does_not_beat(tmp_path: Path) -> None:
+    beats: list[float] = []
+
+    def stuck(fd: int, data: memoryview) -> int:
+        run.reactor.now_s += 60
+        assert not beats
+        return os.write(fd, data)
+
+    run: Run = Run(
+        tmp_path,
+        [[0, (0, lines([1]))], [(0, b"terminate\n")]],
+        calls={"write": stuck},
+        beat=lambda: beats.append(run.reactor.now_s),
+        beat_interval_s=1.0,
+    )
+    run.server.run()
+    assert beats == [1060.0]
+
+
+# Who may stop it.
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+def test_where_only_local_clients_may_stop_it_another_ones_terminate_is_an_invalid_line(
+    tmp_path: Path, host: str
+) -> None:
+    run = Run(
+        tmp_path,
+        [
+            [0, (0, lines([1]) + b"terminate\n" + lines([2]))],
+            [1, (1, lines([3]) + b"terminate\n")],
+        ],
+        terminate=Terminate.LOCAL,
+    )
+    run.reactor.peers[0] = Peer(host, 1)
+    run.server.run()
+    assert run.file == lines([1, 3])
+    assert run.server.statistics.ended == {"invalid": 1, "stop": 1}
+    assert run.server.stopped_by == "terminate"

@@ -1,0 +1,84 @@
+"""Addresses, as they are written on the command line and told to people."""
+
+import os
+from ipaddress import IPv6Address, ip_address
+from typing import NamedTuple
+
+PORT_MAX = 65535
+UNIX_PATH_BYTES_MAX = 107
+"""sun_path of unix(7), without the NUL at its end."""
+
+
+class TcpAddress(NamedTuple):
+    """A host, which may be a name, and a port; 0 is any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class UnixAddress(NamedTuple):
+    """The absolute path of a socket file."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"unix:{self.path}"
+
+
+Address = TcpAddress | UnixAddress
+
+
+def parse_address(text: str) -> Address:
+    """Return what `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH` names. Raises ValueError."""
+    kind, colon, path = text.partition(":")
+    if kind == "unix" and colon:
+        return _unix_address(path)
+    return parse_tcp_address(text)
+
+
+def parse_tcp_address(text: str) -> TcpAddress:
+    """Return what `HOST:PORT` or `[IPV6]:PORT` names. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    if not (colon and port.isascii() and port.isdecimal() and int(port) <= PORT_MAX):
+        raise ValueError(f"{text!r} has no port from 0 to {PORT_MAX} at its end")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{text!r}: an IPv6 address has to be in brackets")
+    if not host:
+        raise ValueError(f"{text!r} has no host; 0.0.0.0 and [::] are every interface")
+    return TcpAddress(host, int(port))
+
+
+def _unix_address(path: str) -> UnixAddress:
+    if not path:
+        raise ValueError("'unix:' has no path behind it")
+    path = os.path.abspath(path)  # noqa: PTH100 - a Path's parts may not be resolved by name alone
+    if "\0" in path or len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
+        raise ValueError(
+            f"{path!r} is longer than the {UNIX_PATH_BYTES_MAX} bytes of a socket's path"
+        )
+    return UnixAddress(path)
+
+
+class Peer(NamedTuple):
+    """Who is at the other end of a connection; a unix socket's client has no host and no port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return str(TcpAddress(self.host, self.port)) if self.host else "unix socket"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it came by a unix socket, or from a loopback address of this host."""
+        if not self.host:
+            return True
+        address = ip_address(self.host)
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            return address.ipv4_mapped.is_loopback
+        return address.is_loopback
