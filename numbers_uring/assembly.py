@@ -77,7 +77,7 @@ def run_server(config: Config, say: Diagnostics) -> None:
         )
         parts.callback(log.close)
         if profile is not None:
-            profile.start()
+            profile.start(f"backend {backend}, kernel {kernel.variant}")
         if config.resume:
             resume(
                 log,

@@ -43,8 +43,8 @@ CHARACTER = 0.602 * FONT
 """A character's width in the usual monospaced fonts; all lengths are pixels."""
 
 HEADER = 62
-NARROW = 0.4
-"""Narrower frames are left out: nobody could see them, and they are the most."""
+NARROW = 1.0
+"""Narrower frames are left out: nobody could tell them apart, and they are the most."""
 
 
 @dataclass(slots=True)

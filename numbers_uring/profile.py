@@ -47,6 +47,7 @@ class Profile:
         self._output = OutputFile(path)
         self._recorder: Recorder | None = None
         self._names = Names.NONE
+        self._about = ""
         self._stopping = False
 
     def __enter__(self) -> "Profile":
@@ -64,8 +65,12 @@ class Profile:
         finally:
             self._output.close()
 
-    def start(self) -> None:
-        """Begin to record. Raises StartError where nothing can record this process."""
+    def start(self, about: str) -> None:
+        """Begin to record; `about` says on the picture what is seen there.
+
+        Raises StartError where nothing can record this process.
+        """
+        self._about = about
         self._names = name_own_functions()
         self._recorder = start_recorder(os.getpid(), self._names)
         self._say.info(
@@ -131,7 +136,8 @@ class Profile:
         picture = render(
             stacks,
             title="numbers-uring serve: where the time goes",
-            subtitle=f"{stacks.total()} samples at {recorder.hz} Hz by {recorder.tool}, "
+            subtitle=f"{self._about}; "
+            f"{stacks.total()} samples at {recorder.hz} Hz by {recorder.tool}, "
             f"Python {_version()}, Linux {platform.release()}",
         )
         self._output.write(picture.encode())

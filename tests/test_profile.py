@@ -136,6 +136,15 @@ def test_perf_shows_python_our_c_and_the_kernel(
     assert re.fullmatch(r"numbers-uring: profile in \S+: \d+ samples: Python \d.*", last)
 
 
+def test_the_script_draws_what_it_has_recorded_under_load(perf: str, tmp_path: Path) -> None:
+    path = Path(__file__).parent.parent / "perf" / "flame_graph.py"
+    command = [sys.executable, str(path), "--backend", "epoll", "--numbers", "3000000"]
+    subprocess.run([*command, "--out", str(tmp_path / "new")], check=True, timeout=60)
+    picture = tmp_path / "new" / "flame-graph-epoll.svg"
+    assert any("nu_ingest" in title for title in titles(picture))
+    assert "backend epoll" in picture.read_text()
+
+
 def test_py_spy_takes_over_where_perf_is_not_allowed(
     tracing: None, serve_profiled: Serve, tmp_path: Path, leftovers: Path
 ) -> None:
