@@ -3,25 +3,18 @@
 import statistics
 import time
 from collections.abc import Callable
-from importlib import import_module
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import click
-
-from numbers_uring.config import StartError
 from numbers_uring.load_model import LoadResult
-from numbers_uring.output_file import OutputFile
+from numbers_uring.plot_file import PlotFile
 
 PLOT_SLICE_S = 0.05
 """How often the numbers sent are looked at."""
 
 SHORTEST_S = PLOT_SLICE_S / 5
 """What is looked at sooner than this is part of the next interval: its rate would be chance."""
-
-FORMATS = ("svg", "png", "pdf")
 
 
 class Interval(NamedTuple):
@@ -36,25 +29,13 @@ class LoadPlot:
     """A plot of one load in `path`, found to be possible before the load begins.
 
     `show` is to be told the load's progress, as `run_load` tells it, every PLOT_SLICE_S. Raises
-    click.UsageError for an ending that is none of FORMATS, StartError where matplotlib is not
-    installed or the file can't be written.
+    what PlotFile does.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        self._format = path.suffix.removeprefix(".").lower()
-        if self._format not in FORMATS:
-            names = ", ".join(f".{name}" for name in FORMATS)
-            raise click.UsageError(f"--plot {path}: the name must end in one of {names}.")
-        try:
-            # Not at the top: it is an extra, and takes half a second.
-            import_module("matplotlib.figure")
-        except ImportError as error:
-            raise StartError(
-                "--plot needs matplotlib: pip install 'numbers-uring[plot]'"
-            ) from error
         self._clock = clock
         self._samples: list[tuple[float, int]] = []
-        self._output = OutputFile(path)
+        self._output = PlotFile(path)
 
     def __enter__(self) -> "LoadPlot":
         return self
@@ -90,10 +71,10 @@ class LoadPlot:
         """Draw it. Raises OSError; where nothing was sent there is nothing to draw."""
         intervals = self.intervals()
         if intervals:
-            self._output.write(_picture(intervals, result, self._format))
+            self._output.save(_figure(intervals, result))
 
 
-def _picture(intervals: list[Interval], result: LoadResult, picture_format: str) -> bytes:
+def _figure(intervals: list[Interval], result: LoadResult) -> Any:
     import matplotlib  # noqa: PLC0415
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -102,8 +83,7 @@ def _picture(intervals: list[Interval], result: LoadResult, picture_format: str)
     rates = [interval.numbers_per_s / unit for interval in intervals]
     # When all was sent, clients wait for the server: that is no rate of sending.
     median = statistics.median([rate for rate in rates if rate > 0] or [0])
-    # The same run makes the same file: no date, and names within it that are not random.
-    with matplotlib.rc_context({"svg.hashsalt": "numbers-uring", "font.size": 9}):
+    with matplotlib.rc_context({"font.size": 9}):
         figure = Figure(figsize=(8, 4), layout="constrained")
         axes = figure.add_subplot()
         edges = [interval.begin_s for interval in intervals] + [intervals[-1].end_s]
@@ -125,10 +105,7 @@ def _picture(intervals: list[Interval], result: LoadResult, picture_format: str)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend(loc="best")
-        picture = BytesIO()
-        dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
-        figure.savefig(picture, format=picture_format, metadata=dates.get(picture_format))
-    return picture.getvalue()
+    return figure
 
 
 def _unit(rate: float) -> tuple[float, str]:

@@ -5,6 +5,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from numbers_uring.config import StartError
 
@@ -29,7 +30,7 @@ class OutputFile:
             os.close(self._fd)
             raise StartError(f"cannot write {path}: not a regular file")
 
-    def __enter__(self) -> "OutputFile":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

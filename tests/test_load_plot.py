@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from numbers_uring.config import ExitCode, StartError
 from numbers_uring.load_model import Latency, LoadParameters, LoadResult
-from numbers_uring.load_plot import FORMATS, SHORTEST_S, Interval, LoadPlot
+from numbers_uring.load_plot import SHORTEST_S, Interval, LoadPlot
+from numbers_uring.plot_file import FORMATS
 from support import DEADLINE_S
 
 NUMBERS = 200_000
