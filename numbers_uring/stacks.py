@@ -24,7 +24,8 @@ def perf_stacks(lines: Iterable[str]) -> Stacks:
     """Fold the output of `perf script -F ip,sym,dso`: innermost frame first, blank lines between.
 
     The interpreter's own C functions are left out of a stack that names Python's functions, and
-    are one frame, `interpreter`, in a stack that does not.
+    are one frame, `interpreter`, in a stack that does not. A stack without a blank line after it
+    is what was read of one when the reading was cut short: it does not count.
     """
     stacks: Stacks = Counter()
     stack: list[Frame] = []
@@ -34,8 +35,6 @@ def perf_stacks(lines: Iterable[str]) -> Stacks:
         elif stack:
             stacks[_folded(stack)] += 1
             stack = []
-    if stack:
-        stacks[_folded(stack)] += 1
     return stacks
 
 

@@ -121,6 +121,7 @@ def test_perf_shows_python_our_c_and_the_kernel(
     }[offered]
     server = serve_profiled(**option)
     (recorder,) = children(server.process.pid)
+    assert os.getsid(recorder) == recorder, "ctrl-C would end it before the server does"
     run_busily(server)
     assert not Path(f"/proc/{recorder}").exists()
     assert not list(leftovers.iterdir())

@@ -16,6 +16,7 @@ NAMED = """
 \t          2bc5f0 py_trampoline_evaluator (/usr/lib/libpython3.13.so.1.0)
 \t              85 py::_run_code:<frozen runpy> (/tmp/jitted-7-448.so)
 \t           27249 __libc_start_call_main@@GLIBC_2.34 (/usr/lib/x86_64-linux-gnu/libc.so.6)
+
 """
 
 UNNAMED = """
@@ -23,6 +24,7 @@ UNNAMED = """
           1c5b12 cfunction_call (/usr/bin/python3.11)
           250a3f _PyEval_Vector (/usr/bin/python3.11)
            27249 __libc_start_call_main (/usr/lib/x86_64-linux-gnu/libc.so.6)
+
 """
 
 
@@ -83,6 +85,7 @@ def test_what_has_no_symbol_is_named_by_where_it_is() -> None:
     7f42bfb49e80 [unknown] ([unknown])
 
 ffffffff82084537 [unknown] ([unknown])
+
 """
     assert perf_stacks(lines.splitlines()) == Counter(
         [(library("unknown"), library("libz.so.1")), (kernel("unnamed"),)]
@@ -90,8 +93,15 @@ ffffffff82084537 [unknown] ([unknown])
 
 
 def test_a_function_that_calls_itself_stays_there_twice() -> None:
-    lines = ["  85 py::walk:/a.py (/tmp/perf-7.map)", "  85 py::walk:/a.py (/tmp/perf-7.map)"]
+    lines = ["  85 py::walk:/a.py (/tmp/perf-7.map)", "  85 py::walk:/a.py (/tmp/perf-7.map)", ""]
     assert perf_stacks(lines) == Counter([(python("walk (a.py)"), python("walk (a.py)"))])
+
+
+def test_a_stack_that_was_cut_short_does_not_count() -> None:
+    whole = UNNAMED + NAMED
+    assert perf_stacks(whole[: len(whole) * 3 // 4].splitlines()) == perf_stacks(
+        UNNAMED.splitlines()
+    )
 
 
 def test_what_is_no_frame_makes_no_stack() -> None:
