@@ -79,6 +79,9 @@ enum { FLUSHES_MAX = 16 };
 /* Closing waits this long, in all, for the ends of requests: they come at once. */
 static const int64_t close_wait_ns = 1000000000;
 
+/* A trial waits this long for what must come at once. */
+static const int64_t trial_wait_ns = 1000000000;
+
 struct pool {
     struct io_uring_buf_ring *ring;
     size_t ring_bytes;
@@ -920,4 +923,137 @@ void nu_ring_close(struct nu_ring *ring) {
     free(ring->closed);
     free(ring->listeners);
     free(ring);
+}
+
+/* Trials. */
+
+enum { TRIAL_BUFFERS = 4, TRIAL_BUFFER_BYTES = 64 };
+
+/* Waits for the next completion of the request with this user_data; others are dropped. */
+static int await_completion(struct nu_ring *ring, uint64_t data, struct io_uring_cqe *found) {
+    int64_t end_ns = now_ns() + trial_wait_ns;
+    for (int64_t left_ns = trial_wait_ns; left_ns > 0; left_ns = end_ns - now_ns()) {
+        int error = enter(ring, left_ns);
+        if (error)
+            return error;
+        uint32_t head = *ring->cq_head;
+        while (head != __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE)) {
+            *found = ring->cqes[head++ & ring->cq_mask];
+            __atomic_store_n(ring->cq_head, head, __ATOMIC_RELEASE);
+            if (found->user_data == data)
+                return 0;
+        }
+    }
+    return -ETIME;
+}
+
+static int try_poll(struct nu_ring *ring, int near, int far) {
+    const uint64_t data = user_data(REQUEST_WAKEUP, 0, 0);
+    struct io_uring_cqe completion;
+    char byte = 0;
+    if (!prepare_poll(ring, near, data))
+        return -EBUSY;
+    if (send(far, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1)
+        return -errno;
+    int error = await_completion(ring, data, &completion);
+    if (!error)
+        ring->in_flight--;
+    if (!error && completion.res < 0)
+        error = completion.res;
+    if (recv(near, &byte, 1, MSG_DONTWAIT) != 1 && !error)
+        error = -errno;
+    return error;
+}
+
+static int try_multishot(struct nu_ring *ring, int near, int far) {
+    const uint64_t data = user_data(REQUEST_RECEIVE, 0, 0);
+    struct io_uring_cqe completion;
+    struct io_uring_sqe *sqe = prepare(ring, IORING_OP_RECV, near, data);
+    if (!sqe)
+        return -EBUSY;
+    sqe->flags = IOSQE_BUFFER_SELECT;
+    sqe->buf_group = SMALL;
+    sqe->ioprio = IORING_RECV_MULTISHOT;
+    for (int piece = 0; piece < 2; piece++) {
+        char byte = 0;
+        if (send(far, &byte, 1, MSG_DONTWAIT | MSG_NOSIGNAL) != 1)
+            return -errno;
+        int error = await_completion(ring, data, &completion);
+        if (error)
+            return error;
+        if (completion.res < 0)
+            return completion.res;
+        if (completion.res != 1 || !(completion.flags & IORING_CQE_F_BUFFER) ||
+            !(completion.flags & IORING_CQE_F_MORE))
+            return -EOPNOTSUPP;
+    }
+    return 0;
+}
+
+/* The multishot receive is still under way: it is what has to end. */
+static int try_cancel(struct nu_ring *ring) {
+    struct io_uring_cqe completion;
+    struct io_uring_sqe *sqe =
+        prepare(ring, IORING_OP_ASYNC_CANCEL, -1, user_data(REQUEST_CANCEL, 0, 0));
+    if (!sqe)
+        return -EBUSY;
+    /* Succeeding in silence: the only completion to come is the receive's. */
+    sqe->flags = IOSQE_CQE_SKIP_SUCCESS;
+    sqe->cancel_flags = IORING_ASYNC_CANCEL_ANY | IORING_ASYNC_CANCEL_ALL;
+    int error = await_completion(ring, user_data(REQUEST_RECEIVE, 0, 0), &completion);
+    if (error)
+        return error;
+    return completion.res == -ECANCELED ? 0 : -EOPNOTSUPP;
+}
+
+static int try_buffers(struct nu_ring *ring) {
+    struct pool *pool = &ring->pools[SMALL];
+    int error = set_up_pool(ring, SMALL);
+    if (error)
+        return error;
+    while (pool->reserve_count)
+        provide(ring, pool);
+    __atomic_store_n(&pool->ring->tail, pool->tail, __ATOMIC_RELEASE);
+    return 0;
+}
+
+void nu_ring_try(int32_t near, int32_t far, int32_t outcomes[NU_TRIALS]) {
+    uint8_t arena[TRIAL_BUFFERS * TRIAL_BUFFER_BYTES];
+    struct nu_ring_results results = {0};
+    const struct nu_ring_config config = {
+        .arena = arena,
+        .arena_bytes = sizeof arena,
+        .small = {TRIAL_BUFFERS, TRIAL_BUFFER_BYTES},
+        .connections_max = 1,
+        .results = &results,
+        .wakeup_fd = -1,
+        .submissions_max = 8,
+        .queued_max = 16,
+    };
+    struct nu_ring *ring = calloc(1, sizeof *ring);
+    for (int i = 0; i < NU_TRIALS; i++)
+        outcomes[i] = -ECANCELED;
+    outcomes[NU_TRY_SETUP] = -ENOMEM;
+    if (!ring)
+        return;
+    ring->fd = -1;
+    ring->arena = arena;
+    ring->connections_max = config.connections_max;
+    ring->results = &results;
+    if (allocate(ring, &config) == 0)
+        outcomes[NU_TRY_SETUP] = set_up_queues(ring, &config);
+    if (outcomes[NU_TRY_SETUP] == 0) {
+        outcomes[NU_TRY_WAIT] = enter(ring, 1);
+        outcomes[NU_TRY_BUFFERS] = try_buffers(ring);
+    }
+    if (outcomes[NU_TRY_WAIT] == 0)
+        outcomes[NU_TRY_POLL] = try_poll(ring, near, far);
+    if (outcomes[NU_TRY_POLL] == 0 && outcomes[NU_TRY_BUFFERS] == 0) {
+        outcomes[NU_TRY_MULTISHOT] = try_multishot(ring, near, far);
+        /* In any case: no receive may be left that has its buffers in our arena. */
+        int error = try_cancel(ring);
+        if (outcomes[NU_TRY_MULTISHOT] == 0)
+            outcomes[NU_TRY_CANCEL] = error;
+    }
+    nu_ring_close(ring);
 }

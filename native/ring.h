@@ -122,6 +122,23 @@ int nu_ring_next_open(struct nu_ring *ring, uint32_t connection);
  * in buffers. */
 int64_t nu_ring_held_bytes(struct nu_ring *ring, uint32_t connection);
 
+/* What a ring stands on, each to be tried by itself. */
+enum nu_trial {
+    NU_TRY_SETUP = 0,     /* io_uring_setup(2) with the flags and features that rings here need */
+    NU_TRY_WAIT = 1,      /* io_uring_enter(2) that ends after a time (EXT_ARG) */
+    NU_TRY_BUFFERS = 2,   /* a ring of provided buffers */
+    NU_TRY_POLL = 3,      /* a descriptor that is told to be readable */
+    NU_TRY_MULTISHOT = 4, /* two pieces received by one request */
+    NU_TRY_CANCEL = 5,    /* every request ended by one */
+    NU_TRIALS = 6
+};
+
+/* Tries them on a small ring of its own and a pair of connected stream sockets, which stay the
+ * caller's and have nothing to be received. outcomes[trial] becomes 0, or -errno: -ETIME where
+ * nothing happened for a second, -ECANCELED where something failed that it needs.
+ */
+void nu_ring_try(int32_t near, int32_t far, int32_t outcomes[NU_TRIALS]);
+
 /* The kernel's constants and sizes that ring.c stands on: checked there against the headers it is
  * compiled with, and in the tests against another binding. */
 enum nu_uring_abi {

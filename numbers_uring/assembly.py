@@ -5,13 +5,17 @@ from contextlib import ExitStack
 from functools import partial
 
 from numbers_uring.bitmap import Bitmap, allocate
-from numbers_uring.choices import choose_backend, choose_kernel, raise_descriptor_limit
+from numbers_uring.choices import (
+    choose_backend,
+    choose_kernel,
+    raise_descriptor_limit,
+    room_for_buffers,
+)
 from numbers_uring.config import (
     BATCH_BYTES,
     LAST_REPORT_WAIT_S,
     RECEIVE_BYTES_PYTHON,
     Config,
-    StartError,
 )
 from numbers_uring.console import STDOUT, Diagnostics, Lines
 from numbers_uring.disconnect_lines import DisconnectLines
@@ -43,12 +47,12 @@ def run_server(config: Config, say: Diagnostics) -> None:
         backend, make_reactor = choose_backend(config.backend, say)
         if make_reactor is EpollReactor and isinstance(kernel, PythonKernel):
             make_reactor = partial(EpollReactor, receive_bytes=RECEIVE_BYTES_PYTHON)
-        requests = Requests(say)
         raise_descriptor_limit(config.connections_max)
+        requests = Requests(say)
         bitmap = allocate()
         listeners = listen(config.listen, unix_mode=config.unix_mode, unix_group=config.unix_group)
         parts.callback(listeners.close)
-        try:
+        with room_for_buffers(backend):
             reactor = make_reactor(
                 listeners.sockets,
                 requests.wakeup_fd,
@@ -56,17 +60,15 @@ def run_server(config: Config, say: Diagnostics) -> None:
                 when_full=config.when_full,
                 warn=say,
             )
-        except OSError as error:
-            raise StartError(f"cannot set up the backend {backend}: {error.strerror}") from error
-        parts.callback(reactor.close)
-        parts.callback(listeners.remove_files)
-        intake = Intake(
-            kernel,
-            reactor.arena,
-            bitmap.memory,
-            connections_max=config.connections_max,
-            batch_bytes=BATCH_BYTES,
-        )
+            parts.callback(reactor.close)
+            parts.callback(listeners.remove_files)
+            intake = Intake(
+                kernel,
+                reactor.arena,
+                bitmap.memory,
+                connections_max=config.connections_max,
+                batch_bytes=BATCH_BYTES,
+            )
         log = NumbersLog(
             config.log_path,
             say=say,

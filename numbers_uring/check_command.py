@@ -12,10 +12,11 @@ import click
 from numbers_uring import __version__
 from numbers_uring.bitmap import allocate
 from numbers_uring.check import Findings, Progress, check_logs, open_logs, repair_logs
-from numbers_uring.config import ExitCode, StartError
+from numbers_uring.config import ExitCode
 from numbers_uring.console import PROGRAM
 from numbers_uring.native_kernel import variants
 from numbers_uring.numbers_log import LogError
+from numbers_uring.output import print_whole
 
 _BAR_STEP_BYTES = 16 * 1024 * 1024
 """How much is read between two looks of the progress bar."""
@@ -79,7 +80,7 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
         code = ExitCode.LOG_FAILED
     elif len(repaired) < sum(not found.clean for found in findings):
         code = ExitCode.FINDINGS
-    _print(_json(findings, repaired, code, failure) if json else _text(findings, repaired))
+    print_whole(_json(findings, repaired, code, failure) if json else _text(findings, repaired))
     if failure is not None:
         raise failure
     return code
@@ -96,15 +97,6 @@ def _stage(label: str, size_bytes: int) -> Iterator[Progress]:
         length=size_bytes, label=label, file=sys.stderr, update_min_steps=_BAR_STEP_BYTES
     ) as bar:
         yield bar.update
-
-
-def _print(text: str) -> None:
-    try:
-        click.echo(text.encode())
-    except OSError as error:
-        # What is left in its buffer must not be tried again at exit.
-        sys.stdout = None
-        raise StartError(f"cannot write to standard output: {error.strerror}") from error
 
 
 def _json(

@@ -1,7 +1,8 @@
-"""What `auto` takes: the kernel, the backend, and room for the clients' descriptors."""
+"""What `auto` takes: the kernel, the backend, and room for descriptors and buffers."""
 
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from numbers_uring.config import DESCRIPTORS_RESERVED, StartError
 from numbers_uring.epoll_reactor import EpollReactor
@@ -67,3 +68,14 @@ def raise_descriptor_limit(connections_max: int, option: str = "--max-clients") 
         raise StartError(
             f"cannot raise the limit of file descriptors to {target}: {error}"
         ) from error
+
+
+@contextmanager
+def room_for_buffers(backend: str) -> Iterator[None]:
+    """Turn whatever keeps the backend and its buffers from being made into a StartError."""
+    try:
+        yield
+    except MemoryError as error:
+        raise StartError("not enough memory for the buffers") from error
+    except OSError as error:
+        raise StartError(f"cannot set up the backend {backend}: {error.strerror}") from error

@@ -12,6 +12,7 @@ from numbers_uring.check_command import check
 from numbers_uring.choices import raise_descriptor_limit
 from numbers_uring.config import ExitCode, StartError
 from numbers_uring.console import PROGRAM, STDERR, Diagnostics, Lines, open_standard_streams
+from numbers_uring.doctor_command import doctor
 from numbers_uring.load_command import LOAD_HELP, load_and_print, load_options, load_parameters
 from numbers_uring.numbers_log import LogError
 from numbers_uring.reactor import BackendError
@@ -33,6 +34,7 @@ def cli() -> None:
 
 
 cli.add_command(check)
+cli.add_command(doctor)
 
 
 @cli.command(help=SERVE_HELP, context_settings={"show_default": True})

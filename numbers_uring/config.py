@@ -73,6 +73,15 @@ RESUME_PROGRESS_S = 2.0
 
 SYNC_INTERVAL_S = 1.0
 """How often a log that grows is synced, where it is neither never nor always."""
+
+TRIAL_PIECE_BYTES = 1_000_000
+"""What `doctor` reads of a log at either end, to see whether --resume would take it."""
+
+FREE_DISK_BYTES_MIN = 1_000_000_000
+"""Room for a hundred million numbers, below which `doctor` has a word to say."""
+
+START_MEMORY_SPARE_BYTES = 8 * 1024 * 1024
+"""What `doctor` wants to be left beside the bitmap and the buffers before it tries to have them."""
 RING_SMALL_BUFFERS = 1024
 RING_SMALL_BYTES = 16 * 1024 - 64
 """What the ring receives packets into from clients that send little at a time."""
@@ -147,6 +156,7 @@ assert BITMAP_BYTES * 8 == NUMBERS
 assert 4 * DIAGNOSTIC_CHARACTERS_MAX < PIPE_BUF
 assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * PIECE_BYTES_MAX
+assert TRIAL_PIECE_BYTES % LINE_BYTES == 0
 assert DRAIN_QUIET_S < DRAIN_S < 1
 assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
 assert RING_COMPLETIONS_MAX >= 2 * ACCEPTS_PER_PASS_MAX

@@ -3,7 +3,7 @@
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ from numbers_uring.config import (
     KEEPALIVE_PROBES,
     StartError,
 )
-from numbers_uring.unix_listener import SocketFile, listen_unix
+from numbers_uring.unix_listener import SocketFile, listen_unix, try_unix
 
 _INHERITED_OPTIONS = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -78,8 +78,26 @@ def listen(addresses: Iterable[Address], *, unix_mode: int, unix_group: str | No
     return listeners
 
 
-def listen_tcp(host: str, port: int) -> list[socket.socket]:
-    """Bind and listen on every address that `host` stands for.
+def try_listening(addresses: Sequence[Address], *, unix_group: str | None) -> None:
+    """Raise StartError where `listen` would; nothing is left behind.
+
+    TCP addresses are bound for a moment. To listen on them, too, would have clients connect and be
+    reset; only where two of them share a port it takes that to see whether both can be had.
+    """
+    tcp = [address for address in addresses if isinstance(address, TcpAddress)]
+    ports = [address.port for address in tcp if address.port]
+    with ExitStack() as bound:
+        for address in addresses:
+            if isinstance(address, UnixAddress):
+                try_unix(address, group=unix_group)
+                continue
+            shared = ports.count(address.port) > 1
+            for listener in listen_tcp(address.host, address.port, bind_only=not shared):
+                bound.callback(listener.close)
+
+
+def listen_tcp(host: str, port: int, *, bind_only: bool = False) -> list[socket.socket]:
+    """Bind, and unless that is all, listen on every address that `host` stands for.
 
     With port 0 the system chooses one, the same for all addresses. Raises StartError.
     """
@@ -88,9 +106,8 @@ def listen_tcp(host: str, port: int) -> list[socket.socket]:
         for family, address in _addresses(host, port):
             if listeners and port == 0:
                 first_port = listeners[0].getsockname()[1]
-                listeners.append(_listen_on(family, (address[0], first_port, *address[2:])))
-            else:
-                listeners.append(_listen_on(family, address))
+                address = (address[0], first_port, *address[2:])  # noqa: PLW2901
+            listeners.append(_listen_on(family, address, bind_only))
     except StartError:
         for listener in listeners:
             listener.close()
@@ -103,14 +120,16 @@ def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[s
         found = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
         )
-    except (socket.gaierror, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, socket.gaierror) else error
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise StartError(f"cannot listen on host {host!r}: {reason}") from error
     # A name may be listed twice for the same address.
     return list(dict.fromkeys((family, address) for family, _, _, _, address in found))  # type: ignore[misc]
 
 
-def _listen_on(family: socket.AddressFamily, address: tuple[str, int]) -> socket.socket:
+def _listen_on(
+    family: socket.AddressFamily, address: tuple[str, int], bind_only: bool
+) -> socket.socket:
     listener = None
     try:
         listener = socket.socket(family, socket.SOCK_STREAM)
@@ -120,7 +139,8 @@ def _listen_on(family: socket.AddressFamily, address: tuple[str, int]) -> socket
             listener.setsockopt(level, option, value)
         listener.bind(address)
         # With SO_REUSEADDR two sockets may bind to one port; only one of them may listen.
-        listener.listen(BACKLOG_CONNECTIONS)
+        if not bind_only:
+            listener.listen(BACKLOG_CONNECTIONS)
     except OSError as error:
         if listener is not None:
             listener.close()

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from numbers_uring.config import SYNC_INTERVAL_S
+from numbers_uring.config import SYNC_INTERVAL_S, StartError
 from numbers_uring.write_behind import WriteBehind
 
 
@@ -17,6 +17,7 @@ class LogBackground:
     synced soon after it has grown and then once in SYNC_INTERVAL_S: what a power cut can lose is
     what was written in that time and the duration of one sync. The first failure is final: it is
     kept in `failure`, `on_failure` is called once, from the thread, and nothing is done any more.
+    Raises StartError where no thread can be had.
     """
 
     def __init__(
@@ -45,6 +46,12 @@ class LogBackground:
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._thread.start()
+        except RuntimeError as error:
+            # Its stack is what memory or a limit of tasks does not suffice for.
+            raise StartError(
+                "cannot start a thread for the log: too little memory, or too many tasks "
+                "(ulimit -v, ulimit -u)"
+            ) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 

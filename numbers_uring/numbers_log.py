@@ -82,33 +82,7 @@ class NumbersLog:
     # Opening.
 
     def _open(self) -> int:
-        """Open and lock what the path names. Raises StartError."""
-        try:
-            # Asked first, because opening a device can act on it.
-            if self.path.exists() and not self.path.is_file():
-                raise StartError(f"the log {self.path} is not a regular file")
-            fd = _again(self._calls.open, self.path, _FLAGS, 0o644)
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise StartError(f"cannot open the log {self.path}: {reason}") from error
-        try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise StartError(f"the log {self.path} is not a regular file")
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(fd), self.path.stat()):
-                # A repair or a rotation came between, and what is locked has no name any more.
-                raise StartError(f"the log {self.path} was replaced just now")
-            if self._fsync is not Fsync.NEVER:
-                _sync_directory(self.path.parent)
-        except (OSError, StartError) as error:
-            os.close(fd)
-            if isinstance(error, StartError):
-                raise
-            reason = error.strerror
-            if isinstance(error, BlockingIOError):
-                reason = "another process has locked it"
-            raise StartError(f"cannot lock the log {self.path}: {reason}") from error
-        return fd
+        return open_locked(self.path, self._fsync, self._calls.open)
 
     def truncate(self) -> None:
         """Drop whatever an earlier run left in the file. Raises StartError."""
@@ -283,6 +257,40 @@ class NumbersLog:
         if self._background is not None:
             self._background.close()
         os.close(self._fd)
+
+
+def open_locked(path: Path, fsync: Fsync, call: Callable[[Path, int, int], int] = os.open) -> int:
+    """Open and lock what the path names, made if it is missing; its content stays as it is.
+
+    Returns a descriptor to append to. Raises StartError where that is no regular file, may not be
+    written, or is locked by somebody else.
+    """
+    try:
+        # Asked first, because opening a device can act on it.
+        if path.exists() and not path.is_file():
+            raise StartError(f"the log {path} is not a regular file")
+        fd = _again(call, path, _FLAGS, 0o644)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartError(f"cannot open the log {path}: {reason}") from error
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise StartError(f"the log {path} is not a regular file")
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.path.samestat(os.fstat(fd), path.stat()):
+            # A repair or a rotation came between, and what is locked has no name any more.
+            raise StartError(f"the log {path} was replaced just now")
+        if fsync is not Fsync.NEVER:
+            _sync_directory(path.parent)
+    except (OSError, StartError) as error:
+        os.close(fd)
+        if isinstance(error, StartError):
+            raise
+        reason = error.strerror
+        if isinstance(error, BlockingIOError):
+            reason = "another process has locked it"
+        raise StartError(f"cannot lock the log {path}: {reason}") from error
+    return fd
 
 
 def _again(call: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> T:

@@ -173,7 +173,7 @@ _OPTIONS = (
     ),
     click.option(
         "--log-file",
-        type=click.Path(path_type=Path),
+        type=click.Path(path_type=Path, readable=False),
         default="numbers.log",
         help="The file that gets each number once, one a line; created anew at start.",
     ),

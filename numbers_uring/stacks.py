@@ -32,7 +32,7 @@ def perf_stacks(lines: Iterable[str]) -> Stacks:
     for line in lines:
         if found := _PERF_FRAME.match(line.rstrip("\n")):
             stack.append(_perf_frame(int(found[1], 16), found[2], found[3]))
-        elif stack:
+        elif stack and not line.strip():
             stacks[_folded(stack)] += 1
             stack = []
     return stacks

@@ -48,13 +48,41 @@ def listen_unix(
     where it is no socket.
     """
     path = Path(address.path)
+    with _failures_of(address), _locked(path.parent):
+        if _is_stale(path):
+            path.unlink()
+        return _bind(path, mode, None if group is None else _group_id(group))
+
+
+def try_unix(address: UnixAddress, *, group: str | None) -> None:
+    """Raise StartError where `listen_unix` would; nothing is made or removed.
+
+    Whether the folder's rights allow it is asked, not tried: that would show in the folder.
+    """
+    path = Path(address.path)
+    with _failures_of(address), _locked(path.parent):
+        stale = _is_stale(path)
+        group_id = None if group is None else _group_id(group)
+        if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=True):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if os.geteuid() == 0:
+            return
+        folder = path.parent.stat()
+        may_remove = os.geteuid() in {folder.st_uid, path.lstat().st_uid} if stale else True
+        if folder.st_mode & stat.S_ISVTX and not may_remove:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        if group_id is not None and group_id not in {os.getegid(), *os.getgroups()}:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+@contextmanager
+def _failures_of(address: UnixAddress) -> Iterator[None]:
+    """Turn them into StartErrors."""
     try:
-        with _locked(path.parent):
-            _remove_stale(path)
-            return _bind(path, mode, None if group is None else _group_id(group))
+        yield
     except BlockingIOError as error:
         raise StartError(
-            f"cannot listen on {address}: another process has locked {path.parent}"
+            f"cannot listen on {address}: another process has locked {Path(address.path).parent}"
         ) from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
@@ -106,12 +134,12 @@ def _locked(directory: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _remove_stale(path: Path) -> None:
-    """Remove the socket's file if nobody listens on it. Raises StartError where it is in use."""
+def _is_stale(path: Path) -> bool:
+    """Say whether a dead server left the file. Raises StartError where it is in use."""
     try:
         state = path.lstat()
     except FileNotFoundError:
-        return
+        return False
     if not stat.S_ISSOCK(state.st_mode):
         raise StartError("there is a file already that is no socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -119,7 +147,7 @@ def _remove_stale(path: Path) -> None:
         # EAGAIN, for instance, is a listener whose backlog is full.
         if probe.connect_ex(os.fspath(path)) != errno.ECONNREFUSED:
             raise StartError("another process listens there")
-    path.unlink()
+    return True
 
 
 def _group_id(group: str) -> int:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from numbers_uring import __version__
-from numbers_uring.choices import choose_backend
+from numbers_uring.choices import choose_backend, room_for_buffers
+from numbers_uring.config import StartError
 from support import ServerProcess, lines
 
 LINES = lines(range(100))
@@ -174,10 +175,21 @@ def test_a_limit_of_descriptors_that_is_too_low_is_said(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_little_memory_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "limits",
+    [
+        [f"--as={100 * 2**20}"],
+        # A thread's stack is as large as the limit of the stack says.
+        [f"--as={400 * 2**20}", f"--stack={2**30}:"],
+    ],
+    ids=["bitmap", "thread"],
+)
+def test_too_little_memory_is_said(limits: list[str], tmp_path: Path) -> None:
+    log = tmp_path / "numbers.log"
+    log.write_bytes(LINES)
     command = [sys.executable, "-m", "numbers_uring", "serve", "--port", "0"]
     done = subprocess.run(
-        ["prlimit", f"--as={100 * 2**20}", *command],
+        ["prlimit", *limits, *command],
         capture_output=True,
         check=False,
         cwd=tmp_path,
@@ -185,7 +197,12 @@ def test_too_little_memory_is_said(tmp_path: Path) -> None:
         timeout=30,
     )
     assert_one_line_error(done, 3, "memory")
-    assert list(tmp_path.iterdir()) == []
+    assert log.read_bytes() == LINES
+
+
+def test_buffers_that_find_no_memory_are_a_failed_start() -> None:
+    with pytest.raises(StartError, match="not enough memory"), room_for_buffers("epoll"):
+        raise MemoryError
 
 
 def test_options_come_from_the_environment_too(
@@ -276,7 +293,8 @@ def test_a_ring_that_cannot_be_had_is_said(error: int, hint: str, tmp_path: Path
 
 CHOOSE = """
 import sys
-from numbers_uring.choices import choose_backend
+from numbers_uring.choices import choose_backend, room_for_buffers
+from numbers_uring.config import StartError
 said = []
 name, make = choose_backend("auto", said.append)
 print(name, make.__name__, *said, sep="\\n")

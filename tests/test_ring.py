@@ -1,5 +1,6 @@
 """The ring's own rules, one test each, on a ring with pools as small as it takes."""
 
+import errno
 import os
 import random
 import resource
@@ -17,6 +18,7 @@ from numbers_uring._native import ffi, lib
 from numbers_uring.config import HEADROOM_BYTES, RING_LARGE_BYTES, RING_SMALL_BYTES, WhenFull
 from numbers_uring.listeners import listen_tcp
 from numbers_uring.reactor import Kind
+from numbers_uring.ring_trials import FEATURES, try_features
 from numbers_uring.uring_reactor import UringReactor
 from support import DEADLINE_S, is_closed
 
@@ -476,3 +478,19 @@ def test_floods_do_not_hold_up_a_quiet_client(stack: ExitStack) -> None:
         else:
             pytest.fail("the quiet client waited for more than 3 passes")
     assert RING_SMALL_BYTES < largest <= RING_LARGE_BYTES
+
+
+def test_every_feature_works_by_itself_and_leaves_no_descriptor() -> None:
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208 - the numbers are what is compared
+    assert try_features() == dict.fromkeys(FEATURES)
+    assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
+
+
+def test_a_feature_that_cannot_be_had_is_named_with_its_error() -> None:
+    near, far = socket.socketpair()
+    outcomes: Any = ffi.new("int32_t[]", lib.NU_TRIALS)
+    with near, far:
+        far.shutdown(socket.SHUT_WR)
+        lib.nu_ring_try(near.fileno(), far.fileno(), outcomes)
+    # Nothing can be sent, so the poll fails, and what comes after it is not tried.
+    assert list(outcomes) == [0, 0, 0, -errno.EPIPE, -errno.ECANCELED, -errno.ECANCELED]
