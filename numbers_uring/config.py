@@ -6,7 +6,10 @@ from enum import IntEnum, StrEnum
 from pathlib import Path
 from select import PIPE_BUF
 
-from numbers_uring.addresses import Address
+from numbers_uring.addresses import Address, TcpAddress
+
+DEFAULT_ADDRESS = TcpAddress("127.0.0.1", 4000)
+"""Listened on where no other address is asked for and no socket was handed down."""
 
 LINE_BYTES = 10
 """Nine characters and a newline: a number's line and `terminate` alike."""
@@ -65,8 +68,26 @@ ACCEPT_BACKOFF_S = 0.5
 ACCEPT_WARNING_INTERVAL_S = 60.0
 """The least time between two warnings that connections can't be accepted."""
 
-DESCRIPTORS_RESERVED = 32
-"""Descriptors beside the clients': standard streams, log, epoll, listeners, Python's own."""
+DESCRIPTORS_RESERVED = 48
+"""Descriptors beside the clients': standard streams, log, epoll, listeners, HTTP, Python's own."""
+
+HTTP_CLIENTS_MAX = 8
+"""Clients that ask for metrics at once; one more takes the oldest one's place."""
+
+HTTP_CLIENT_S = 5.0
+"""How long one of them may take to ask and to read the answer."""
+
+HTTP_REQUEST_BYTES_MAX = 16 * 1024
+"""Of a request with all its headers."""
+
+HTTP_PAUSE_S = 0.02
+"""Slept after each step of such a client: a flood of them can take only so much of the reactor."""
+
+BEAT_INTERVAL_S = 1.0
+"""How often the loop shows that it is alive, where somebody may ask."""
+
+BEAT_STALE_S = 10.0
+"""The age of the last sign from which on the loop counts as stuck."""
 
 RESUME_PROGRESS_S = 2.0
 """How often a long resume says how far it is."""
@@ -142,6 +163,15 @@ PROFILE_STOP_S = 10.0
 PROFILE_READ_S = 60.0
 """How long a stopped server reads its recording; the picture shows what was read by then."""
 
+WATCHDOG_BEATS = 4
+"""How often the loop tells the service manager that it lives, in the time that it is given."""
+
+RESUME_PATIENCE_S = 60.0
+"""What a resume asks the service manager for, each time that it says how far it is."""
+
+SYNC_PATIENCE_S = 300.0
+"""What a reload and a stop ask the service manager for: they may have to wait for the disk."""
+
 DIRECTORY_LOCK_TRIES = 50
 DIRECTORY_LOCK_RETRY_S = 0.02
 """How often, and how far apart, the directory of a unix socket is tried to be locked."""
@@ -154,11 +184,14 @@ DISCONNECT_LINES_PER_S_MAX = 20
 
 assert BITMAP_BYTES * 8 == NUMBERS
 assert 4 * DIAGNOSTIC_CHARACTERS_MAX < PIPE_BUF
+assert RESUME_PATIENCE_S > 2 * RESUME_PROGRESS_S
 assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * PIECE_BYTES_MAX
 assert TRIAL_PIECE_BYTES % LINE_BYTES == 0
 assert DRAIN_QUIET_S < DRAIN_S < 1
 assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
+assert DESCRIPTORS_RESERVED >= 2 * HTTP_CLIENTS_MAX + 32
+assert 2 * max(BEAT_INTERVAL_S, DRAIN_S) < BEAT_STALE_S
 assert RING_COMPLETIONS_MAX >= 2 * ACCEPTS_PER_PASS_MAX
 
 
@@ -214,6 +247,7 @@ class Config:
     backend: str
     kernel: str
     listen: Sequence[Address]
+    """Those that were asked for; none stands for DEFAULT_ADDRESS or for inherited sockets."""
     unix_mode: int
     """Of the socket files of unix addresses, as chmod(2) takes it."""
     unix_group: str | None
@@ -229,5 +263,7 @@ class Config:
     report_interval_s: float
     idle_timeout_s: float
     """Zero: clients may be silent for ever."""
+    metrics: TcpAddress | None
+    """Where metrics are served; None where they are not."""
     profile_path: Path | None = None
     """Where a flame graph of the run goes."""

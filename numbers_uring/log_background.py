@@ -30,6 +30,8 @@ class LogBackground:
         fdatasync: Callable[[int], None] = os.fdatasync,
     ) -> None:
         self.failure: OSError | None = None
+        self.sync_s = 0.0
+        """Seconds spent in fdatasync(2)."""
         self._fd = fd
         self._behind = behind
         self._syncs = syncs
@@ -100,11 +102,14 @@ class LogBackground:
         with self._in_call:
             if self._syncs and self._unsynced and time.monotonic() >= self._sync_due_s:
                 self._unsynced = False
+                begin_s = time.monotonic()
                 try:
                     self._fdatasync(self._fd)
                 except InterruptedError:
                     self._unsynced = True
                     return True
+                finally:
+                    self.sync_s += time.monotonic() - begin_s
                 self._sync_due_s = time.monotonic() + SYNC_INTERVAL_S
             if self._behind is None or not self._behind.is_due(self._end_bytes):
                 return False

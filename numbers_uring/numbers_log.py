@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,8 @@ class NumbersLog:
         self._fsync = fsync
         self._calls = calls or FileCalls()
         self._written_bytes = 0
+        self._write_s = 0.0
+        self._sync_s = 0.0
         self._removed = False
         self._fd = self._open()
         self._end_bytes = os.fstat(self._fd).st_size
@@ -78,6 +81,16 @@ class NumbersLog:
     def written_lines(self) -> int:
         """Whole lines that this run has put on file."""
         return self._written_bytes // LINE_BYTES
+
+    @property
+    def write_s(self) -> float:
+        """Seconds spent in write(2)."""
+        return self._write_s
+
+    @property
+    def sync_s(self) -> float:
+        """Seconds spent in fdatasync(2), in whatever thread."""
+        return self._sync_s + (0 if self._background is None else self._background.sync_s)
 
     # Opening.
 
@@ -119,6 +132,7 @@ class NumbersLog:
         self._look_after_file()
         written = 0
         failure: OSError | None = None
+        begin_s = time.monotonic()
         while written < len(lines):
             try:
                 size = self._calls.write(self._fd, lines[written:])
@@ -133,6 +147,7 @@ class NumbersLog:
             written += size
             self._written_bytes += size
             self._end_bytes += size
+        self._write_s += time.monotonic() - begin_s
         if failure is not None:
             written -= self._cut_torn_line(written)
             if failure.errno not in _NO_SPACE:
@@ -178,10 +193,13 @@ class NumbersLog:
             self._sync_now()
 
     def _sync_now(self) -> None:
+        begin_s = time.monotonic()
         try:
             _again(self._calls.fdatasync, self._fd)
         except OSError as error:
             raise self._sync_error(error) from error
+        finally:
+            self._sync_s += time.monotonic() - begin_s
 
     def _sync_error(self, error: OSError) -> LogError:
         return LogError(

@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from numbers_uring.addresses import PORT_MAX, Address, TcpAddress, parse_address
+from numbers_uring.addresses import PORT_MAX, Address, TcpAddress, parse_address, parse_tcp_address
 from numbers_uring.config import (
+    DEFAULT_ADDRESS,
     DISCONNECT_LINES_PER_S_MAX,
     Config,
     Fsync,
@@ -55,13 +56,18 @@ class _Seconds(click.FloatRange):
 
 
 class _Address(click.ParamType):  # type: ignore[type-arg] # generic only in click's newest
+    """What `parse` makes of the text; it raises ValueError where that is no address."""
+
     name = "address"
+
+    def __init__(self, parse: Callable[[str], Address]) -> None:
+        self._parse = parse
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> Address:
         try:
-            return parse_address(value)
+            return self._parse(value)
         except ValueError as error:
             self.fail(f"{error}.", param, ctx)
 
@@ -113,7 +119,7 @@ _OPTIONS = (
     ),
     click.option(
         "--listen",
-        type=_Address(),
+        type=_Address(parse_address),
         multiple=True,
         metavar="ADDRESS",
         help="An address to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH. Can be given several "
@@ -122,14 +128,14 @@ _OPTIONS = (
     click.option(
         "--host",
         metavar="HOST",
-        default="127.0.0.1",
+        default=DEFAULT_ADDRESS.host,
         help="Short for one --listen: its address or name, IPv4 or IPv6; 0.0.0.0 or :: for every "
         "interface.",
     ),
     click.option(
         "--port",
         type=click.IntRange(0, PORT_MAX),
-        default=4000,
+        default=DEFAULT_ADDRESS.port,
         help="Short for one --listen: its port; 0 takes a free one, named in the start line.",
     ),
     click.option(
@@ -219,6 +225,13 @@ _OPTIONS = (
         "it as a flame graph (SVG) after the stop.",
     ),
     click.option(
+        "--metrics",
+        type=_Address(parse_tcp_address),
+        metavar="HOST:PORT",
+        help="Serve metrics for Prometheus there, and /healthz for probes; or [IPV6]:PORT. Needs "
+        "an extra: pip install 'numbers-uring[metrics]'.",
+    ),
+    click.option(
         "--log-format",
         type=click.Choice([choice.value for choice in LogFormat]),
         default=LogFormat.TEXT.value,
@@ -274,16 +287,16 @@ def serve_config(options: dict[str, Any]) -> Config:
         report_interval_s=options["report_interval"],
         idle_timeout_s=options["idle_timeout"],
         profile_path=options["profile"],
+        metrics=options["metrics"],
     )
 
 
 def _listen_addresses(options: dict[str, Any]) -> list[Address]:
-    """Return each address once: the short form's, if it is given or there is no other, first."""
+    """Return each address that is given once, the short form's first."""
     context = click.get_current_context()
     given = any(
         context.get_parameter_source(name) is not ParameterSource.DEFAULT
         for name in ("host", "port")
     )
-    short = [TcpAddress(options["host"], options["port"])]
-    listen = options["listen"]
-    return list(dict.fromkeys([*(short if given or not listen else []), *listen]))
+    short = [TcpAddress(options["host"], options["port"])] if given else []
+    return list(dict.fromkeys([*short, *options["listen"]]))

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from signal import Signals
 from typing import Protocol
 
@@ -30,6 +31,18 @@ _NEVER_S = 3600.0
 """The longest wait. It only bounds one call: waiting again costs nothing at this rate."""
 
 
+class Phase(StrEnum):
+    """What a server is about, as far as whoever runs it is concerned."""
+
+    SERVING = "serving"
+    HELD_BACK = "held back"
+    """There is no space for the log, and nothing is received."""
+    RELOADING = "reloading"
+    """The log is being reopened."""
+    STOPPING = "stopping"
+    """The last one: drained, synced, and then over."""
+
+
 class Requests(Protocol):
     """Where requests from outside show; the reactor's wake-up descriptor tells of them."""
 
@@ -50,6 +63,14 @@ class Statistics:
     accepted: int = 0
     ended: Counter[str] = field(default_factory=Counter)
     """By reason: eof, reset, incomplete, invalid, idle, stop."""
+    received_bytes: int = 0
+    reports_dropped: int = 0
+    """Reports that nobody read, each folded into the next."""
+
+    @property
+    def connected(self) -> int:
+        """Clients that are connected now."""
+        return self.accepted - self.ended.total()
 
 
 class Server:
@@ -59,6 +80,7 @@ class Server:
     into the next. Its second argument is true for the last one, which is worth a short wait. `say`
     takes one line for the operator. `disconnects`, unless None, is told of each client that left.
     `beat` is called by the loop at least every `beat_interval_s`, as long as it comes round.
+    `enter` is told of each Phase; the first is SERVING, when the first client can be served.
     """
 
     def __init__(
@@ -77,6 +99,7 @@ class Server:
         disconnects: DisconnectLines | None = None,
         beat: Callable[[], None] = lambda: None,
         beat_interval_s: float = math.inf,
+        enter: Callable[[Phase], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -91,6 +114,7 @@ class Server:
         self._beat = beat
         self._beat_interval_s = beat_interval_s
         self._beat_due_s = clock() + beat_interval_s
+        self._tell_phase = enter
         self._clock = clock
         self._sleep = sleep
         self.statistics = Statistics()
@@ -101,8 +125,11 @@ class Server:
         self._reasons: list[str | None] = [None] * connections_max
         self._rejected: dict[int, bytes] = {}
         self._out_of_space = False
+        # What is over, and since when it goes on: one object, because other threads ask for it.
+        self._held_back: tuple[float, float | None] = (0.0, None)
         self._retry_due_s = 0.0
         self._terminated = False
+        self._ending = False
 
     def run(self) -> None:
         """Serve until `terminate` or a stop request, then drain, sync and report.
@@ -114,8 +141,7 @@ class Server:
         backend_failure: OSError | None = None
         try:
             try:
-                while not self._stopping:
-                    self._turn()
+                self._serve()
                 self._drain()
             except OSError as error:
                 backend_failure = error
@@ -129,6 +155,15 @@ class Server:
             raise LogError(f"{failure}{self._loss()}") from failure
         if backend_failure is not None:
             raise BackendError(f"the backend failed: {backend_failure}") from backend_failure
+
+    def _serve(self) -> None:
+        self._tell_phase(Phase.SERVING)
+        try:
+            while not self.stopping:
+                self._turn()
+        finally:
+            self._ending = True
+            self._tell_phase(Phase.STOPPING)
 
     def _loss(self) -> str:
         """Save what can be saved after a failure, and say what can't."""
@@ -145,8 +180,20 @@ class Server:
         return "terminate"
 
     @property
-    def _stopping(self) -> bool:
+    def stopping(self) -> bool:
+        """Whether a stop was asked for; from any thread."""
         return self._terminated or self._requests.stop is not None
+
+    @property
+    def out_of_space(self) -> bool:
+        """Whether clients are held back because there is no space for the log; from any thread."""
+        return self._out_of_space
+
+    @property
+    def held_back_s(self) -> float:
+        """How long clients were held back for that, up to now; from any thread."""
+        over_s, since_s = self._held_back
+        return over_s if since_s is None else over_s + self._clock() - since_s
 
     # One pass.
 
@@ -167,7 +214,7 @@ class Server:
 
     def _pass(self) -> None:
         for completion in self._reactor.wait(self._timeout_s()):
-            if not self._handle(*completion) or self._stopping:
+            if not self._handle(*completion) or self.stopping:
                 return
 
     def _handle(self, kind: int, connection: int, start: int, size: int) -> bool:
@@ -183,6 +230,7 @@ class Server:
         return True
 
     def _receive(self, connection: int, start: int, size: int) -> None:
+        self.statistics.received_bytes += size
         verdict = self._intake.receive(connection, start, size)
         if self._idle is not None and self._intake.completed_a_line:
             self._idle.touch(connection, self._clock())
@@ -243,22 +291,30 @@ class Server:
         return not full
 
     def _note_space(self, full: bool) -> None:
-        self._retry_due_s = self._clock() + NO_SPACE_RETRY_S
+        now_s = self._clock()
+        self._retry_due_s = now_s + NO_SPACE_RETRY_S
+        over_s = self.held_back_s
         if full and not self._out_of_space:
+            self._held_back = over_s, now_s
             self._say(
                 f"no space for the log {self._log.path}: holding the clients back, "
                 f"trying again every {NO_SPACE_RETRY_S:g} s"
             )
         elif not full:
+            self._held_back = over_s, None
             self._say(f"there is space for the log {self._log.path} again: going on")
             if self._idle is not None:
-                self._idle.touch_all(self._clock())
+                self._idle.touch_all(now_s)
+        if full != self._out_of_space and not self._ending:
+            self._tell_phase(Phase.HELD_BACK if full else Phase.SERVING)
         self._out_of_space = full
 
     def _reopen(self) -> None:
         """Leave everything so far in the old file, and go on in what the path names now."""
         self._append()
+        self._tell_phase(Phase.RELOADING)
         self._log.reopen()
+        self._tell_phase(Phase.HELD_BACK if self._out_of_space else Phase.SERVING)
         self._retry_due_s = 0.0
 
     # Timers.
@@ -290,6 +346,8 @@ class Server:
         counts = Counts(self._intake.unique, self._intake.duplicate)
         if self._report(report_line(self._reported, counts), last):
             self._reported = counts
+        else:
+            self.statistics.reports_dropped += 1
 
     # Stopping.
 

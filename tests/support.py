@@ -2,15 +2,19 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+
+import pytest
 
 DEADLINE_S = 30.0
 """For what should take milliseconds: reached only by a failure, even on a busy machine."""
@@ -39,7 +43,9 @@ class ServerProcess:
         self,
         log_path: Path,
         *options: str,
+        listen: Iterable[str] = ("--port", "0"),
         prefix: Iterable[str] = (),
+        pass_fds: Iterable[int] = (),
         environment: dict[str, str] | None = None,
         stdout: int | None = None,
     ) -> None:
@@ -50,12 +56,13 @@ class ServerProcess:
             [
                 *prefix,
                 *(sys.executable, "-m", "numbers_uring", "serve"),
-                *("--port", "0", "--log-file", str(log_path), *options),
+                *(*listen, "--log-file", str(log_path), *options),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if stdout is None else stdout,
             stderr=subprocess.PIPE,
             env={**os.environ, **(environment or {})},
+            pass_fds=tuple(pass_fds),
             text=True,
         )
         self._readers = [self._collect(self.process.stderr, self.stderr_lines)]
@@ -166,3 +173,77 @@ def is_closed(client: socket.socket) -> bool:
     except ConnectionResetError:
         # What was sent after the line that ended the connection is answered with a reset.
         return True
+
+
+needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+
+
+@contextmanager
+def strace(server: ServerProcess, trace: Path, *options: str) -> Iterator[None]:
+    """Trace, or interfere with, the system calls of a running server."""
+    tracer = subprocess.Popen(
+        ["strace", "-f", "-o", str(trace), *options, "-p", str(server.process.pid)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert tracer.stderr is not None
+    try:
+        said = tracer.stderr.readline()
+        while "attached" not in said:
+            assert tracer.poll() is None, said
+            said = tracer.stderr.readline()
+        yield
+    finally:
+        if tracer.poll() is None:
+            tracer.terminate()
+        tracer.wait(DEADLINE_S)
+        tracer.stderr.close()
+
+
+def run_command(
+    *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `numbers-uring` with these arguments to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "numbers_uring", *arguments],
+        capture_output=True,
+        check=False,
+        cwd=cwd,
+        env={**os.environ, **(environment or {})},
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=30,
+    )
+
+
+def assert_one_line_error(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("numbers-uring: error: ")
+    for word in words:
+        assert word in line
+
+
+def failure(
+    log_path: Path,
+    *options: str,
+    prefix: Iterable[str] = (),
+    environment: dict[str, str] | None = None,
+    pass_fds: Iterable[int] = (),
+) -> tuple[int, list[str]]:
+    """Run a server that cannot start; return its exit code and its lines on standard error."""
+    done = subprocess.run(
+        [
+            *prefix,
+            *(sys.executable, "-m", "numbers_uring", "serve"),
+            *("--log-file", str(log_path), *options),
+        ],
+        capture_output=True,
+        check=False,
+        env={**os.environ, **(environment or {})},
+        pass_fds=tuple(pass_fds),
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    return done.returncode, done.stderr.splitlines()

@@ -13,33 +13,10 @@ import pytest
 from numbers_uring import __version__
 from numbers_uring.choices import choose_backend, room_for_buffers
 from numbers_uring.config import StartError
-from support import ServerProcess, lines
+from support import ServerProcess, assert_one_line_error, lines
+from support import run_command as run
 
 LINES = lines(range(100))
-
-
-def run(
-    *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "numbers_uring", *arguments],
-        capture_output=True,
-        check=False,
-        cwd=cwd,
-        env={**os.environ, **(environment or {})},
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=30,
-    )
-
-
-def assert_one_line_error(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    assert done.returncode == code, done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("numbers-uring: error: ")
-    for word in words:
-        assert word in line
 
 
 @pytest.mark.parametrize(
@@ -97,7 +74,13 @@ def test_the_help_names_every_option_and_the_exit_codes() -> None:
     assert done.returncode == 0
     for word in (
         *("--backend", "--kernel", "--host", "--port", "--max-clients", "--when-full"),
-        *("--concurrent-connections", "--log-file", "--report-interval", "--idle-timeout"),
+        *(
+            "--concurrent-connections",
+            "--log-file",
+            "--report-interval",
+            "--idle-timeout",
+            "--metrics",
+        ),
         *("--version", "terminate", "NUMBERS_URING_SERVE_", "Exit status"),
     ):
         assert word in done.stdout

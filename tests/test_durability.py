@@ -1,7 +1,9 @@
 """The log of the real process under rotation, removal, failing calls, and kill -9."""
 
 import contextlib
+import grp
 import os
+import pwd
 import random
 import re
 import shutil
@@ -15,11 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from support import DEADLINE_S, ServerProcess, is_closed, lines, wait_until
+from support import DEADLINE_S, ServerProcess, is_closed, lines, needs_strace, strace, wait_until
 
 Serve = Callable[..., ServerProcess]
 ROOT = Path(__file__).resolve().parent.parent
-needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 
 
 @pytest.fixture(autouse=True)
@@ -78,15 +79,22 @@ def test_rotated_under_load_the_files_hold_every_number_once(
 @pytest.mark.skipif(shutil.which("logrotate") is None, reason="logrotate is not installed")
 def test_the_example_for_logrotate_works(serve: Serve, tmp_path: Path) -> None:
     server = serve()
-    pid_file = tmp_path / "pid"
-    pid_file.write_text(str(server.process.pid))
     example = (ROOT / "deploy" / "logrotate.conf").read_text()
+    for theirs, ours in (
+        ("/var/lib/numbers-uring/numbers.log", str(server.log_path)),
+        (
+            "su numbers-uring numbers-uring",
+            f"su {pwd.getpwuid(os.geteuid()).pw_name} {grp.getgrgid(os.getegid()).gr_name}",
+        ),
+        (
+            "systemctl try-reload-or-restart numbers-uring.service",
+            f"kill -HUP {server.process.pid}",
+        ),
+    ):
+        assert theirs in example
+        example = example.replace(theirs, ours)
     configuration = tmp_path / "logrotate.conf"
-    configuration.write_text(
-        example.replace("/var/log/numbers-uring/numbers.log", str(server.log_path)).replace(
-            "/run/numbers-uring/pid", str(pid_file)
-        )
-    )
+    configuration.write_text(example)
     configuration.chmod(0o644)
     tmp_path.chmod(0o755)
     for i in range(3):
@@ -137,28 +145,6 @@ def test_a_truncated_log_goes_on_in_whole_lines(serve: Serve, backend: str) -> N
 
 
 # Syncing.
-
-
-@contextmanager
-def strace(server: ServerProcess, trace: Path, *options: str) -> Iterator[None]:
-    """Trace, or interfere with, the system calls of a running server."""
-    tracer = subprocess.Popen(
-        ["strace", "-f", "-o", str(trace), *options, "-p", str(server.process.pid)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert tracer.stderr is not None
-    try:
-        said = tracer.stderr.readline()
-        while "attached" not in said:
-            assert tracer.poll() is None, said
-            said = tracer.stderr.readline()
-        yield
-    finally:
-        if tracer.poll() is None:
-            tracer.terminate()
-        tracer.wait(DEADLINE_S)
-        tracer.stderr.close()
 
 
 @needs_strace

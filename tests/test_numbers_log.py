@@ -395,3 +395,35 @@ def test_a_link_to_a_regular_file_is_followed(path: Path) -> None:
     log = open_log(path)
     log.append(memoryview(LINES))
     assert target.read_bytes() == LINES
+
+
+def test_the_time_spent_writing_and_syncing_is_counted(path: Path) -> None:
+    pause = threading.Event()
+
+    def slow_write(fd: int, data: memoryview) -> int:
+        pause.wait(0.02)
+        return os.write(fd, data[:500])
+
+    def slow_sync(fd: int) -> None:
+        pause.wait(0.03)
+
+    log = open_log(path, fsync=Fsync.ALWAYS, write=slow_write, fdatasync=slow_sync)
+    assert (log.write_s, log.sync_s) == (0, 0)
+    log.append(memoryview(LINES))
+    log.close()
+    assert 0.04 <= log.write_s < DEADLINE_S
+    assert 0.03 <= log.sync_s < DEADLINE_S
+
+
+def test_the_time_that_the_background_spends_syncing_is_counted(path: Path) -> None:
+    pause, synced = threading.Event(), threading.Event()
+
+    def slow_sync(fd: int) -> None:
+        pause.wait(0.03)
+        synced.set()
+
+    log = open_log(path, fsync=Fsync.INTERVAL, fdatasync=slow_sync)
+    log.append(memoryview(LINES))
+    assert synced.wait(DEADLINE_S)
+    log.close()
+    assert 0.03 <= log.sync_s < DEADLINE_S

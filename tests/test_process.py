@@ -669,23 +669,6 @@ def test_reports_keep_to_their_grid_under_load(serve: Serve, backend: str) -> No
 # The disk.
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    mounted = tmp_path / "disk"
-    mounted.mkdir()
-    mount = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mounted)],
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    if mount.returncode != 0:
-        pytest.skip(f"no file system can be mounted here: {mount.stderr.strip()}")
-    yield mounted
-    subprocess.run(["umount", "--lazy", str(mounted)], check=True)
-
-
 def test_on_a_full_disk_clients_are_held_back_and_nothing_is_lost(
     backend: str, small_disk: Path
 ) -> None:

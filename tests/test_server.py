@@ -11,6 +11,7 @@ from numbers_uring.addresses import Peer
 from numbers_uring.config import NO_SPACE_RETRY_S, PIECE_BYTES_MAX, Fsync, Terminate
 from numbers_uring.numbers_log import LogError
 from numbers_uring.reactor import BackendError, End
+from numbers_uring.server import Phase
 from scripted import Run, Step
 from support import lines
 
@@ -77,6 +78,7 @@ def test_each_end_is_counted_by_its_reason(tmp_path: Path) -> None:
     assert run.file == lines([1])
     assert run.server.statistics.ended == {"eof": 1, "incomplete": 2, "reset": 1, "stop": 1}
     assert run.server.statistics.accepted == 5
+    assert run.server.statistics.received_bytes == len(lines([1]) + b"12345" + b"terminate") + 10
 
 
 def test_reports_come_on_time_and_add_up(tmp_path: Path) -> None:
@@ -133,6 +135,7 @@ def test_a_report_that_cannot_be_written_is_folded_into_the_next(tmp_path: Path)
     passes += [[(0, b"terminate\n")]]
     run.server.run()
     assert [line for line, _ in run.reports] == [report(3, 1, 3), report(0, 0, 3)]
+    assert run.server.statistics.reports_dropped == 2
 
 
 def test_an_idle_connection_is_disconnected_a_working_one_is_not(tmp_path: Path) -> None:
@@ -169,8 +172,10 @@ def test_on_a_full_disk_clients_are_held_back_and_served_later(tmp_path: Path) -
     passes: list[list[Step]] = [[0, (0, lines(range(5)))], [(0, lines([9]) + b"terminate\n")]]
     run = Run(tmp_path, passes, calls={"write": disk})
     contents: list[bytes] = []
+    held: list[tuple[bool, float]] = []
 
     def look() -> None:
+        held.append((run.server.out_of_space, run.server.held_back_s))
         contents.append(run.file)
         assert len(run.reactor.waits) == 1, "something was received while there is no space"
         if len(run.reactor.slept) == 3:
@@ -179,6 +184,8 @@ def test_on_a_full_disk_clients_are_held_back_and_served_later(tmp_path: Path) -
     run.reactor.on_sleep = look
     run.server.run()
     assert run.reactor.slept == [NO_SPACE_RETRY_S] * 3
+    assert held == [(True, NO_SPACE_RETRY_S * passed) for passed in (1, 2, 3)]
+    assert (run.server.out_of_space, run.server.held_back_s) == (False, 3 * NO_SPACE_RETRY_S)
     assert contents == [lines([0, 1])] * 3
     assert run.file == lines([*range(5), 9])
     assert [text.split(":")[0].split(" the log")[0] for text in run.said] == [
@@ -294,6 +301,21 @@ def test_a_rotation_leaves_what_came_before_in_the_old_file(tmp_path: Path) -> N
     assert run.file == lines([3])
 
 
+def test_times_in_which_clients_are_held_back_add_up(tmp_path: Path) -> None:
+    disk = Disk(0)
+    passes: list[list[Step]] = [[0, (0, lines([1, 2]))]]
+    run = Run(tmp_path, passes, calls={"write": disk})
+    passes += [[run.stall(5), (0, lines([3]))], [(0, b"terminate\n")]]
+
+    def make_room_for_one_batch() -> None:
+        disk.free_bytes = 20 if len(run.reactor.slept) == 1 else 10
+
+    run.reactor.on_sleep = make_room_for_one_batch
+    run.server.run()
+    assert run.file == lines([1, 2, 3])
+    assert run.server.held_back_s == 2 * NO_SPACE_RETRY_S
+
+
 def test_a_rotation_to_a_disk_with_space_ends_the_holding_back_at_once(tmp_path: Path) -> None:
     disk = Disk(25)
     run = Run(tmp_path, [[0, (0, lines(range(5)))], [(0, b"terminate\n")]], calls={"write": disk})
@@ -316,6 +338,71 @@ def test_more_new_lines_than_a_batch_holds_are_all_on_file(tmp_path: Path) -> No
     run = Run(tmp_path, [[0, *((0, piece) for piece in pieces)], [(0, b"terminate\n")]])
     run.server.run()
     assert run.file == b"".join(pieces)
+
+
+# Phases.
+
+
+def test_a_run_is_served_and_stopped_and_in_between_perhaps_held_back(tmp_path: Path) -> None:
+    disk = Disk(25)
+    passes: list[list[Step]] = [[0, (0, lines(range(5)))], [(0, lines([9]) + b"terminate\n")]]
+    run = Run(tmp_path, passes, [(0, lines([10]))], calls={"write": disk})
+    seen: list[list[Phase]] = []
+
+    def make_room() -> None:
+        seen.append(list(run.phases))
+        disk.free_bytes = 1000
+
+    run.reactor.on_sleep = make_room
+    run.server.run()
+    assert seen == [[Phase.SERVING, Phase.HELD_BACK]]
+    assert run.phases == [Phase.SERVING, Phase.HELD_BACK, Phase.SERVING, Phase.STOPPING]
+
+
+def test_a_reload_begins_before_the_log_is_reopened_and_ends_after_it(tmp_path: Path) -> None:
+    entered: list[tuple[Phase, bool]] = []
+
+    def rotate() -> None:
+        run.path.rename(run.path.with_suffix(".1"))
+        run.requests.reopen = True
+
+    passes: list[list[Step]] = [[0, (0, lines([1])), rotate], [(0, b"terminate\n")]]
+    run: Run = Run(tmp_path, passes, enter=lambda phase: entered.append((phase, run.path.exists())))
+    run.server.run()
+    assert entered == [
+        (Phase.SERVING, True),
+        (Phase.RELOADING, False),
+        (Phase.SERVING, True),
+        (Phase.STOPPING, True),
+    ]
+
+
+def test_a_reload_without_space_leaves_the_clients_held_back(tmp_path: Path) -> None:
+    run = Run(tmp_path, [[0, (0, lines(range(5)))]], calls={"write": Disk(25)})
+
+    def reload_then_stop() -> None:
+        run.requests.reopen = len(run.reactor.slept) == 1
+        if not run.requests.reopen:
+            run.stop_now()
+
+    run.reactor.on_sleep = reload_then_stop
+    with pytest.raises(LogError, match="no space"):
+        run.server.run()
+    assert run.phases == [
+        *(Phase.SERVING, Phase.HELD_BACK),
+        *(Phase.RELOADING, Phase.HELD_BACK),
+        Phase.STOPPING,
+    ]
+
+
+def test_whatever_ends_the_run_is_a_stop(tmp_path: Path) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    run = Run(tmp_path, [[0, (0, lines([1]))]], calls={"write": fail})
+    with pytest.raises(LogError):
+        run.server.run()
+    assert run.phases == [Phase.SERVING, Phase.STOPPING]
 
 
 # Signs of life.
