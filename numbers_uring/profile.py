@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -120,7 +121,7 @@ class Profile:
             # Nothing to stop is left, as after a run without a profile.
             for number in STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
-            self._draw(recorder, stacks, reading)
+            self._draw(recorder, _without_watching(stacks), reading)
         except (RecordError, OSError) as error:
             self._say(f"no profile in {self._output.path}: {error}")
         finally:
@@ -151,6 +152,18 @@ class Profile:
             f"profile in {self._output.path}: {stacks.total()} samples: {shown}"
             f"{', the rest was not read in time' if reading.was_cut else ''}"
         )
+
+
+def _without_watching(stacks: Stacks) -> Stacks:
+    """Leave out the thread of `_watch`, which is not the server: py-spy takes waiting for work."""
+    name = f"{Profile._watch.__qualname__} ({Path(__file__).name})"
+    return Counter(
+        {
+            stack: count
+            for stack, count in stacks.items()
+            if all(frame.name != name for frame in stack)
+        }
+    )
 
 
 def _unseen_kernel(recorder: Recorder, stacks: Stacks) -> str:
