@@ -14,6 +14,7 @@ from numbers_uring.choices import (
     choose_backend,
     choose_kernel,
     raise_descriptor_limit,
+    require_metrics_library,
     room_for_buffers,
 )
 from numbers_uring.config import (
@@ -30,7 +31,7 @@ from numbers_uring.disconnect_lines import DisconnectLines
 from numbers_uring.epoll_reactor import EpollReactor
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import Kernel, PythonKernel
-from numbers_uring.listeners import Listeners, address_text, listen, listen_tcp
+from numbers_uring.listeners import Listeners, address_text, listen, listen_for_metrics
 from numbers_uring.numbers_log import LogError, NumbersLog
 from numbers_uring.profile import Profile
 from numbers_uring.reactor import BackendError, Reactor
@@ -244,20 +245,12 @@ def _bitmap_text(bitmap: Bitmap) -> str:
 
 def _serve_metrics(config: Config, address: TcpAddress, backend: str, kernel: str) -> "Metrics":
     """Bind and answer from now on. Raises StartError."""
-    try:
-        # Here, because it is an extra, and takes a tenth of a second to import.
-        import prometheus_client  # noqa: F401, PLC0415
-    except ImportError as error:
-        raise StartError(
-            f"--metrics needs the prometheus-client library ({error}): "
-            "pip install 'numbers-uring[metrics]'"
-        ) from error
+    require_metrics_library()
     from numbers_uring.metrics import Metrics  # noqa: PLC0415 - it imports the library
 
-    try:
-        listeners = listen_tcp(*address)
-    except StartError as error:
-        raise StartError(f"--metrics: {error}") from error
     return Metrics(
-        listeners, backend=backend, kernel=kernel, connections_max=config.connections_max
+        listen_for_metrics(address),
+        backend=backend,
+        kernel=kernel,
+        connections_max=config.connections_max,
     )

@@ -96,6 +96,14 @@ def try_listening(addresses: Sequence[Address], *, unix_group: str | None) -> No
                 bound.callback(listener.close)
 
 
+def listen_for_metrics(address: TcpAddress, *, bind_only: bool = False) -> list[socket.socket]:
+    """Do as `listen_tcp`; an error says what it was for."""
+    try:
+        return listen_tcp(*address, bind_only=bind_only)
+    except StartError as error:
+        raise StartError(f"--metrics: {error}") from error
+
+
 def listen_tcp(host: str, port: int, *, bind_only: bool = False) -> list[socket.socket]:
     """Bind, and unless that is all, listen on every address that `host` stands for.
 

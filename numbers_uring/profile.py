@@ -32,6 +32,12 @@ from numbers_uring.recorder import (
 from numbers_uring.signals import STOP_SIGNALS
 
 
+def refuse_the_log(path: Path, log_path: Path) -> None:
+    """Raise StartError where the picture would get the log's place."""
+    if path.resolve() == log_path.resolve():
+        raise StartError(f"the profile would replace the log {path}")
+
+
 class Profile:
     """A flame graph of this process in `path`, from `start` until the context is left.
 
@@ -42,8 +48,7 @@ class Profile:
     """
 
     def __init__(self, path: Path, log_path: Path, say: Diagnostics) -> None:
-        if path.resolve() == log_path.resolve():
-            raise StartError(f"the profile would replace the log {path}")
+        refuse_the_log(path, log_path)
         self._say = say
         self._output = OutputFile(path)
         self._recorder: Recorder | None = None
