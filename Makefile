@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 ARGS ?=
 NATIVE := $(wildcard native/*.c native/*.h native/*.py)
 BUILT := setup.py pyproject.toml $(NATIVE)
-FORMATTED := numbers_uring native perf tests setup.py
+FORMATTED := numbers_uring native perf share tests setup.py
 C_SOURCES := $(wildcard native/*.c native/*.h perf/*.c tests/*.c)
 
-.PHONY: serve test coverage lint format sanitize fuzz soak ci dist clean
+.PHONY: serve test coverage lint format sanitize fuzz soak ci man dist clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/numbers-uring serve $(ARGS)
@@ -66,6 +66,10 @@ ci:
 	SOAK_ROUNDS=30 $(MAKE) test
 	$(MAKE) lint
 	$(MAKE) sanitize
+
+# The manual page, and the completions beside it, as a wheel has them.
+man: $(VENV)/dev.stamp
+	$(BIN)/python share/build_share.py build/share
 
 dist: $(VENV)/dev.stamp
 	rm -rf dist
