@@ -71,9 +71,13 @@ ci:
 man: $(VENV)/dev.stamp
 	$(BIN)/python share/build_share.py build/share
 
+# The wheel is built from the source distribution, and its tag names the oldest glibc that it runs with:
+# auditwheel looks at the symbols, and finds no library to bring along.
 dist: $(VENV)/dev.stamp
-	rm -rf dist
-	$(BIN)/python -m build
+	rm -rf dist build/dist
+	$(BIN)/python -m build --outdir build/dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat auto --wheel-dir dist build/dist/*.whl
+	cp build/dist/*.tar.gz dist
 	cd dist && sha256sum -- *.tar.gz *.whl > SHA256SUMS
 
 clean:

@@ -46,6 +46,7 @@ class ServerProcess:
         prefix: Iterable[str] = (),
         environment: dict[str, str] | None = None,
         stdout: int | None = None,
+        python: str = sys.executable,
     ) -> None:
         self.log_path = log_path
         self.stderr_lines: list[str] = []
@@ -53,7 +54,7 @@ class ServerProcess:
         self.process = subprocess.Popen(
             [
                 *prefix,
-                *(sys.executable, "-m", "numbers_uring", "serve"),
+                *(python, "-m", "numbers_uring", "serve"),
                 *("--port", "0", "--log-file", str(log_path), *options),
             ],
             stdin=subprocess.DEVNULL,
