@@ -163,6 +163,31 @@ class ServerProcess:
         return sum(uniques), sum(duplicates), totals[-1]
 
 
+@contextmanager
+def stalled_sync(pid: int, trace: Path) -> Iterator[Callable[[], bool]]:
+    """Slow down the log's syncs from outside, as by a disk that does not answer.
+
+    Gives a function that says whether a sync has begun.
+    """
+    tracer = subprocess.Popen(
+        [
+            *("strace", "-f", "-o", str(trace), "-p", str(pid)),
+            *("-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=1s"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert tracer.stderr is not None
+    try:
+        assert "attached" in tracer.stderr.readline()
+        yield lambda: "fdatasync" in trace.read_text()
+    finally:
+        if tracer.poll() is None:
+            tracer.terminate()
+        tracer.wait(DEADLINE_S)
+        tracer.stderr.close()
+
+
 def is_closed(client: socket.socket) -> bool:
     """Wait for the server to close the connection without a word; False if it says something."""
     client.settimeout(DEADLINE_S)
