@@ -5,7 +5,6 @@ A limit of memory has tests of its own, in test_memory_limit.py.
 
 import errno
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,59 +15,26 @@ from pathlib import Path
 
 import pytest
 
+from namespaces import AS_PID_1, NOBODY, children, confined, run, without_rights
 from numbers_uring.config import StartError
-from numbers_uring.listeners import listen
-from support import DEADLINE_S, ServerProcess, lines, stalled_sync, wait_until
-from test_cli import assert_one_line_error
+from numbers_uring.listeners import listen_tcp
+from support import (
+    DEADLINE_S,
+    ServerProcess,
+    assert_one_line_error,
+    lines,
+    needs_strace,
+    stalled_sync,
+    wait_until,
+)
+
+pytestmark = pytest.mark.usefixtures("namespaces")
 
 SERVE = (sys.executable, "-m", "numbers_uring", "serve", "--port", "0")
 LINES = lines(range(100))
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs")
-
-
-@pytest.fixture(autouse=True)
-def _namespaces() -> None:
-    done = subprocess.run(
-        ["unshare", "--mount", "--net", "--pid", "--fork", "true"],
-        capture_output=True,
-        check=False,
-        text=True,
-    )
-    if done.returncode != 0:
-        pytest.skip(f"no namespaces can be made here: {done.stderr.strip()}")
-
-
-def confined(setup: str, *options: str, run: str = 'exec "$@"') -> list[str]:
-    """Return what to put in front of a command that is to run in namespaces of its own.
-
-    `options` are unshare's; `setup` is done in the namespaces, by a shell that `run` ends.
-    """
-    return ["unshare", *options, "sh", "-ec", f"{setup}\n{run}", "sh"]
-
-
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, capture_output=True, check=False, stdin=subprocess.DEVNULL, text=True, timeout=60
-    )
 
 
 # Process number 1.
-
-AS_PID_1 = ("--pid", "--fork", "--kill-child", "--mount-proc")
-
-
-def children(pid: int) -> list[tuple[int, str]]:
-    """Return the process numbers and states of the children of `pid`."""
-    found = []
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            number, _, rest = status.read_text().partition(" (")
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # It has ended meanwhile.
-        state, parent = rest.rpartition(") ")[2].split()[:2]
-        if int(parent) == pid:
-            found.append((int(number), state))
-    return found
 
 
 @contextmanager
@@ -103,7 +69,7 @@ def test_process_number_1_stops_and_reopens_its_log_as_any_other(
         assert "stopped by SIGTERM" in server.stderr
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+@needs_strace
 def test_a_second_signal_ends_process_number_1_at_once(tmp_path: Path) -> None:
     with pid_1(tmp_path / "numbers.log") as (server, pid):
         with stalled_sync(pid, tmp_path / "trace") as sync_has_begun:
@@ -154,18 +120,18 @@ def test_a_log_on_a_read_only_root_is_said(read_only_root: str) -> None:
 def test_a_user_without_any_right_may_serve(
     backend: str, read_only_root: str, tmp_path: Path
 ) -> None:
-    tried = run(*NOBODY, sys.executable, "-c", "import numbers_uring")
+    tried = run(*without_rights(), sys.executable, "-c", "import numbers_uring")
     if tried.returncode != 0:
         pytest.skip(f"this Python can't be run by another user: {tried.stderr.strip()}")
     confine = confined(read_only_root, "--mount")
     log = Path("/mnt/numbers.log")
-    with ServerProcess(log, "--backend", backend, prefix=[*confine, *NOBODY]) as server:
+    with ServerProcess(log, "--backend", backend, prefix=[*confine, *without_rights()]) as server:
         server.send(LINES)
         assert server.terminate() == 0
     written = tmp_path / "mounted" / "numbers.log"
     assert written.read_bytes() == LINES
-    assert written.stat().st_uid == 65534
-    done = run(*confine, *NOBODY, *SERVE, "--log-file", "/mnt/../numbers.log")
+    assert written.stat().st_uid == NOBODY
+    done = run(*confine, *without_rights(), *SERVE, "--log-file", "/mnt/../numbers.log")
     assert_one_line_error(done, 3, "numbers.log", "Read-only file system")
 
 
@@ -280,9 +246,9 @@ def test_a_kernel_that_has_no_ipv6_at_all_is_the_same(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(socket, "socket", refuse)
     with pytest.raises(StartError, match=r"\[::1\]:0: Address family not supported"):
-        listen("::1", 0)
+        listen_tcp("::1", 0)
     resolve_to(monkeypatch, ("::1", 0, 0, 0), ("127.0.0.1", 0))
-    (listener,) = listen("localhost", 0)
+    (listener,) = listen_tcp("localhost", 0)
     assert listener.getsockname()[0] == "127.0.0.1"
     listener.close()
 
@@ -292,4 +258,4 @@ def test_an_address_that_is_taken_is_not_passed_over(monkeypatch: pytest.MonkeyP
         port = taken.getsockname()[1]
         resolve_to(monkeypatch, ("127.0.0.2", port), ("127.0.0.1", port))
         with pytest.raises(StartError, match=f"127.0.0.1:{port}: Address already in use"):
-            listen("localhost", port)
+            listen_tcp("localhost", port)
