@@ -8,7 +8,7 @@ BUILT := setup.py pyproject.toml $(NATIVE)
 FORMATTED := numbers_uring native perf share tests setup.py
 C_SOURCES := $(wildcard native/*.c native/*.h perf/*.c tests/*.c)
 
-.PHONY: serve test coverage lint format sanitize fuzz soak ci man dist clean
+.PHONY: serve test coverage lint format sanitize fuzz soak ci man dist container-check clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/numbers-uring serve $(ARGS)
@@ -79,6 +79,10 @@ dist: $(VENV)/dev.stamp
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat auto --wheel-dir dist build/dist/*.whl
 	cp build/dist/*.tar.gz dist
 	cd dist && sha256sum -- *.tar.gz *.whl > SHA256SUMS
+
+# Every step of the Containerfile, and the server in what comes of it: as root, with debootstrap.
+container-check: $(VENV)/dev.stamp
+	$(BIN)/python tests/container_check.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info numbers_uring/_native*.so numbers_uring/_native.c
