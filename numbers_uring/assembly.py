@@ -1,6 +1,8 @@
 """The parts of a server, put together for one run."""
 
 import math
+import os
+import socket
 import time
 from contextlib import ExitStack
 from functools import partial
@@ -17,20 +19,27 @@ from numbers_uring.choices import (
 from numbers_uring.config import (
     BATCH_BYTES,
     BEAT_INTERVAL_S,
+    DEFAULT_ADDRESS,
     LAST_REPORT_WAIT_S,
     RECEIVE_BYTES_PYTHON,
     Config,
+    StartError,
 )
 from numbers_uring.console import STDOUT, Diagnostics, Lines
 from numbers_uring.disconnect_lines import DisconnectLines
 from numbers_uring.epoll_reactor import EpollReactor
 from numbers_uring.intake import Intake
-from numbers_uring.kernel import PythonKernel
-from numbers_uring.listeners import address_text, listen, listen_tcp
-from numbers_uring.numbers_log import NumbersLog
+from numbers_uring.kernel import Kernel, PythonKernel
+from numbers_uring.listeners import Listeners, address_text, listen, listen_tcp
+from numbers_uring.numbers_log import LogError, NumbersLog
+from numbers_uring.reactor import BackendError, Reactor
+from numbers_uring.report import Counts
 from numbers_uring.resume import resume
 from numbers_uring.server import Server
+from numbers_uring.service_manager import ServiceManager
+from numbers_uring.service_status import ServiceStatus
 from numbers_uring.signals import Requests
+from numbers_uring.socket_activation import take_inherited
 
 if TYPE_CHECKING:
     from numbers_uring.metrics import Metrics
@@ -38,11 +47,33 @@ if TYPE_CHECKING:
 
 def run_server(config: Config, say: Diagnostics) -> None:
     """Serve until the end. Raises StartError, StopRequestedError, LogError or BackendError."""
+    manager = ServiceManager.from_environment(os.environ, say)
+    try:
+        # Before anything else is opened.
+        inherited = take_inherited(os.environ)
+        manager.status("Starting")
+        _serve(config, say, inherited, manager)
+    except (StartError, LogError, BackendError) as error:
+        manager.status(str(error))
+        raise
+    finally:
+        manager.close()
+
+
+def _serve(
+    config: Config, say: Diagnostics, inherited: list[socket.socket], manager: ServiceManager
+) -> None:
     begin_s = time.monotonic()
     stdout = Lines(STDOUT)
 
     def report(line: str, last: bool) -> bool:
+        status.refresh()
         return stdout.write(line, wait_s=LAST_REPORT_WAIT_S if last else 0)
+
+    def beat() -> None:
+        manager.beat()
+        if metrics is not None:
+            metrics.health.beat()
 
     with ExitStack() as parts:
         kernel = choose_kernel(config.kernel)
@@ -53,15 +84,10 @@ def run_server(config: Config, say: Diagnostics) -> None:
         requests = Requests(say)
         metrics = None
         if config.metrics is not None:
-            metrics = _serve_metrics(
-                config.metrics,
-                backend=backend,
-                kernel=kernel.variant,
-                connections_max=config.connections_max,
-            )
+            metrics = _serve_metrics(config, config.metrics, backend, kernel.variant)
             parts.callback(metrics.close)
         bitmap = allocate()
-        listeners = listen(config.listen, unix_mode=config.unix_mode, unix_group=config.unix_group)
+        listeners = _open_listeners(config, inherited)
         parts.callback(listeners.close)
         with room_for_buffers(backend):
             reactor = make_reactor(
@@ -90,16 +116,16 @@ def run_server(config: Config, say: Diagnostics) -> None:
         )
         parts.callback(log.close)
         if config.resume:
-            resume(
-                log,
-                kernel,
-                bitmap.memory,
-                say=say.info,
-                warn=say,
-                stop_requested=lambda: requests.stop is not None,
-            )
+            _resume(log, kernel, bitmap, requests, say, manager)
         else:
             log.truncate()
+        addresses = list(map(address_text, listeners.sockets))
+        status = ServiceStatus(
+            manager,
+            " and ".join(addresses),
+            counts=lambda: Counts(intake.unique, intake.duplicate),
+            clients=lambda: server.statistics.connected,
+        )
         server = Server(
             reactor,
             intake,
@@ -112,44 +138,93 @@ def run_server(config: Config, say: Diagnostics) -> None:
             say=say,
             terminate=config.terminate,
             disconnects=DisconnectLines(say.debug) if config.verbose else None,
-            beat=_no_beat if metrics is None else metrics.health.beat,
-            beat_interval_s=math.inf if metrics is None else BEAT_INTERVAL_S,
+            beat=beat,
+            beat_interval_s=min(
+                manager.beat_interval_s, math.inf if metrics is None else BEAT_INTERVAL_S
+            ),
+            enter=status.enter,
         )
-        metrics_urls = []
+        urls = []
         if metrics is not None:
             metrics.watch(server, intake, reactor, log)
-            metrics_urls = metrics.urls
-        addresses = [address_text(listener) for listener in listeners.sockets]
+            urls = metrics.urls
         say.info(
             f"listening on {' and '.join(addresses)}, backend {backend}, "
             f"kernel {kernel.variant}, {_bitmap_text(bitmap)}, "
             f"at most {config.connections_max} clients, log {log.path}, "
             f"started in {time.monotonic() - begin_s:.2f} s"
-            f"{', metrics on ' if metrics_urls else ''}{' and '.join(metrics_urls)}",
+            f"{', metrics on ' if urls else ''}{' and '.join(urls)}",
             event="started",
             listen=addresses,
             backend=backend,
             kernel=kernel.variant,
             log=log.path,
-            metrics=metrics_urls,
+            metrics=urls,
         )
         server.run()
         requests.ignore_stops()
-        ended = server.statistics.ended
-        say.info(
-            f"stopped by {server.stopped_by}: {log.written_lines} numbers written to {log.path}, "
-            f"{server.statistics.accepted} clients served, {reactor.refused} refused, "
-            f"{ended['invalid']} disconnected for an invalid line, "
-            f"{ended['idle']} for being idle, {ended['incomplete']} left within a line",
-            event="stopped",
-            by=server.stopped_by,
-            unique=intake.unique,
-            duplicate=intake.duplicate,
-            log=log.path,
-            accepted=server.statistics.accepted,
-            refused=reactor.refused,
-            ended=ended,
-        )
+        _tell_end(server, intake, reactor, log, say, manager)
+
+
+def _open_listeners(config: Config, inherited: list[socket.socket]) -> Listeners:
+    """Return the sockets that were handed down, and behind them those asked for."""
+    addresses = config.listen or ([] if inherited else [DEFAULT_ADDRESS])
+    listeners = listen(addresses, unix_mode=config.unix_mode, unix_group=config.unix_group)
+    listeners.sockets[:0] = inherited
+    return listeners
+
+
+def _resume(
+    log: NumbersLog,
+    kernel: Kernel,
+    bitmap: Bitmap,
+    requests: Requests,
+    say: Diagnostics,
+    manager: ServiceManager,
+) -> None:
+    def say_progress(text: str) -> None:
+        say.info(text)
+        manager.starting(text)
+
+    manager.starting(f"resuming {log.path}")
+    resume(
+        log,
+        kernel,
+        bitmap.memory,
+        say=say_progress,
+        warn=say,
+        stop_requested=lambda: requests.stop is not None,
+    )
+
+
+def _tell_end(
+    server: Server,
+    intake: Intake,
+    reactor: Reactor,
+    log: NumbersLog,
+    say: Diagnostics,
+    manager: ServiceManager,
+) -> None:
+    statistics = server.statistics
+    ended = statistics.ended
+    summary = (
+        f"stopped by {server.stopped_by}: {log.written_lines} numbers written to {log.path}, "
+        f"{statistics.accepted} clients served, {reactor.refused} refused, "
+        f"{ended['invalid']} disconnected for an invalid line, "
+        f"{ended['idle']} for being idle, {ended['incomplete']} left within a line"
+    )
+    manager.status(summary)
+    say.info(
+        summary,
+        event="stopped",
+        by=server.stopped_by,
+        unique=intake.unique,
+        duplicate=intake.duplicate,
+        log=log.path,
+        accepted=statistics.accepted,
+        refused=reactor.refused,
+        ended=ended,
+    )
 
 
 def _bitmap_text(bitmap: Bitmap) -> str:
@@ -160,9 +235,7 @@ def _bitmap_text(bitmap: Bitmap) -> str:
     return "huge pages" if share >= 95 else f"huge pages for {share} % of the bitmap"
 
 
-def _serve_metrics(
-    address: TcpAddress, *, backend: str, kernel: str, connections_max: int
-) -> "Metrics":
+def _serve_metrics(config: Config, address: TcpAddress, backend: str, kernel: str) -> "Metrics":
     """Bind and answer from now on. Raises StartError."""
     try:
         # Here, because the library it needs is an extra, and takes a tenth of a second to import.
@@ -176,8 +249,6 @@ def _serve_metrics(
         listeners = listen_tcp(*address)
     except StartError as error:
         raise StartError(f"--metrics: {error}") from error
-    return Metrics(listeners, backend=backend, kernel=kernel, connections_max=connections_max)
-
-
-def _no_beat() -> None:
-    """Nobody asks whether the loop is alive."""
+    return Metrics(
+        listeners, backend=backend, kernel=kernel, connections_max=config.connections_max
+    )

@@ -8,6 +8,9 @@ from select import PIPE_BUF
 
 from numbers_uring.addresses import Address, TcpAddress
 
+DEFAULT_ADDRESS = TcpAddress("127.0.0.1", 4000)
+"""Listened on where no other address is asked for and no socket was handed down."""
+
 LINE_BYTES = 10
 """Nine characters and a newline: a number's line and `terminate` alike."""
 
@@ -142,6 +145,15 @@ LAST_REPORT_WAIT_S = 0.2
 SIGNAL_REPEAT_S = 0.05
 """Signals this close together are one request: timeout(1) sends each of its signals twice."""
 
+WATCHDOG_BEATS = 4
+"""How often the loop tells the service manager that it lives, in the time that it is given."""
+
+RESUME_PATIENCE_S = 60.0
+"""What a resume asks the service manager for, each time that it says how far it is."""
+
+SYNC_PATIENCE_S = 300.0
+"""What a reload and a stop ask the service manager for: they may have to wait for the disk."""
+
 DIRECTORY_LOCK_TRIES = 50
 DIRECTORY_LOCK_RETRY_S = 0.02
 """How often, and how far apart, the directory of a unix socket is tried to be locked."""
@@ -154,6 +166,7 @@ DISCONNECT_LINES_PER_S_MAX = 20
 
 assert BITMAP_BYTES * 8 == NUMBERS
 assert 4 * DIAGNOSTIC_CHARACTERS_MAX < PIPE_BUF
+assert RESUME_PATIENCE_S > 2 * RESUME_PROGRESS_S
 assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * PIECE_BYTES_MAX
 assert TRIAL_PIECE_BYTES % LINE_BYTES == 0
@@ -216,6 +229,7 @@ class Config:
     backend: str
     kernel: str
     listen: Sequence[Address]
+    """Those that were asked for; none stands for DEFAULT_ADDRESS or for inherited sockets."""
     unix_mode: int
     """Of the socket files of unix addresses, as chmod(2) takes it."""
     unix_group: str | None

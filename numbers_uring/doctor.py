@@ -21,6 +21,7 @@ from numbers_uring.choices import (
 from numbers_uring.config import (
     BATCH_BYTES,
     BITMAP_BYTES,
+    DEFAULT_ADDRESS,
     DESCRIPTORS_RESERVED,
     RECEIVE_BYTES,
     START_MEMORY_SPARE_BYTES,
@@ -261,9 +262,10 @@ class _Examination:
     # Addresses, buffers and the log.
 
     def _look_at_addresses(self, values: dict[str, Value]) -> Finding:
-        addresses = list(map(str, self._config.listen))
+        asked_for = self._config.listen or [DEFAULT_ADDRESS]
+        addresses = list(map(str, asked_for))
         values["addresses"] = addresses
-        try_listening(self._config.listen, unix_group=self._config.unix_group)
+        try_listening(asked_for, unix_group=self._config.unix_group)
         return Finding(
             name="listen",
             weight=Weight.OK,

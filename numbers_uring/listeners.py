@@ -148,8 +148,7 @@ def _listen_on(
         listener = socket.socket(family, socket.SOCK_STREAM)
         # A restart must not wait for the last run's connections to leave TIME_WAIT.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        for level, option, value in _INHERITED_OPTIONS:
-            listener.setsockopt(level, option, value)
+        set_options(listener)
         listener.bind(address)
         # With SO_REUSEADDR two sockets may bind to one port; only one of them may listen.
         if not bind_only:
@@ -163,9 +162,22 @@ def _listen_on(
     return listener
 
 
+def set_options(listener: socket.socket) -> None:
+    """Give the listener what those that it accepts are to have. Raises OSError.
+
+    Of unix sockets the options mean nothing: their peers cannot vanish unnoticed.
+    """
+    if listener.family != socket.AF_UNIX:
+        for level, option, value in _INHERITED_OPTIONS:
+            listener.setsockopt(level, option, value)
+
+
 def address_text(listener: socket.socket) -> str:
-    """Return the listener's address as HOST:PORT, an IPv6 host in brackets, or as unix:PATH."""
+    """Return the listener's address as HOST:PORT, an IPv6 host in brackets, or as unix:PATH.
+
+    An abstract name, which only a service manager hands down, has an @ in front.
+    """
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
-        return str(UnixAddress(os.fsdecode(name)))
+        return str(UnixAddress(os.fsdecode(name).replace("\0", "@")))
     return str(TcpAddress(*name[:2]))

@@ -9,6 +9,7 @@ from click.core import ParameterSource
 
 from numbers_uring.addresses import PORT_MAX, Address, TcpAddress, parse_address, parse_tcp_address
 from numbers_uring.config import (
+    DEFAULT_ADDRESS,
     DISCONNECT_LINES_PER_S_MAX,
     Config,
     Fsync,
@@ -127,14 +128,14 @@ _OPTIONS = (
     click.option(
         "--host",
         metavar="HOST",
-        default="127.0.0.1",
+        default=DEFAULT_ADDRESS.host,
         help="Short for one --listen: its address or name, IPv4 or IPv6; 0.0.0.0 or :: for every "
         "interface.",
     ),
     click.option(
         "--port",
         type=click.IntRange(0, PORT_MAX),
-        default=4000,
+        default=DEFAULT_ADDRESS.port,
         help="Short for one --listen: its port; 0 takes a free one, named in the start line.",
     ),
     click.option(
@@ -283,12 +284,11 @@ def serve_config(options: dict[str, Any]) -> Config:
 
 
 def _listen_addresses(options: dict[str, Any]) -> list[Address]:
-    """Return each address once: the short form's, if it is given or there is no other, first."""
+    """Return each address that is given once, the short form's first."""
     context = click.get_current_context()
     given = any(
         context.get_parameter_source(name) is not ParameterSource.DEFAULT
         for name in ("host", "port")
     )
-    short = [TcpAddress(options["host"], options["port"])]
-    listen = options["listen"]
-    return list(dict.fromkeys([*(short if given or not listen else []), *listen]))
+    short = [TcpAddress(options["host"], options["port"])] if given else []
+    return list(dict.fromkeys([*short, *options["listen"]]))

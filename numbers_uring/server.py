@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from signal import Signals
 from typing import Protocol
 
@@ -28,6 +29,18 @@ _OPENED, _RECEIVED = int(Kind.OPENED), int(Kind.RECEIVED)
 _MORE, _TERMINATE = int(Verdict.MORE), int(Verdict.TERMINATE)
 _NEVER_S = 3600.0
 """The longest wait. It only bounds one call: waiting again costs nothing at this rate."""
+
+
+class Phase(StrEnum):
+    """What a server is about, as far as whoever runs it is concerned."""
+
+    SERVING = "serving"
+    HELD_BACK = "held back"
+    """There is no space for the log, and nothing is received."""
+    RELOADING = "reloading"
+    """The log is being reopened."""
+    STOPPING = "stopping"
+    """The last one: drained, synced, and then over."""
 
 
 class Requests(Protocol):
@@ -54,6 +67,11 @@ class Statistics:
     reports_dropped: int = 0
     """Reports that nobody read, each folded into the next."""
 
+    @property
+    def connected(self) -> int:
+        """Clients that are connected now."""
+        return self.accepted - self.ended.total()
+
 
 class Server:
     """One run. The parts are the caller's to close.
@@ -62,6 +80,7 @@ class Server:
     into the next. Its second argument is true for the last one, which is worth a short wait. `say`
     takes one line for the operator. `disconnects`, unless None, is told of each client that left.
     `beat` is called by the loop at least every `beat_interval_s`, as long as it comes round.
+    `enter` is told of each Phase; the first is SERVING, when the first client can be served.
     """
 
     def __init__(
@@ -80,6 +99,7 @@ class Server:
         disconnects: DisconnectLines | None = None,
         beat: Callable[[], None] = lambda: None,
         beat_interval_s: float = math.inf,
+        enter: Callable[[Phase], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -94,6 +114,7 @@ class Server:
         self._beat = beat
         self._beat_interval_s = beat_interval_s
         self._beat_due_s = clock() + beat_interval_s
+        self._tell_phase = enter
         self._clock = clock
         self._sleep = sleep
         self.statistics = Statistics()
@@ -108,6 +129,7 @@ class Server:
         self._held_back: tuple[float, float | None] = (0.0, None)
         self._retry_due_s = 0.0
         self._terminated = False
+        self._ending = False
 
     def run(self) -> None:
         """Serve until `terminate` or a stop request, then drain, sync and report.
@@ -119,8 +141,7 @@ class Server:
         backend_failure: OSError | None = None
         try:
             try:
-                while not self.stopping:
-                    self._turn()
+                self._serve()
                 self._drain()
             except OSError as error:
                 backend_failure = error
@@ -134,6 +155,15 @@ class Server:
             raise LogError(f"{failure}{self._loss()}") from failure
         if backend_failure is not None:
             raise BackendError(f"the backend failed: {backend_failure}") from backend_failure
+
+    def _serve(self) -> None:
+        self._tell_phase(Phase.SERVING)
+        try:
+            while not self.stopping:
+                self._turn()
+        finally:
+            self._ending = True
+            self._tell_phase(Phase.STOPPING)
 
     def _loss(self) -> str:
         """Save what can be saved after a failure, and say what can't."""
@@ -275,12 +305,16 @@ class Server:
             self._say(f"there is space for the log {self._log.path} again: going on")
             if self._idle is not None:
                 self._idle.touch_all(now_s)
+        if full != self._out_of_space and not self._ending:
+            self._tell_phase(Phase.HELD_BACK if full else Phase.SERVING)
         self._out_of_space = full
 
     def _reopen(self) -> None:
         """Leave everything so far in the old file, and go on in what the path names now."""
         self._append()
+        self._tell_phase(Phase.RELOADING)
         self._log.reopen()
+        self._tell_phase(Phase.HELD_BACK if self._out_of_space else Phase.SERVING)
         self._retry_due_s = 0.0
 
     # Timers.

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from inspect import cleandoc
 from pathlib import Path
 
@@ -82,12 +82,9 @@ def man_page(date: str) -> str:
         "An option on the command line takes precedence over its variable.",
         ".PD 0",
     ]
-    for context in contexts[1:]:
-        page += _environment(context)
-    page.append(".PD")
-    page.append(".SH FILES")
-    for context in contexts[1:]:
-        page += _files(context)
+    page += _environment(contexts[1:])
+    page += [".PD", ".SH FILES"]
+    page += _files(contexts[1:])
     page.append(".SH SIGNALS")
     for signals, text in _SIGNALS:
         page += [".TP", rf"\fB{_text(signals)}\fR", _text(text)]
@@ -149,23 +146,31 @@ def _exit_status(context: click.Context) -> Iterator[str]:
                 yield from (".TP", rf"\fB{status}\fR", _text(meaning))
 
 
-def _environment(context: click.Context) -> Iterator[str]:
-    for option in context.command.get_params(context):
-        # --help and --version, which have no value, have no variable either.
-        if isinstance(option, click.Option) and option.expose_value and not option.hidden:
-            assert option.name is not None
-            automatic = f"{context.auto_envvar_prefix}_{option.name.upper()}"
-            names = option.envvar or automatic
-            for name in [names] if isinstance(names, str) else names:
-                stands_for = rf"\fB{_text(option.opts[0])}\fR of \fB{context.info_name}\fR"
-                yield from (".TP", rf"\fB{_text(name)}\fR", stands_for)
+def _environment(contexts: Iterable[click.Context]) -> Iterator[str]:
+    """Each variable once: commands may share it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for context in contexts:
+        for option in context.command.get_params(context):
+            # --help and --version, which have no value, have no variable either.
+            if isinstance(option, click.Option) and option.expose_value and not option.hidden:
+                names = option.envvar or f"{context.auto_envvar_prefix}_{str(option.name).upper()}"
+                for name in [names] if isinstance(names, str) else names:
+                    found.setdefault((name, option.opts[0]), []).append(str(context.info_name))
+    for (name, option), commands in found.items():
+        bold = (rf"\fB{command}\fR" for command in commands)
+        stands_for = rf"\fB{_text(option)}\fR of {' and '.join(bold)}"
+        yield from (".TP", rf"\fB{_text(name)}\fR", stands_for)
 
 
-def _files(context: click.Context) -> Iterator[str]:
-    for option in context.command.get_params(context):
-        if isinstance(option, click.Option) and isinstance(option.type, click.Path):
-            name = option.default or option.make_metavar(context)
-            yield from (".TP", rf"\fI{_text(str(name))}\fR", _text(option.help or ""))
+def _files(contexts: Iterable[click.Context]) -> Iterator[str]:
+    found: dict[str, str] = {}
+    for context in contexts:
+        for option in context.command.get_params(context):
+            if isinstance(option, click.Option) and isinstance(option.type, click.Path):
+                name = option.default or option.make_metavar(context)
+                found.setdefault(str(name), option.help or "")
+    for name, text in found.items():
+        yield from (".TP", rf"\fI{_text(name)}\fR", _text(text))
 
 
 def _text(text: str) -> str:

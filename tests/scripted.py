@@ -12,7 +12,7 @@ from numbers_uring.intake import Intake
 from numbers_uring.native_kernel import variants
 from numbers_uring.numbers_log import FileCalls, NumbersLog
 from numbers_uring.reactor import Completion, End, Kind
-from numbers_uring.server import Server
+from numbers_uring.server import Phase, Server
 
 Step = Callable[[], None] | tuple[int, bytes] | tuple[int, End] | int
 """A callable to call, a piece or an end for a connection, or a connection that opens."""
@@ -123,6 +123,7 @@ class Run:
         self.requests = FakeRequests()
         self.reports: list[tuple[str, bool]] = []
         self.said: list[str] = []
+        self.phases: list[Phase] = []
         self.reader_is_there = True
         self.log = NumbersLog(
             self.path,
@@ -149,7 +150,7 @@ class Run:
             say=self.said.append,
             clock=self.reactor.clock,
             sleep=self.reactor.sleep,
-            **settings,
+            **{"enter": self.phases.append, **settings},
         )
 
     def _report(self, line: str, last: bool) -> bool:

@@ -43,7 +43,9 @@ class ServerProcess:
         self,
         log_path: Path,
         *options: str,
+        listen: Iterable[str] = ("--port", "0"),
         prefix: Iterable[str] = (),
+        pass_fds: Iterable[int] = (),
         environment: dict[str, str] | None = None,
         stdout: int | None = None,
         python: str = sys.executable,
@@ -55,12 +57,13 @@ class ServerProcess:
             [
                 *prefix,
                 *(python, "-m", "numbers_uring", "serve"),
-                *("--port", "0", "--log-file", str(log_path), *options),
+                *(*listen, "--log-file", str(log_path), *options),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if stdout is None else stdout,
             stderr=subprocess.PIPE,
             env={**os.environ, **(environment or {})},
+            pass_fds=tuple(pass_fds),
             text=True,
         )
         self._readers = [self._collect(self.process.stderr, self.stderr_lines)]
@@ -163,31 +166,6 @@ class ServerProcess:
         return sum(uniques), sum(duplicates), totals[-1]
 
 
-@contextmanager
-def stalled_sync(pid: int, trace: Path) -> Iterator[Callable[[], bool]]:
-    """Slow down the log's syncs from outside, as by a disk that does not answer.
-
-    Gives a function that says whether a sync has begun.
-    """
-    tracer = subprocess.Popen(
-        [
-            *("strace", "-f", "-o", str(trace), "-p", str(pid)),
-            *("-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=1s"),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert tracer.stderr is not None
-    try:
-        assert "attached" in tracer.stderr.readline()
-        yield lambda: "fdatasync" in trace.read_text()
-    finally:
-        if tracer.poll() is None:
-            tracer.terminate()
-        tracer.wait(DEADLINE_S)
-        tracer.stderr.close()
-
-
 def is_closed(client: socket.socket) -> bool:
     """Wait for the server to close the connection without a word; False if it says something."""
     client.settimeout(DEADLINE_S)
@@ -202,10 +180,11 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace
 
 
 @contextmanager
-def strace(server: ServerProcess, trace: Path, *options: str) -> Iterator[None]:
-    """Trace, or interfere with, the system calls of a running server."""
+def strace(server: ServerProcess | int, trace: Path, *options: str) -> Iterator[None]:
+    """Trace, or interfere with, the system calls of a running server, or of a process by number."""
+    pid = server if isinstance(server, int) else server.process.pid
     tracer = subprocess.Popen(
-        ["strace", "-f", "-o", str(trace), *options, "-p", str(server.process.pid)],
+        ["strace", "-f", "-o", str(trace), *options, "-p", str(pid)],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -221,6 +200,17 @@ def strace(server: ServerProcess, trace: Path, *options: str) -> Iterator[None]:
             tracer.terminate()
         tracer.wait(DEADLINE_S)
         tracer.stderr.close()
+
+
+@contextmanager
+def stalled_sync(server: ServerProcess | int, trace: Path) -> Iterator[Callable[[], bool]]:
+    """Slow down the log's syncs from outside, as by a disk that does not answer.
+
+    Gives a function that says whether a sync has begun.
+    """
+    slow = ("-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=1s")
+    with strace(server, trace, *slow):
+        yield lambda: "fdatasync" in trace.read_text()
 
 
 def run_command(
@@ -246,3 +236,27 @@ def assert_one_line_error(done: subprocess.CompletedProcess[str], code: int, *wo
     assert line.startswith("numbers-uring: error: ")
     for word in words:
         assert word in line
+
+
+def failure(
+    log_path: Path,
+    *options: str,
+    prefix: Iterable[str] = (),
+    environment: dict[str, str] | None = None,
+    pass_fds: Iterable[int] = (),
+) -> tuple[int, list[str]]:
+    """Run a server that cannot start; return its exit code and its lines on standard error."""
+    done = subprocess.run(
+        [
+            *prefix,
+            *(sys.executable, "-m", "numbers_uring", "serve"),
+            *("--log-file", str(log_path), *options),
+        ],
+        capture_output=True,
+        check=False,
+        env={**os.environ, **(environment or {})},
+        pass_fds=tuple(pass_fds),
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    return done.returncode, done.stderr.splitlines()

@@ -1,7 +1,9 @@
 """The log of the real process under rotation, removal, failing calls, and kill -9."""
 
 import contextlib
+import grp
 import os
+import pwd
 import random
 import re
 import shutil
@@ -77,15 +79,22 @@ def test_rotated_under_load_the_files_hold_every_number_once(
 @pytest.mark.skipif(shutil.which("logrotate") is None, reason="logrotate is not installed")
 def test_the_example_for_logrotate_works(serve: Serve, tmp_path: Path) -> None:
     server = serve()
-    pid_file = tmp_path / "pid"
-    pid_file.write_text(str(server.process.pid))
     example = (ROOT / "deploy" / "logrotate.conf").read_text()
+    for theirs, ours in (
+        ("/var/lib/numbers-uring/numbers.log", str(server.log_path)),
+        (
+            "su numbers-uring numbers-uring",
+            f"su {pwd.getpwuid(os.geteuid()).pw_name} {grp.getgrgid(os.getegid()).gr_name}",
+        ),
+        (
+            "systemctl try-reload-or-restart numbers-uring.service",
+            f"kill -HUP {server.process.pid}",
+        ),
+    ):
+        assert theirs in example
+        example = example.replace(theirs, ours)
     configuration = tmp_path / "logrotate.conf"
-    configuration.write_text(
-        example.replace("/var/log/numbers-uring/numbers.log", str(server.log_path)).replace(
-            "/run/numbers-uring/pid", str(pid_file)
-        )
-    )
+    configuration.write_text(example)
     configuration.chmod(0o644)
     tmp_path.chmod(0o755)
     for i in range(3):

@@ -125,6 +125,12 @@ def test_a_file_that_another_server_put_in_its_place_is_left_alone(path: Path) -
     second.close()
 
 
+def test_an_abstract_name_is_told_with_an_at_sign(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0{tmp_path}")
+        assert address_text(listener) == f"unix:@{tmp_path}"
+
+
 def test_listening_on_all_addresses_or_on_none(path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = TcpAddress(*other.getsockname())

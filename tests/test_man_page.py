@@ -1,5 +1,6 @@
 """The manual page: accepted by roff's own checkers, complete, and each character as it was."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -61,6 +62,8 @@ def test_every_command_option_variable_and_exit_status_is_there(page: Path) -> N
         assert f" {section} " in text
     for name, command in cli.commands.items():
         assert f"numbers-uring {name} [OPTIONS]" in text
+        # A command may read the variables of another.
+        prefix = command.context_settings.get("auto_envvar_prefix", f"NUMBERS_URING_{name.upper()}")
         for option in command.params:
             if not isinstance(option, click.Option):
                 continue
@@ -69,9 +72,10 @@ def test_every_command_option_variable_and_exit_status_is_there(page: Path) -> N
                 assert f" {word}" in text
             if option.expose_value:
                 assert option.name is not None
-                assert (
-                    f"NUMBERS_URING_{name.upper()}_{option.name.upper()} {option.opts[0]}" in text
-                )
+                names = option.envvar or f"{prefix}_{option.name.upper()}"
+                for variable in [names] if isinstance(names, str) else names:
+                    line = rf" {variable} {option.opts[0]} of (\w+ and )*{name}\b"
+                    assert len(re.findall(line, text)) == 1, variable
     assert "3 could not start 4 the log failed" in text
     assert "NUMBERS_URING_SERVE_CONCURRENT_CONNECTIONS" in text
     assert text.endswith("2026-01-31 NUMBERS-URING(1)")

@@ -9,7 +9,6 @@ import signal
 import socket
 import statistics
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -550,7 +549,7 @@ def test_several_terminates_and_a_signal_at_once_are_one_stop(serve: Serve, back
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_a_second_signal_ends_a_stop_that_hangs(serve: Serve, tmp_path: Path) -> None:
     server = serve()
-    with stalled_sync(server.process.pid, tmp_path / "trace") as sync_has_begun:
+    with stalled_sync(server, tmp_path / "trace") as sync_has_begun:
         server.process.send_signal(signal.SIGTERM)
         wait_until(sync_has_begun, "the sync")
         server.process.send_signal(signal.SIGTERM)

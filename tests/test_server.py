@@ -11,6 +11,7 @@ from numbers_uring.addresses import Peer
 from numbers_uring.config import NO_SPACE_RETRY_S, PIECE_BYTES_MAX, Fsync, Terminate
 from numbers_uring.numbers_log import LogError
 from numbers_uring.reactor import BackendError, End
+from numbers_uring.server import Phase
 from scripted import Run, Step
 from support import lines
 
@@ -337,6 +338,71 @@ def test_more_new_lines_than_a_batch_holds_are_all_on_file(tmp_path: Path) -> No
     run = Run(tmp_path, [[0, *((0, piece) for piece in pieces)], [(0, b"terminate\n")]])
     run.server.run()
     assert run.file == b"".join(pieces)
+
+
+# Phases.
+
+
+def test_a_run_is_served_and_stopped_and_in_between_perhaps_held_back(tmp_path: Path) -> None:
+    disk = Disk(25)
+    passes: list[list[Step]] = [[0, (0, lines(range(5)))], [(0, lines([9]) + b"terminate\n")]]
+    run = Run(tmp_path, passes, [(0, lines([10]))], calls={"write": disk})
+    seen: list[list[Phase]] = []
+
+    def make_room() -> None:
+        seen.append(list(run.phases))
+        disk.free_bytes = 1000
+
+    run.reactor.on_sleep = make_room
+    run.server.run()
+    assert seen == [[Phase.SERVING, Phase.HELD_BACK]]
+    assert run.phases == [Phase.SERVING, Phase.HELD_BACK, Phase.SERVING, Phase.STOPPING]
+
+
+def test_a_reload_begins_before_the_log_is_reopened_and_ends_after_it(tmp_path: Path) -> None:
+    entered: list[tuple[Phase, bool]] = []
+
+    def rotate() -> None:
+        run.path.rename(run.path.with_suffix(".1"))
+        run.requests.reopen = True
+
+    passes: list[list[Step]] = [[0, (0, lines([1])), rotate], [(0, b"terminate\n")]]
+    run: Run = Run(tmp_path, passes, enter=lambda phase: entered.append((phase, run.path.exists())))
+    run.server.run()
+    assert entered == [
+        (Phase.SERVING, True),
+        (Phase.RELOADING, False),
+        (Phase.SERVING, True),
+        (Phase.STOPPING, True),
+    ]
+
+
+def test_a_reload_without_space_leaves_the_clients_held_back(tmp_path: Path) -> None:
+    run = Run(tmp_path, [[0, (0, lines(range(5)))]], calls={"write": Disk(25)})
+
+    def reload_then_stop() -> None:
+        run.requests.reopen = len(run.reactor.slept) == 1
+        if not run.requests.reopen:
+            run.stop_now()
+
+    run.reactor.on_sleep = reload_then_stop
+    with pytest.raises(LogError, match="no space"):
+        run.server.run()
+    assert run.phases == [
+        *(Phase.SERVING, Phase.HELD_BACK),
+        *(Phase.RELOADING, Phase.HELD_BACK),
+        Phase.STOPPING,
+    ]
+
+
+def test_whatever_ends_the_run_is_a_stop(tmp_path: Path) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    run = Run(tmp_path, [[0, (0, lines([1]))]], calls={"write": fail})
+    with pytest.raises(LogError):
+        run.server.run()
+    assert run.phases == [Phase.SERVING, Phase.STOPPING]
 
 
 # Signs of life.
