@@ -156,10 +156,10 @@ def _environment(contexts: Iterable[click.Context]) -> Iterator[str]:
                 names = option.envvar or f"{context.auto_envvar_prefix}_{str(option.name).upper()}"
                 for name in [names] if isinstance(names, str) else names:
                     found.setdefault((name, option.opts[0]), []).append(str(context.info_name))
-    for (name, option), commands in found.items():
+    for (variable, word), commands in found.items():
         bold = (rf"\fB{command}\fR" for command in commands)
-        stands_for = rf"\fB{_text(option)}\fR of {' and '.join(bold)}"
-        yield from (".TP", rf"\fB{_text(name)}\fR", stands_for)
+        stands_for = rf"\fB{_text(word)}\fR of {' and '.join(bold)}"
+        yield from (".TP", rf"\fB{_text(variable)}\fR", stands_for)
 
 
 def _files(contexts: Iterable[click.Context]) -> Iterator[str]:
