@@ -20,7 +20,7 @@ import click
 import pytest
 
 from numbers_uring import choices, doctor, surroundings
-from numbers_uring.config import BITMAP_BYTES, TRIAL_PIECE_BYTES
+from numbers_uring.config import BITMAP_BYTES, DESCRIPTORS_RESERVED, TRIAL_PIECE_BYTES
 from numbers_uring.findings import Diagnosis, Weight
 from numbers_uring.native_kernel import variants
 from numbers_uring.ring_trials import FEATURES
@@ -548,7 +548,7 @@ def test_the_json_has_every_finding_under_its_name(tmp_path: Path) -> None:
     assert list(told["findings"]["io_uring"]["values"]["features"]) == list(FEATURES)
     assert told["findings"]["disk"]["values"]["free_bytes"] > 0
     assert told["findings"]["memory"]["values"]["needed_bytes"] > BITMAP_BYTES
-    assert told["findings"]["descriptors"]["values"]["needed"] == 37
+    assert told["findings"]["descriptors"]["values"]["needed"] == 5 + DESCRIPTORS_RESERVED
     assert told["findings"]["linux"]["values"]["release"] == os.uname().release
 
 
