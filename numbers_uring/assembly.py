@@ -32,6 +32,7 @@ from numbers_uring.intake import Intake
 from numbers_uring.kernel import Kernel, PythonKernel
 from numbers_uring.listeners import Listeners, address_text, listen, listen_tcp
 from numbers_uring.numbers_log import LogError, NumbersLog
+from numbers_uring.profile import Profile
 from numbers_uring.reactor import BackendError, Reactor
 from numbers_uring.report import Counts
 from numbers_uring.resume import resume
@@ -76,6 +77,10 @@ def _serve(
             metrics.health.beat()
 
     with ExitStack() as parts:
+        profile = None
+        if config.profile_path is not None:
+            # Entered first and so left last: all is closed and said before a picture is drawn.
+            profile = parts.enter_context(Profile(config.profile_path, config.log_path, say))
         kernel = choose_kernel(config.kernel)
         backend, make_reactor = choose_backend(config.backend, say)
         if make_reactor is EpollReactor and isinstance(kernel, PythonKernel):
@@ -115,6 +120,8 @@ def _serve(
             wake=requests.wake,
         )
         parts.callback(log.close)
+        if profile is not None:
+            profile.start(f"backend {backend}, kernel {kernel.variant}")
         if config.resume:
             _resume(log, kernel, bitmap, requests, say, manager)
         else:
@@ -238,13 +245,15 @@ def _bitmap_text(bitmap: Bitmap) -> str:
 def _serve_metrics(config: Config, address: TcpAddress, backend: str, kernel: str) -> "Metrics":
     """Bind and answer from now on. Raises StartError."""
     try:
-        # Here, because the library it needs is an extra, and takes a tenth of a second to import.
-        from numbers_uring.metrics import Metrics  # noqa: PLC0415
+        # Here, because it is an extra, and takes a tenth of a second to import.
+        import prometheus_client  # noqa: F401, PLC0415
     except ImportError as error:
         raise StartError(
             f"--metrics needs the prometheus-client library ({error}): "
             "pip install 'numbers-uring[metrics]'"
         ) from error
+    from numbers_uring.metrics import Metrics  # noqa: PLC0415 - it imports the library
+
     try:
         listeners = listen_tcp(*address)
     except StartError as error:

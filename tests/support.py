@@ -214,11 +214,14 @@ def stalled_sync(server: ServerProcess | int, trace: Path) -> Iterator[Callable[
 
 
 def run_command(
-    *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
+    *arguments: str,
+    prefix: Iterable[str] = (),
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run `numbers-uring` with these arguments to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "numbers_uring", *arguments],
+        [*prefix, sys.executable, "-m", "numbers_uring", *arguments],
         capture_output=True,
         check=False,
         cwd=cwd,
