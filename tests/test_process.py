@@ -9,7 +9,6 @@ import signal
 import socket
 import statistics
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from support import DEADLINE_S, ServerProcess, is_closed, lines, wait_until
+from support import DEADLINE_S, ServerProcess, is_closed, lines, stalled_sync, wait_until
 
 Serve = Callable[..., ServerProcess]
 
@@ -549,29 +548,12 @@ def test_several_terminates_and_a_signal_at_once_are_one_stop(serve: Serve, back
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_a_second_signal_ends_a_stop_that_hangs(serve: Serve, tmp_path: Path) -> None:
-    """The sync of the log is slowed down from outside, as by a disk that does not answer."""
-    trace = tmp_path / "trace"
     server = serve()
-    tracer = subprocess.Popen(
-        [
-            *("strace", "-f", "-o", str(trace), "-p", str(server.process.pid)),
-            *("-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=1s"),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert tracer.stderr is not None
-        assert "attached" in tracer.stderr.readline()
+    with stalled_sync(server, tmp_path / "trace") as sync_has_begun:
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "fdatasync" in trace.read_text(), "the sync")
+        wait_until(sync_has_begun, "the sync")
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: server.process.poll() is not None, "the process to end", 15)
-    finally:
-        if tracer.poll() is None:
-            tracer.terminate()
-        tracer.wait(DEADLINE_S)
-        tracer.stderr.close()  # type: ignore[union-attr]
     assert server.wait() != 0
 
 
