@@ -5,16 +5,20 @@ BIN := $(VENV)/bin
 ARGS ?=
 NATIVE := $(wildcard native/*.c native/*.h native/*.py)
 BUILT := setup.py pyproject.toml $(NATIVE)
-FORMATTED := numbers_uring native perf tests setup.py
+FORMATTED := numbers_uring native perf share tests setup.py
 C_SOURCES := $(wildcard native/*.c native/*.h perf/*.c tests/*.c)
 
-.PHONY: serve test coverage lint format sanitize fuzz soak ci dist clean
+.PHONY: serve test coverage lint format sanitize fuzz soak ci man dist container-check clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/numbers-uring serve $(ARGS)
 
+# Most tests wait for processes, so more of them run at once than there are processors; those that
+# measure time run by themselves behind them. 5 is "no tests", of which ARGS may have selected none.
+TEST_PROCESSES ?= 3
 test: $(VENV)/dev.stamp
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal -m "not alone" $(ARGS) || [ $$? = 5 ]
+	$(BIN)/pytest -m alone $(ARGS) || [ $$? = 5 ]
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check $(FORMATTED)
@@ -67,10 +71,22 @@ ci:
 	$(MAKE) lint
 	$(MAKE) sanitize
 
+# The manual page, and the completions beside it, as a wheel has them.
+man: $(VENV)/dev.stamp
+	$(BIN)/python share/build_share.py build/share
+
+# The wheel is built from the source distribution, and its tag names the oldest glibc that it runs with:
+# auditwheel looks at the symbols, and finds no library to bring along.
 dist: $(VENV)/dev.stamp
-	rm -rf dist
-	$(BIN)/python -m build
+	rm -rf dist build/dist
+	$(BIN)/python -m build --outdir build/dist
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat auto --wheel-dir dist build/dist/*.whl
+	cp build/dist/*.tar.gz dist
 	cd dist && sha256sum -- *.tar.gz *.whl > SHA256SUMS
+
+# Every step of the Containerfile, and the server in what comes of it: as root, with debootstrap.
+container-check: $(VENV)/dev.stamp
+	$(BIN)/python tests/container_check.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info numbers_uring/_native*.so numbers_uring/_native.c

@@ -1,3 +1,42 @@
+"""What pyproject.toml can't say: the extension, and files that are made of the built package."""
+
+import os
+import subprocess
+import sys
+from distutils.command.install_data import install_data
+from pathlib import Path
+
 from setuptools import setup
 
-setup(cffi_modules=["native/build_ffi.py:ffi"])
+ROOT = Path(__file__).resolve().parent
+SHARE = Path("build", "share")
+NAME = "numbers-uring"
+
+
+class InstallShare(install_data):
+    """Makes the files below SHARE before they are installed: it takes the extension to do so."""
+
+    def run(self) -> None:
+        built = Path(self.get_finalized_command("build").build_lib).resolve()
+        path = [str(built), str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        subprocess.run(
+            [sys.executable, "share/build_share.py", SHARE],
+            check=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))},
+        )
+        super().run()
+
+
+setup(
+    cffi_modules=["native/build_ffi.py:ffi"],
+    cmdclass={"install_data": InstallShare},
+    data_files=[
+        (f"share/{folder}", [str(SHARE / folder / file)])
+        for folder, file in (
+            ("man/man1", f"{NAME}.1"),
+            ("bash-completion/completions", NAME),
+            ("zsh/site-functions", f"_{NAME}"),
+            ("fish/vendor_completions.d", f"{NAME}.fish"),
+        )
+    ],
+)

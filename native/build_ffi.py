@@ -24,5 +24,9 @@ ffi.set_source(
     sources=SOURCES,
     include_dirs=["native"],
     depends=sorted(f"native/{path.name}" for path in NATIVE.glob("*.h")),
-    extra_compile_args=["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror=implicit", "-g1"],
+    extra_compile_args=[
+        *("-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror=implicit"),
+        # So that profilers see through our C, and name it.
+        *("-g1", "-fno-omit-frame-pointer"),
+    ],
 )

@@ -14,6 +14,7 @@ from numbers_uring.choices import (
     choose_backend,
     choose_kernel,
     raise_descriptor_limit,
+    require_metrics_library,
     room_for_buffers,
 )
 from numbers_uring.config import (
@@ -30,7 +31,7 @@ from numbers_uring.disconnect_lines import DisconnectLines
 from numbers_uring.epoll_reactor import EpollReactor
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import Kernel, PythonKernel
-from numbers_uring.listeners import Listeners, address_text, listen, listen_tcp
+from numbers_uring.listeners import Listeners, address_text, listen, listen_for_metrics
 from numbers_uring.numbers_log import LogError, NumbersLog
 from numbers_uring.reactor import BackendError, Reactor
 from numbers_uring.report import Counts
@@ -76,6 +77,12 @@ def _serve(
             metrics.health.beat()
 
     with ExitStack() as parts:
+        profile = None
+        if config.profile_path is not None:
+            from numbers_uring.profile import Profile  # noqa: PLC0415 - few servers need it
+
+            # Entered first and so left last: all is closed and said before a picture is drawn.
+            profile = parts.enter_context(Profile(config.profile_path, config.log_path, say))
         kernel = choose_kernel(config.kernel)
         backend, make_reactor = choose_backend(config.backend, say)
         if make_reactor is EpollReactor and isinstance(kernel, PythonKernel):
@@ -115,6 +122,8 @@ def _serve(
             wake=requests.wake,
         )
         parts.callback(log.close)
+        if profile is not None:
+            profile.start(f"backend {backend}, kernel {kernel.variant}")
         if config.resume:
             _resume(log, kernel, bitmap, requests, say, manager)
         else:
@@ -237,18 +246,12 @@ def _bitmap_text(bitmap: Bitmap) -> str:
 
 def _serve_metrics(config: Config, address: TcpAddress, backend: str, kernel: str) -> "Metrics":
     """Bind and answer from now on. Raises StartError."""
-    try:
-        # Here, because the library it needs is an extra, and takes a tenth of a second to import.
-        from numbers_uring.metrics import Metrics  # noqa: PLC0415
-    except ImportError as error:
-        raise StartError(
-            f"--metrics needs the prometheus-client library ({error}): "
-            "pip install 'numbers-uring[metrics]'"
-        ) from error
-    try:
-        listeners = listen_tcp(*address)
-    except StartError as error:
-        raise StartError(f"--metrics: {error}") from error
+    require_metrics_library()
+    from numbers_uring.metrics import Metrics  # noqa: PLC0415 - it imports the library
+
     return Metrics(
-        listeners, backend=backend, kernel=kernel, connections_max=config.connections_max
+        listen_for_metrics(address),
+        backend=backend,
+        kernel=kernel,
+        connections_max=config.connections_max,
     )

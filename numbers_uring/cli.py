@@ -1,6 +1,7 @@
 """The command line: options to parameters, and failures to exit codes."""
 
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -9,6 +10,7 @@ from numbers_uring import __version__
 from numbers_uring.assembly import run_server
 from numbers_uring.check_command import check
 from numbers_uring.choices import raise_descriptor_limit
+from numbers_uring.completion_command import completion
 from numbers_uring.config import ExitCode, StartError
 from numbers_uring.console import PROGRAM, STDERR, Diagnostics, Lines, open_standard_streams
 from numbers_uring.doctor_command import doctor
@@ -33,6 +35,7 @@ def cli() -> None:
 
 
 cli.add_command(check)
+cli.add_command(completion)
 cli.add_command(doctor)
 
 
@@ -48,11 +51,11 @@ def serve(say: Diagnostics, /, **options: Any) -> None:
 @cli.command(help=LOAD_HELP, context_settings={"show_default": True})
 @load_options
 @click.pass_obj
-def load(say: Diagnostics, /, *, as_json: bool, **options: Any) -> int:
+def load(say: Diagnostics, /, *, as_json: bool, plot_path: Path | None, **options: Any) -> int:
     """Run one load."""
     parameters = load_parameters(options)
     raise_descriptor_limit(parameters.clients, "--clients")
-    return load_and_print(parameters, as_json=as_json, say=say)
+    return load_and_print(parameters, as_json=as_json, say=say, plot_path=plot_path)
 
 
 def main() -> NoReturn:

@@ -145,6 +145,24 @@ LAST_REPORT_WAIT_S = 0.2
 SIGNAL_REPEAT_S = 0.05
 """Signals this close together are one request: timeout(1) sends each of its signals twice."""
 
+PROFILE_HZ = 499
+PROFILE_PY_SPY_HZ = 100
+"""Samples a second of processor time with perf, of any time with py-spy, which stops us for each.
+
+An odd rate keeps clear of what happens a hundred or a thousand times a second.
+"""
+
+PROFILE_STACK_BYTES = 16 * 1024
+"""What perf copies of a stack where it has no frame pointers to follow; ours need some 12 KB."""
+
+PROFILE_BYTES_MAX = 1024 * 1024 * 1024
+"""A recording ends there: more than an hour of a busy server, or two minutes uncompressed."""
+
+PROFILE_START_S = 10.0
+PROFILE_STOP_S = 10.0
+PROFILE_READ_S = 60.0
+"""How long a stopped server reads its recording; the picture shows what was read by then."""
+
 WATCHDOG_BEATS = 4
 """How often the loop tells the service manager that it lives, in the time that it is given."""
 
@@ -247,3 +265,5 @@ class Config:
     """Zero: clients may be silent for ever."""
     metrics: TcpAddress | None
     """Where metrics are served; None where they are not."""
+    profile_path: Path | None = None
+    """Where a flame graph of the run goes."""

@@ -32,7 +32,11 @@ def open_standard_streams() -> None:
             os.fstat(fd)
         except OSError:
             # The lowest free number is taken, which is this one: those below it are open.
-            os.open(os.devnull, os.O_RDWR)
+            try:
+                os.open(os.devnull, os.O_RDWR)
+            except OSError:
+                # There is none in a bare chroot. This can't be written to, which does no harm.
+                os.open("/", os.O_PATH)
 
 
 class Lines:

@@ -16,6 +16,7 @@ from numbers_uring.choices import (
     choose_backend,
     choose_kernel,
     raise_descriptor_limit,
+    require_metrics_library,
     room_for_buffers,
 )
 from numbers_uring.config import (
@@ -28,14 +29,16 @@ from numbers_uring.config import (
     Config,
     StartError,
 )
+from numbers_uring.file_trials import bad_line_near_ends, try_log, try_output
 from numbers_uring.findings import Diagnosis, Finding, Value, Weight
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import Kernel
-from numbers_uring.listeners import try_listening
+from numbers_uring.listeners import listen_for_metrics, try_listening
 from numbers_uring.log_background import LogBackground
-from numbers_uring.log_trial import bad_line_near_ends, try_log
 from numbers_uring.native_kernel import variants
+from numbers_uring.profile import refuse_the_log
 from numbers_uring.reactor import Reactor
+from numbers_uring.recorder import Names, start_recorder
 from numbers_uring.ring_trials import try_features
 from numbers_uring.surroundings import (
     available_bytes,
@@ -54,6 +57,8 @@ _HUGE_SHARE_MIN = 0.95
 
 
 _ADVICE = {
+    "profile": "give another file with --profile, or put right what is said of perf and py-spy",
+    "metrics": "give another address with --metrics, or install what is missing",
     "kernel": "--kernel auto takes the fastest that runs here",
     "backend": "--backend epoll needs nothing but Linux; io_uring, above, says what is missing",
     "descriptors": "raise the hard limit (ulimit -Hn, LimitNOFILE=, docker run --ulimit nofile=) "
@@ -90,9 +95,11 @@ class _Examination:
 
     def run(self) -> Diagnosis:
         # In the server's order, so that the first error is the one that it would say.
+        self._attempt("profile", self._look_at_profile)
         self._attempt("kernel", self._look_at_kernel)
         self._attempt("backend", self._look_at_backend)
         self._attempt("descriptors", self._look_at_descriptors)
+        self._attempt("metrics", self._look_at_metrics)
         self._attempt("memory", self._look_at_memory)
         self._findings.append(self._look_at_huge_pages())
         self._attempt("listen", self._look_at_addresses)
@@ -100,7 +107,7 @@ class _Examination:
         self._attempt("log", self._look_at_log)
         # A server makes no further ring, and there may just not be room for one.
         self._parts.close()
-        self._findings.insert(1, self._look_at_ring())
+        self._findings.insert(2, self._look_at_ring())
         return Diagnosis(
             findings=[*self._findings, *look_at_surroundings(self._config)],
             error=self._error,
@@ -120,6 +127,37 @@ class _Examination:
                 name=name, weight=Weight.PROBLEM, text=text, advice=_ADVICE[name], values=values
             )
         self._findings.append(finding)
+
+    # What is only there if it is asked for.
+
+    def _look_at_profile(self, values: dict[str, Value]) -> Finding:
+        path = self._config.profile_path
+        values |= {"path": None if path is None else str(path), "tool": None}
+        if path is None:
+            return Finding(name="profile", weight=Weight.OK, text="not asked for", values=values)
+        refuse_the_log(path, self._config.log_path)
+        try_output(path)
+        recorder = start_recorder(os.getpid(), Names.NONE)
+        recorder.discard()
+        values["tool"] = recorder.tool
+        return Finding(
+            name="profile",
+            weight=Weight.OK,
+            text=f"{recorder.tool} can record it, and {path} can be written",
+            values=values,
+        )
+
+    def _look_at_metrics(self, values: dict[str, Value]) -> Finding:
+        address = self._config.metrics
+        values["address"] = None if address is None else str(address)
+        if address is None:
+            return Finding(name="metrics", weight=Weight.OK, text="not asked for", values=values)
+        require_metrics_library()
+        for listener in listen_for_metrics(address, bind_only=True):
+            listener.close()
+        return Finding(
+            name="metrics", weight=Weight.OK, text=f"{address} can be listened on", values=values
+        )
 
     # Kernel and backend.
 

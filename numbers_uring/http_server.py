@@ -8,9 +8,7 @@ them keeps the others from being answered, or the server from stopping.
 import io
 import os
 import selectors
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -24,6 +22,7 @@ from numbers_uring.config import (
     HTTP_PAUSE_S,
     HTTP_REQUEST_BYTES_MAX,
 )
+from numbers_uring.threads import start_thread
 
 _HEAD_END = b"\r\n\r\n"
 _RECEIVE_BYTES = 4096
@@ -59,7 +58,8 @@ class _Client:
 class HttpServer:
     """Answers on the listening `listeners`, which it takes over, until it is closed.
 
-    `answer` is called in the thread, for GET and HEAD alone.
+    `answer` is called in the thread, for GET and HEAD alone. Raises StartError where no thread can
+    be had.
     """
 
     def __init__(
@@ -76,13 +76,7 @@ class HttpServer:
         for listener in listeners:
             listener.setblocking(False)
             self._selector.register(listener, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
-        # The thread inherits this mask: signals are the main thread's.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            self._thread.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._thread = start_thread(self._run, "metrics")
 
     def close(self) -> None:
         """End the thread and close everything; whoever is being answered is cut off."""

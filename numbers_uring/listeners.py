@@ -1,5 +1,6 @@
 """The sockets that clients connect to."""
 
+import errno
 import os
 import socket
 import struct
@@ -96,23 +97,43 @@ def try_listening(addresses: Sequence[Address], *, unix_group: str | None) -> No
                 bound.callback(listener.close)
 
 
-def listen_tcp(host: str, port: int, *, bind_only: bool = False) -> list[socket.socket]:
-    """Bind, and unless that is all, listen on every address that `host` stands for.
+def listen_for_metrics(address: TcpAddress, *, bind_only: bool = False) -> list[socket.socket]:
+    """Do as `listen_tcp`; an error says what it was for."""
+    try:
+        return listen_tcp(*address, bind_only=bind_only)
+    except StartError as error:
+        raise StartError(f"--metrics: {error}") from error
 
-    With port 0 the system chooses one, the same for all addresses. Raises StartError.
+
+def listen_tcp(host: str, port: int, *, bind_only: bool = False) -> list[socket.socket]:
+    """Bind, and unless that is all, listen on every address of `host` that is there.
+
+    A name like localhost often stands for an IPv6 address, too, where IPv6 is turned off: what is
+    missing is passed over as long as another is there. With port 0 the system chooses one, the same
+    for all addresses. Raises StartError.
     """
     listeners: list[socket.socket] = []
+    missing: StartError | None = None
     try:
         for family, address in _addresses(host, port):
-            if listeners and port == 0:
-                first_port = listeners[0].getsockname()[1]
-                address = (address[0], first_port, *address[2:])  # noqa: PLW2901
-            listeners.append(_listen_on(family, address, bind_only))
+            chosen = listeners[0].getsockname()[1] if listeners and port == 0 else address[1]
+            try:
+                listeners.append(_listen_on(family, (address[0], chosen, *address[2:]), bind_only))
+            except StartError as error:
+                if not _is_missing(error.__cause__):
+                    raise
+                missing = missing or error
+        if not listeners and missing is not None:
+            raise missing
     except StartError:
         for listener in listeners:
             listener.close()
         raise
     return listeners
+
+
+def _is_missing(cause: BaseException | None) -> bool:
+    return isinstance(cause, OSError) and cause.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 
 
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:

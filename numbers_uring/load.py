@@ -47,8 +47,12 @@ Progress = Callable[[str, int, int], None]
 """Told the stage (`prepare` or `send`), numbers so far and numbers in all."""
 
 
-def run_load(parameters: LoadParameters, progress: Progress | None = None) -> LoadResult:
+def run_load(
+    parameters: LoadParameters, progress: Progress | None = None, *, slice_s: float = SLICE_S
+) -> LoadResult:
     """Run one load to its end, its time limit or KeyboardInterrupt, and return what became of it.
+
+    `progress` is told at the begin of each stage and then every `slice_s` while numbers are sent.
 
     Two times are measured. `drained_ms`, one sample a client: from the begin of its last send call
     until the server's close was seen, which follows the client's half-close and the server's
@@ -64,7 +68,7 @@ def run_load(parameters: LoadParameters, progress: Progress | None = None) -> Lo
     Raises StartError where the server can't be reached or there is not enough memory for the lines.
     KeyboardInterrupt before the first send is passed on.
     """
-    return _Run(parameters, progress or (lambda _stage, _numbers, _all: None)).run()
+    return _Run(parameters, progress or (lambda _stage, _numbers, _all: None), slice_s).run()
 
 
 def make_lines(
@@ -94,9 +98,10 @@ def _sequence(parameters: LoadParameters) -> Any:
 class _Run:
     """A load under way. Whatever C points to is held by an attribute."""
 
-    def __init__(self, parameters: LoadParameters, progress: Progress) -> None:
+    def __init__(self, parameters: LoadParameters, progress: Progress, slice_s: float) -> None:
         self._parameters = parameters
         self._progress = progress
+        self._slice_s = slice_s
         self._sequence = _sequence(parameters)
         self._clients: Any = ffi.new("struct nu_client[]", parameters.clients)
         self._queue: Any = ffi.new("uint32_t[]", parameters.clients)
@@ -147,6 +152,7 @@ class _Run:
     def _prepare(self) -> None:
         numbers = self._parameters.numbers
         begin_s = time.monotonic()
+        self._progress("prepare", 0, numbers)
         for first in range(0, numbers, PREPARE_STEP_NUMBERS):
             count = min(PREPARE_STEP_NUMBERS, numbers - first)
             lib.nu_lines(self._sequence, first, count, self._lines + first * LINE_BYTES)
@@ -247,6 +253,7 @@ class _Run:
 
     def _send(self) -> None:
         load, numbers = self._load, self._parameters.numbers
+        self._progress("send", 0, numbers)
         while load.open:
             if time.monotonic_ns() >= self._deadline_ns:
                 self._timed_out = True
@@ -319,7 +326,7 @@ class _Run:
         self._errors[text] = self._errors.get(text, 0) + clients
 
     def _slice_end_ns(self, until_ns: float) -> int:
-        return int(min(time.monotonic_ns() + SLICE_S * 1e9, until_ns))
+        return int(min(time.monotonic_ns() + self._slice_s * 1e9, until_ns))
 
     def _left_s(self) -> float | None:
         """What is left of the time limit, as settimeout() takes it."""

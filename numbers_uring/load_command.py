@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -13,6 +14,7 @@ import click
 from numbers_uring.config import LINE_BYTES, ExitCode, StartError
 from numbers_uring.console import Diagnostics
 from numbers_uring.load_model import Latency, LoadParameters, LoadResult, Mix
+from numbers_uring.load_plot import PLOT_SLICE_S, LoadPlot
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -125,6 +127,14 @@ _OPTIONS = (
         is_flag=True,
         help='At the end, stop the server: one more client sends "terminate".',
     ),
+    click.option(
+        "--plot",
+        "plot_path",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Draw the rate over the time of the run; the name ends in .svg, .png or .pdf. Needs "
+        "matplotlib: pip install 'numbers-uring[plot]'.",
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
 )
 
@@ -144,15 +154,40 @@ def load_parameters(options: dict[str, Any]) -> LoadParameters:
         raise click.UsageError(f"{error}.") from error
 
 
-def load_and_print(parameters: LoadParameters, *, as_json: bool, say: Diagnostics) -> int:
-    """Run the load, print its result and return the exit code. Raises StartError."""
+def load_and_print(
+    parameters: LoadParameters,
+    *,
+    as_json: bool,
+    say: Diagnostics,
+    plot_path: Path | None = None,
+) -> int:
+    """Run the load, print its result and return the exit code.
+
+    Raises StartError, also where the plot that is asked for can't be made.
+    """
     try:
         # Here and not at the top: the server also runs where the extension can't be loaded.
         load = import_module("numbers_uring.load")
     except ImportError as error:
         raise StartError(f"cannot load the native load generator: {error}") from error
-    with _Bars() as bars:
-        result: LoadResult = load.run_load(parameters, bars.show if bars.wanted else None)
+    with ExitStack() as parts:
+        plot = parts.enter_context(LoadPlot(plot_path)) if plot_path is not None else None
+        with _Bars() as bars:
+            told = [bars.show] if bars.wanted else []
+            if plot is not None:
+                told.append(plot.show)
+
+            def progress(stage: str, numbers: int, numbers_all: int) -> None:
+                for tell in told:
+                    tell(stage, numbers, numbers_all)
+
+            slice_s = {} if plot is None else {"slice_s": PLOT_SLICE_S}
+            result: LoadResult = load.run_load(parameters, progress, **slice_s)
+        if plot is not None:
+            try:
+                plot.write(result)
+            except OSError as error:
+                say(f"cannot write {plot_path}: {error.strerror}")
     click.echo(json.dumps(_flat(result)) if as_json else result_line(result))
     for text, clients in result.errors.items():
         say.error(f"{text} ({clients} of {parameters.clients} clients)")

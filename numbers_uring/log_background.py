@@ -1,12 +1,12 @@
 """A thread that waits for the disk, so that the reactor need not."""
 
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
 
-from numbers_uring.config import SYNC_INTERVAL_S, StartError
+from numbers_uring.config import SYNC_INTERVAL_S
+from numbers_uring.threads import start_thread
 from numbers_uring.write_behind import WriteBehind
 
 
@@ -43,19 +43,7 @@ class LogBackground:
         self._closing = False
         self._wanted = threading.Event()
         self._in_call = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-        # The thread inherits this mask: signals are the main thread's.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            # Its stack is what memory or a limit of tasks does not suffice for.
-            raise StartError(
-                "cannot start a thread for the log: too little memory, or too many tasks "
-                "(ulimit -v, ulimit -u)"
-            ) from error
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self._thread = start_thread(self._run, "log")
 
     def grown(self, end_bytes: int) -> None:
         """Note that the file ends at `end_bytes` now; wakes the thread only where it is wanted."""

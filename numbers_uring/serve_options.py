@@ -218,6 +218,13 @@ _OPTIONS = (
         help="Disconnect a client this many seconds after its last complete line; 0 never does.",
     ),
     click.option(
+        "--profile",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Record where the time goes with perf, or py-spy where perf is not allowed, and draw "
+        "it as a flame graph (SVG) after the stop.",
+    ),
+    click.option(
         "--metrics",
         type=_Address(parse_tcp_address),
         metavar="HOST:PORT",
@@ -279,6 +286,7 @@ def serve_config(options: dict[str, Any]) -> Config:
         write_behind=options["write_behind"] == "on",
         report_interval_s=options["report_interval"],
         idle_timeout_s=options["idle_timeout"],
+        profile_path=options["profile"],
         metrics=options["metrics"],
     )
 

@@ -3,6 +3,7 @@
     python perf/bench.py                    all tables
     python perf/bench.py mixes split        some of them
     python perf/bench.py --rounds 3 --numbers 5000000 --json figures.json
+    python perf/bench.py sends clients --plot throughput.svg
 
 Contenders, each a process of its own that gets the same load over loopback:
 
@@ -30,16 +31,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
 
-from numbers_uring.config import BITMAP_BYTES, LINE_BYTES
+from bench_plot import PLOTTED, Point, plot
+from numbers_uring.config import BITMAP_BYTES, LINE_BYTES, StartError
 from numbers_uring.load import make_lines, run_load
 from numbers_uring.load_model import LoadParameters, Mix
 from numbers_uring.native_kernel import variants
+from numbers_uring.plot_file import PlotFile
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = ROOT / "build" / "perf" / "peer"
@@ -82,6 +85,8 @@ class Row:
     scenario: str
     contender: str
     rounds: list[Measurement]
+    clients: int
+    send_bytes: int
 
 
 def server(*options: str) -> Command:
@@ -250,7 +255,8 @@ class Bench:
                 )
                 found[contender.name].append(self._measure(contender, parameters))
         for contender in contenders:
-            self.rows.append(Row(table, name, contender.name, found[contender.name]))
+            rounds = found[contender.name]
+            self.rows.append(Row(table, name, contender.name, rounds, clients, send_bytes))
         print_scenario(self.rows[-len(contenders) :])
 
     def count_calls(self, contender: Contender, parameters: LoadParameters) -> str:
@@ -316,7 +322,8 @@ def print_scenario(rows: list[Row]) -> None:
     click.echo("| contender | M numbers/s | CPU ns/number | of discard | of c | resident MiB |")
     click.echo("|---|---|---|---|---|---|")
     for row in rows:
-        rates = spread([m.numbers_per_s / 1e6 for m in row.rounds])
+        millions = [m.numbers_per_s / 1e6 for m in row.rounds]
+        rates = spread(millions, digits=1 if max(millions) >= 10 else 3)
         cpu = spread([m.cpu_ns_per_number for m in row.rounds])
         resident = max(m.resident_mib for m in row.rounds)
         of_discard, of_c = ratio(row, by_name.get("discard")), ratio(row, by_name.get("c"))
@@ -329,6 +336,13 @@ def print_scenario(rows: list[Row]) -> None:
             for row in rows
         ]
         click.echo(f"\n{name} a number: {', '.join(counted)}")
+
+
+def point(row: Row) -> Point:
+    """Return what is drawn of a row."""
+    rates = [one.numbers_per_s / 1e6 for one in row.rounds]
+    spread = (statistics.median(rates), min(rates), max(rates))
+    return Point(row.table, row.clients, row.send_bytes, row.contender, *spread)
 
 
 def print_split(rows: list[Row]) -> None:
@@ -440,18 +454,39 @@ def machine() -> str:
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures here."
 )
+@click.option(
+    "--plot",
+    "plot_file",
+    type=click.Path(path_type=Path),
+    help=f"Draw the tables {' and '.join(PLOTTED)} here (SVG, PNG or PDF); needs matplotlib.",
+)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the logs go.")
 def main(
-    tables: tuple[str, ...], rounds: int, numbers: int, json_file: Path | None, folder: Path | None
+    tables: tuple[str, ...],
+    rounds: int,
+    numbers: int,
+    json_file: Path | None,
+    plot_file: Path | None,
+    folder: Path | None,
 ) -> None:
+    if plot_file is not None and not set(PLOTTED) & set(tables or TABLES):
+        raise click.UsageError(f"--plot draws {' and '.join(PLOTTED)}: name one of these tables.")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     build(PEER)
     click.echo(f"{machine()}; {rounds} rounds, {numbers} numbers, {time.strftime('%Y-%m-%d')}")
-    with tempfile.TemporaryDirectory(dir=folder) as logs:
+    with ExitStack() as files:
+        try:
+            # Before hours of measuring, not after them.
+            plotted = files.enter_context(PlotFile(plot_file)) if plot_file is not None else None
+        except StartError as error:
+            raise click.ClickException(str(error)) from error
+        logs = files.enter_context(tempfile.TemporaryDirectory(dir=folder))
         bench = Bench(rounds, numbers, Path(logs))
         for table in tables or TABLES:
             TABLES[table](bench)
+        if plotted is not None:
+            plot([point(row) for row in bench.rows if row.table in PLOTTED], plotted)
     if json_file is not None:
         figures = {"machine": machine(), "rows": [asdict(row) for row in bench.rows]}
         json_file.write_text(json.dumps(figures, indent=1) + "\n")

@@ -52,6 +52,19 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    """Skip where no namespaces can be made."""
+    done = subprocess.run(
+        ["unshare", "--mount", "--net", "--pid", "--fork", "true"],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"no namespaces can be made here: {done.stderr.strip()}")
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""

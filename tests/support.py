@@ -48,6 +48,7 @@ class ServerProcess:
         pass_fds: Iterable[int] = (),
         environment: dict[str, str] | None = None,
         stdout: int | None = None,
+        python: str = sys.executable,
     ) -> None:
         self.log_path = log_path
         self.stderr_lines: list[str] = []
@@ -55,7 +56,7 @@ class ServerProcess:
         self.process = subprocess.Popen(
             [
                 *prefix,
-                *(sys.executable, "-m", "numbers_uring", "serve"),
+                *(python, "-m", "numbers_uring", "serve"),
                 *(*listen, "--log-file", str(log_path), *options),
             ],
             stdin=subprocess.DEVNULL,
@@ -179,10 +180,11 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace
 
 
 @contextmanager
-def strace(server: ServerProcess, trace: Path, *options: str) -> Iterator[None]:
-    """Trace, or interfere with, the system calls of a running server."""
+def strace(server: ServerProcess | int, trace: Path, *options: str) -> Iterator[None]:
+    """Trace, or interfere with, the system calls of a running server, or of a process by number."""
+    pid = server if isinstance(server, int) else server.process.pid
     tracer = subprocess.Popen(
-        ["strace", "-f", "-o", str(trace), *options, "-p", str(server.process.pid)],
+        ["strace", "-f", "-o", str(trace), *options, "-p", str(pid)],
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -200,12 +202,26 @@ def strace(server: ServerProcess, trace: Path, *options: str) -> Iterator[None]:
         tracer.stderr.close()
 
 
+@contextmanager
+def stalled_sync(server: ServerProcess | int, trace: Path) -> Iterator[Callable[[], bool]]:
+    """Slow down the log's syncs from outside, as by a disk that does not answer.
+
+    Gives a function that says whether a sync has begun.
+    """
+    slow = ("-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=1s")
+    with strace(server, trace, *slow):
+        yield lambda: "fdatasync" in trace.read_text()
+
+
 def run_command(
-    *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
+    *arguments: str,
+    prefix: Iterable[str] = (),
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run `numbers-uring` with these arguments to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "numbers_uring", *arguments],
+        [*prefix, sys.executable, "-m", "numbers_uring", *arguments],
         capture_output=True,
         check=False,
         cwd=cwd,

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -176,7 +177,26 @@ def a_ring(scene: Scene) -> None:
     scene.options += ["--backend", "uring", "--max-clients", "3000"]
 
 
+def metrics_and_a_profile(scene: Scene) -> None:
+    if shutil.which("perf") is None:
+        pytest.skip("perf is not installed")
+    scene.options += ["--metrics", "127.0.0.1:0", "--profile", str(scene.folder / "flames.svg")]
+
+
 # Surroundings in which it does not.
+
+
+def a_port_in_use_for_metrics(scene: Scene) -> None:
+    other = scene.undo.enter_context(socket.create_server(("127.0.0.1", 0)))
+    scene.options += ["--metrics", f"127.0.0.1:{other.getsockname()[1]}"]
+
+
+def a_profile_in_the_place_of_the_log(scene: Scene) -> None:
+    scene.options += ["--profile", str(scene.folder / "numbers.log")]
+
+
+def no_folder_for_the_profile(scene: Scene) -> None:
+    scene.options += ["--profile", str(scene.folder / "pictures" / "flames.svg")]
 
 
 def a_port_in_use(scene: Scene) -> None:
@@ -405,6 +425,7 @@ STARTS = [
     a_low_soft_limit_of_descriptors,
     no_ring_where_auto_chooses,
     a_ring,
+    metrics_and_a_profile,
 ]
 
 DOES_NOT = {
@@ -435,6 +456,9 @@ DOES_NOT = {
     a_bad_line_at_the_end_of_a_long_log: "log",
     a_low_hard_limit_of_descriptors: "descriptors",
     hardly_a_descriptor: "descriptors",
+    a_port_in_use_for_metrics: "metrics",
+    a_profile_in_the_place_of_the_log: "profile",
+    no_folder_for_the_profile: "profile",
     a_ring_that_is_forbidden: "backend",
     a_ring_that_the_kernel_has_not: "backend",
     no_memory_that_may_be_locked_for_a_ring: "backend",
@@ -538,7 +562,8 @@ def test_the_json_has_every_finding_under_its_name(tmp_path: Path) -> None:
     assert (told["error"], told["backend"]) == (None, "epoll")
     assert told["kernel"] == variants()[0].variant
     assert list(told["findings"]) == [
-        *("kernel", "io_uring", "backend", "descriptors", "memory", "huge_pages", "listen"),
+        *("profile", "kernel", "io_uring", "backend", "descriptors", "metrics", "memory"),
+        *("huge_pages", "listen"),
         *("buffers", "log", "disk", "file_size", "memlock", "backlog", "receive_window"),
         *("processors", "confinement", "linux", "python", "program"),
     ]
@@ -560,7 +585,7 @@ def test_the_environment_of_the_server_is_the_doctors_too(tmp_path: Path) -> Non
     ]
     told = json.loads(scene.run("doctor").stdout)
     assert told["kernel"] == "python"
-    assert told["findings"]["descriptors"]["values"]["needed"] == 77 + 32
+    assert told["findings"]["descriptors"]["values"]["needed"] == 77 + DESCRIPTORS_RESERVED
     assert told["findings"]["listen"]["values"]["addresses"] == ["127.0.0.1:0"]
     wrong = Scene(tmp_path, ExitStack(), prefix=["env", "NUMBERS_URING_SERVE_PORT=http"])
     done = wrong.run("doctor")
@@ -746,7 +771,9 @@ def test_a_disk_that_is_none_is_a_note(
 TROUBLESHOOTING = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text()
 
 ERRORS = {"StartError", "LogError", "BackendError"}
-OTHER_COMMANDS = {"check.py", "check_command.py", "load.py", "load_command.py", "output.py"}
+OTHER_COMMANDS = {
+    *("check.py", "check_command.py", "load.py", "load_command.py", "output.py", "plot_file.py"),
+}
 
 
 def errors_raised() -> Iterator[str]:

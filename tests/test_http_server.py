@@ -185,7 +185,7 @@ def test_signals_stay_the_main_threads(endpoint: Endpoint) -> None:
     caught: list[int] = []
     before = signal.signal(signal.SIGUSR2, lambda number, _: caught.append(number))
     try:
-        (thread,) = [thread for thread in threading.enumerate() if thread.name == "http"]
+        (thread,) = [thread for thread in threading.enumerate() if thread.name == "metrics"]
         status = Path(f"/proc/self/task/{thread.native_id}/status").read_text()
         blocked = int(status.split("SigBlk:")[1].split()[0], 16)
         assert blocked & 1 << (signal.SIGUSR2 - 1)

@@ -407,6 +407,17 @@ def test_without_the_library_it_is_named_and_the_log_left_as_it_is(tmp_path: Pat
     assert log.read_bytes() == lines(range(10))
 
 
+def test_without_memory_for_a_thread_that_is_said_and_the_log_left_as_it_is(tmp_path: Path) -> None:
+    log = tmp_path / "numbers.log"
+    log.write_bytes(lines(range(10)))
+    arguments = ["serve", "--port", "0", "--log-file", str(log), "--metrics", "127.0.0.1:0"]
+    # A thread's stack is as large as the limit of the stack says.
+    limits = ["prlimit", f"--as={400 * 2**20}", f"--stack={2**30}:"]
+    done = run_command(*arguments, prefix=limits)
+    assert_one_line_error(done, 3, "thread for the metrics", "memory")
+    assert log.read_bytes() == lines(range(10))
+
+
 def test_without_the_option_the_library_is_not_needed(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "prometheus_client.py").write_text("raise ImportError('not installed')")
     server = serve(environment={"PYTHONPATH": str(tmp_path)})

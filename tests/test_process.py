@@ -9,7 +9,6 @@ import signal
 import socket
 import statistics
 import struct
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from support import DEADLINE_S, ServerProcess, is_closed, lines, wait_until
+from support import DEADLINE_S, ServerProcess, is_closed, lines, stalled_sync, wait_until
 
 Serve = Callable[..., ServerProcess]
 
@@ -288,6 +287,7 @@ def test_the_sixth_client_waits_until_a_slot_is_free(serve: Serve, backend: str)
         client.close()
 
 
+@pytest.mark.alone
 def test_silent_and_waiting_clients_cost_no_processor_time(serve: Serve, backend: str) -> None:
     server = serve("--backend", backend, "--report-interval", "0.5")
     clients = [server.connect() for _ in range(8)]
@@ -326,6 +326,7 @@ def _is_served(server: ServerProcess) -> bool:
     return server.log_path.stat().st_size > 0
 
 
+@pytest.mark.alone
 def test_a_quiet_client_is_served_beside_a_flood(serve: Serve, backend: str) -> None:
     server = serve("--backend", backend)
     over = threading.Event()
@@ -371,6 +372,7 @@ def test_a_thousand_clients_at_once_are_served(serve: Serve, backend: str) -> No
     assert server.logged_set() == set(range(2000))
 
 
+@pytest.mark.alone
 def test_a_stop_with_five_thousand_clients_loses_nothing(serve: Serve, backend: str) -> None:
     count = 5000
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -404,6 +406,7 @@ def test_the_descriptor_limit_is_raised_where_it_has_to_be(serve: Serve) -> None
     assert server.terminate() == 0
 
 
+@pytest.mark.alone
 def test_out_of_descriptors_the_server_lives_on(serve: Serve, backend: str) -> None:
     server = serve("--backend", backend, "--report-interval", "0.5")
     pid = server.process.pid
@@ -496,6 +499,7 @@ def test_a_signal_after_a_clean_stop_changes_nothing(serve: Serve) -> None:
         assert server.wait() == 0
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("attempt", range(5))
 def test_floods_do_not_delay_a_stop(serve: Serve, backend: str, attempt: int) -> None:
     server = serve("--backend", backend)
@@ -549,29 +553,12 @@ def test_several_terminates_and_a_signal_at_once_are_one_stop(serve: Serve, back
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_a_second_signal_ends_a_stop_that_hangs(serve: Serve, tmp_path: Path) -> None:
-    """The sync of the log is slowed down from outside, as by a disk that does not answer."""
-    trace = tmp_path / "trace"
     server = serve()
-    tracer = subprocess.Popen(
-        [
-            *("strace", "-f", "-o", str(trace), "-p", str(server.process.pid)),
-            *("-e", "trace=fdatasync", "-e", "inject=fdatasync:delay_enter=1s"),
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert tracer.stderr is not None
-        assert "attached" in tracer.stderr.readline()
+    with stalled_sync(server, tmp_path / "trace") as sync_has_begun:
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "fdatasync" in trace.read_text(), "the sync")
+        wait_until(sync_has_begun, "the sync")
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: server.process.poll() is not None, "the process to end", 15)
-    finally:
-        if tracer.poll() is None:
-            tracer.terminate()
-        tracer.wait(DEADLINE_S)
-        tracer.stderr.close()  # type: ignore[union-attr]
     assert server.wait() != 0
 
 
@@ -631,6 +618,7 @@ def test_a_full_pipe_does_not_stop_the_server_and_no_count_is_lost(serve: Serve)
     assert server.reported() == (101, 1, 101)
 
 
+@pytest.mark.alone
 def test_a_stopped_process_catches_up_with_one_report(serve: Serve, backend: str) -> None:
     server = serve("--backend", backend, "--report-interval", "0.2")
     with server.connect() as client:
@@ -652,6 +640,7 @@ def _state(server: ServerProcess) -> str:
     return Path(f"/proc/{server.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
+@pytest.mark.alone
 def test_reports_keep_to_their_grid_under_load(serve: Serve, backend: str) -> None:
     server = serve("--backend", backend, "--report-interval", "0.1")
     begin_s = time.monotonic()

@@ -1,4 +1,4 @@
-"""Whether a server could open its log here: tried, with nothing made, changed or left behind."""
+"""Whether a server could open its files here: tried, with nothing made, changed or left behind."""
 
 import errno
 import fcntl
@@ -10,6 +10,7 @@ from numbers_uring.config import LINE_BYTES, TRIAL_PIECE_BYTES, Fsync, StartErro
 from numbers_uring.kernel import Kernel
 from numbers_uring.log_scan import scan
 from numbers_uring.numbers_log import open_locked
+from numbers_uring.output_file import OutputFile
 
 _FS_IOC_GETFLAGS = 0x80086601 if struct.calcsize("l") == 8 else 0x80046601
 _FS_APPEND_FL = 0x20
@@ -40,6 +41,20 @@ def try_log(path: Path, fsync: Fsync, *, resume: bool) -> int | None:
         return os.fstat(fd).st_size
     finally:
         os.close(fd)
+
+
+def try_output(path: Path) -> None:
+    """Raise StartError as OutputFile would, where the file can't be written."""
+    try:
+        target = Path(os.path.realpath(path))
+        if not _exists(target):
+            _try_new(target)
+            return
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartError(f"cannot write {path}: {reason}") from error
+    # Of a file that is there this changes nothing.
+    OutputFile(path).close()
 
 
 def _exists(path: Path) -> bool:

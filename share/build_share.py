@@ -1,0 +1,196 @@
+"""Builds what goes under PREFIX/share: the manual page, from click's own help, and the completions.
+
+`python share/build_share.py DIRECTORY` writes them below DIRECTORY as they lie below PREFIX/share,
+and so does building a wheel. (click-man, which makes a page for each command, neither escapes what
+roff takes for its own nor knows of exit statuses and the environment.)
+"""
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from inspect import cleandoc
+from pathlib import Path
+
+import click
+
+from numbers_uring import __version__
+from numbers_uring.cli import cli
+from numbers_uring.completion_command import completion_script
+from numbers_uring.console import PROGRAM
+from numbers_uring.serve_options import ENVIRONMENT_PREFIX
+
+MAN_PAGE = f"man/man1/{PROGRAM}.1"
+COMPLETIONS = {
+    "bash": f"bash-completion/completions/{PROGRAM}",
+    "zsh": f"zsh/site-functions/_{PROGRAM}",
+    "fish": f"fish/vendor_completions.d/{PROGRAM}.fish",
+}
+
+_EXIT_STATUS = "Exit status: "
+_ENVIRONMENT = "Every option can also be set from the environment"
+
+_SIGNALS = (
+    ("SIGTERM, SIGINT", "Stop serve, as a client's terminate does: what was delivered is on file."),
+    ("The same again", "While serve stops: exit at once, with 128 and the signal's number."),
+    ("SIGHUP", "Have serve reopen its log under its name, after a rotation."),
+)
+"""The only facts about the commands that their help does not have."""
+
+
+_ROFF = str.maketrans(
+    {
+        "\\": r"\(rs",
+        "'": r"\(aq",
+        "`": r"\(ga",
+        "^": r"\(ha",
+        "~": r"\(ti",
+        '"': r"\(dq",
+        # A hyphen would not be the character that can be typed.
+        "-": r"\-",
+    }
+)
+
+
+def man_page(date: str) -> str:
+    """Return the manual page, in roff's man macros, with `date` (YYYY-MM-DD) in its foot."""
+    source = _text(f"{PROGRAM} {__version__}")
+    page = [f'.TH {_text(PROGRAM.upper())} 1 {date} "{source}" "User Commands"']
+    contexts = list(_contexts(_context(cli, PROGRAM, None)))
+    summary = contexts[0].command.get_short_help_str(limit=200).rstrip(".")
+    page += [".SH NAME", rf"{_text(PROGRAM)} \- {_text(summary)}"]
+    page.append(".SH SYNOPSIS")
+    for context in contexts:
+        usage = context.command.collect_usage_pieces(context)
+        page += [rf"\fB{_text(context.command_path)}\fR {_text(' '.join(usage))}", ".br"]
+    del page[-1]
+    page.append(".SH DESCRIPTION")
+    page += _help(contexts[0])
+    page.append(".SH OPTIONS")
+    page += _options(contexts[0])
+    page.append(".SH COMMANDS")
+    for context in contexts[1:]:
+        page.append(f".SS {_text(context.command_path)}")
+        page += _help(context)
+        page += _options(context)
+    page.append(".SH EXIT STATUS")
+    for context in contexts[1:]:
+        page += _exit_status(context)
+    page += [
+        ".SH ENVIRONMENT",
+        "An option on the command line takes precedence over its variable.",
+        ".PD 0",
+    ]
+    page += _environment(contexts[1:])
+    page += [".PD", ".SH FILES"]
+    page += _files(contexts[1:])
+    page.append(".SH SIGNALS")
+    for signals, text in _SIGNALS:
+        page += [".TP", rf"\fB{_text(signals)}\fR", _text(text)]
+    page += [".SH SEE ALSO", r"\fBio_uring\fR(7), \fBepoll\fR(7), \fBtcp\fR(7), \fBlogrotate\fR(8)"]
+    return "\n".join(page) + "\n"
+
+
+def _context(command: click.Command, name: str, parent: click.Context | None) -> click.Context:
+    settings = dict(command.context_settings)
+    if parent is None:
+        settings["auto_envvar_prefix"] = ENVIRONMENT_PREFIX
+    return click.Context(command, info_name=name, parent=parent, **settings)
+
+
+def _contexts(context: click.Context) -> Iterator[click.Context]:
+    """The command itself and all below it, in the order of the help."""
+    yield context
+    if isinstance(context.command, click.Group):
+        for name in context.command.list_commands(context):
+            command = context.command.get_command(context, name)
+            if command is not None and not command.hidden:
+                yield from _contexts(_context(command, name, context))
+
+
+def _paragraphs(context: click.Context) -> list[str]:
+    return re.split(r"\n{2,}", cleandoc(context.command.help or ""))
+
+
+def _help(context: click.Context) -> Iterator[str]:
+    """The help's paragraphs but those that have sections of their own."""
+    for index, paragraph in enumerate(_paragraphs(context)):
+        if paragraph.startswith((_EXIT_STATUS, _ENVIRONMENT)):
+            continue
+        if index > 0:
+            yield ".PP"
+        if paragraph.startswith("\b\n"):
+            # As in click: what follows is not filled.
+            first, *rest = paragraph.removeprefix("\b\n").splitlines()
+            yield from (".nf", _text(first), *map(_text, rest), ".fi")
+        else:
+            yield _text(" ".join(paragraph.split()))
+
+
+def _options(context: click.Context) -> Iterator[str]:
+    for option in context.command.get_params(context):
+        names, text = option.get_help_record(context) or ("", "")
+        if text:
+            marked = re.sub(r"(?<![\w-])(?:\\-){1,2}\w(?:\w|\\-)*", r"\\fB\g<0>\\fR", _text(names))
+            yield from (".TP", re.sub(r"\b[A-Z]{2,}|\bN\b", r"\\fI\g<0>\\fR", marked), _text(text))
+
+
+def _exit_status(context: click.Context) -> Iterator[str]:
+    for paragraph in _paragraphs(context):
+        if paragraph.startswith(_EXIT_STATUS):
+            text = " ".join(paragraph.removeprefix(_EXIT_STATUS).split()).rstrip(".")
+            yield f".SS {_text(context.command_path)}"
+            for item in re.split(r"[,;] (?=\d+ )", text):
+                status, meaning = item.split(" ", maxsplit=1)
+                yield from (".TP", rf"\fB{status}\fR", _text(meaning))
+
+
+def _environment(contexts: Iterable[click.Context]) -> Iterator[str]:
+    """Each variable once: commands may share it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for context in contexts:
+        for option in context.command.get_params(context):
+            # --help and --version, which have no value, have no variable either.
+            if isinstance(option, click.Option) and option.expose_value and not option.hidden:
+                names = option.envvar or f"{context.auto_envvar_prefix}_{str(option.name).upper()}"
+                for name in [names] if isinstance(names, str) else names:
+                    found.setdefault((name, option.opts[0]), []).append(str(context.info_name))
+    for (variable, word), commands in found.items():
+        bold = (rf"\fB{command}\fR" for command in commands)
+        stands_for = rf"\fB{_text(word)}\fR of {' and '.join(bold)}"
+        yield from (".TP", rf"\fB{_text(variable)}\fR", stands_for)
+
+
+def _files(contexts: Iterable[click.Context]) -> Iterator[str]:
+    found: dict[str, str] = {}
+    for context in contexts:
+        for option in context.command.get_params(context):
+            if isinstance(option, click.Option) and isinstance(option.type, click.Path):
+                name = option.default or option.make_metavar(context)
+                found.setdefault(str(name), option.help or "")
+    for name, text in found.items():
+        yield from (".TP", rf"\fI{_text(name)}\fR", _text(text))
+
+
+def _text(text: str) -> str:
+    """Return `text` so that roff shows each character as it is, and takes none for a command."""
+    shown = re.sub(
+        r"[^\x00-\x7f]", lambda found: rf"\[u{ord(found[0]):04X}]", text.translate(_ROFF)
+    )
+    return rf"\&{shown}" if shown.startswith(".") else shown
+
+
+def main() -> None:
+    """Write all files."""
+    share = Path(sys.argv[1])
+    built_s = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
+    texts = {path: completion_script(shell) for shell, path in COMPLETIONS.items()}
+    texts[MAN_PAGE] = man_page(time.strftime("%Y-%m-%d", time.gmtime(built_s)))
+    for path, text in texts.items():
+        (share / path).parent.mkdir(parents=True, exist_ok=True)
+        (share / path).write_text(text, encoding="ascii")
+
+
+if __name__ == "__main__":
+    main()
