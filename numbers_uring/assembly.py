@@ -4,6 +4,7 @@ import math
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -27,20 +28,22 @@ from numbers_uring.config import (
     StartError,
 )
 from numbers_uring.console import STDOUT, Diagnostics, Lines
+from numbers_uring.crew import Crew
 from numbers_uring.disconnect_lines import DisconnectLines
 from numbers_uring.epoll_reactor import EpollReactor
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import Kernel, PythonKernel
 from numbers_uring.listeners import Listeners, address_text, listen, listen_for_metrics
+from numbers_uring.loop import Shared
 from numbers_uring.numbers_log import LogError, NumbersLog
 from numbers_uring.reactor import BackendError, Reactor
-from numbers_uring.report import Counts
 from numbers_uring.resume import resume
 from numbers_uring.server import Server
 from numbers_uring.service_manager import ServiceManager
 from numbers_uring.service_status import ServiceStatus
 from numbers_uring.signals import Requests
 from numbers_uring.socket_activation import take_inherited
+from numbers_uring.space import Space
 
 if TYPE_CHECKING:
     from numbers_uring.metrics import Metrics
@@ -84,10 +87,12 @@ def _serve(
             # Entered first and so left last: all is closed and said before a picture is drawn.
             profile = parts.enter_context(Profile(config.profile_path, config.log_path, say))
         kernel = choose_kernel(config.kernel)
+        if config.reactors > 1:
+            kernel = kernel.shared
         backend, make_reactor = choose_backend(config.backend, say)
         if make_reactor is EpollReactor and isinstance(kernel, PythonKernel):
             make_reactor = partial(EpollReactor, receive_bytes=RECEIVE_BYTES_PYTHON)
-        raise_descriptor_limit(config.connections_max)
+        raise_descriptor_limit(config.connections_max, reactors=config.reactors)
         requests = Requests(say)
         metrics = None
         if config.metrics is not None:
@@ -96,23 +101,9 @@ def _serve(
         bitmap = allocate()
         listeners = _open_listeners(config, inherited)
         parts.callback(listeners.close)
-        with room_for_buffers(backend):
-            reactor = make_reactor(
-                listeners.sockets,
-                requests.wakeup_fd,
-                connections_max=config.connections_max,
-                when_full=config.when_full,
-                warn=say,
-            )
-            parts.callback(reactor.close)
-            parts.callback(listeners.remove_files)
-            intake = Intake(
-                kernel,
-                reactor.arena,
-                bitmap.memory,
-                connections_max=config.connections_max,
-                batch_bytes=BATCH_BYTES,
-            )
+        reactor, intake, crew = _open_reactors(
+            config, backend, make_reactor, kernel, bitmap, listeners, requests, say, parts
+        )
         log = NumbersLog(
             config.log_path,
             say=say,
@@ -132,47 +123,98 @@ def _serve(
         status = ServiceStatus(
             manager,
             " and ".join(addresses),
-            counts=lambda: Counts(intake.unique, intake.duplicate),
+            counts=lambda: server.counts,
             clients=lambda: server.statistics.connected,
+        )
+        shared = Shared(
+            log=log,
+            space=Space(f"the log {log.path}", say),
+            connections_max=config.connections_max,
+            idle_timeout_s=config.idle_timeout_s,
+            terminate=config.terminate,
+            disconnects=DisconnectLines(say.debug) if config.verbose else None,
+        )
+        beat_interval_s = min(
+            manager.beat_interval_s, math.inf if metrics is None else BEAT_INTERVAL_S
         )
         server = Server(
             reactor,
             intake,
-            log,
+            shared,
             requests,
-            connections_max=config.connections_max,
             report_interval_s=config.report_interval_s,
-            idle_timeout_s=config.idle_timeout_s,
             report=report,
-            say=say,
-            terminate=config.terminate,
-            disconnects=DisconnectLines(say.debug) if config.verbose else None,
+            crew=crew,
             beat=beat,
-            beat_interval_s=min(
-                manager.beat_interval_s, math.inf if metrics is None else BEAT_INTERVAL_S
-            ),
+            beat_interval_s=beat_interval_s,
             enter=status.enter,
         )
-        urls = []
+        if crew is not None:
+            crew.start(shared, round_s=beat_interval_s)
         if metrics is not None:
-            metrics.watch(server, intake, reactor, log)
-            urls = metrics.urls
-        say.info(
-            f"listening on {' and '.join(addresses)}, backend {backend}, "
-            f"kernel {kernel.variant}, {_bitmap_text(bitmap)}, "
-            f"at most {config.connections_max} clients, log {log.path}, "
-            f"started in {time.monotonic() - begin_s:.2f} s"
-            f"{', metrics on ' if urls else ''}{' and '.join(urls)}",
-            event="started",
-            listen=addresses,
-            backend=backend,
-            kernel=kernel.variant,
-            log=log.path,
-            metrics=urls,
+            metrics.watch(server, reactor, log)
+        _tell_start(
+            config,
+            addresses,
+            backend,
+            kernel,
+            bitmap,
+            log,
+            [] if metrics is None else metrics.urls,
+            time.monotonic() - begin_s,
+            say,
         )
         server.run()
         requests.ignore_stops()
-        _tell_end(server, intake, reactor, log, say, manager)
+        _tell_end(server, reactor, log, say, manager)
+
+
+def _open_reactors(
+    config: Config,
+    backend: str,
+    make_reactor: Callable[..., Reactor],
+    kernel: Kernel,
+    bitmap: Bitmap,
+    listeners: Listeners,
+    requests: Requests,
+    say: Diagnostics,
+    parts: ExitStack,
+) -> tuple[Reactor, Intake, Crew | None]:
+    """Return the reactor that accepts, with its intake, and the further ones. Raises StartError."""
+
+    def make(sockets: list[socket.socket], wakeup_fd: int) -> Reactor:
+        return make_reactor(
+            sockets,
+            wakeup_fd,
+            connections_max=config.connections_max,
+            when_full=config.when_full,
+            warn=say,
+        )
+
+    def make_intake(reactor: Reactor) -> Intake:
+        return Intake(
+            kernel,
+            reactor.arena,
+            bitmap.memory,
+            connections_max=config.connections_max,
+            batch_bytes=BATCH_BYTES,
+        )
+
+    crew = None
+    with room_for_buffers(backend):
+        reactor = make(listeners.sockets, requests.wakeup_fd)
+        parts.callback(reactor.close)
+        parts.callback(listeners.remove_files)
+        intake = make_intake(reactor)
+        if config.reactors > 1:
+            crew = Crew(
+                config.reactors - 1,
+                make=partial(make, []),
+                make_intake=make_intake,
+                wake=requests.wake,
+            )
+            parts.callback(crew.close)
+    return reactor, intake, crew
 
 
 def _open_listeners(config: Config, inherited: list[socket.socket]) -> Listeners:
@@ -206,9 +248,36 @@ def _resume(
     )
 
 
+def _tell_start(
+    config: Config,
+    addresses: list[str],
+    backend: str,
+    kernel: Kernel,
+    bitmap: Bitmap,
+    log: NumbersLog,
+    urls: list[str],
+    took_s: float,
+    say: Diagnostics,
+) -> None:
+    reactors = "" if config.reactors == 1 else f"{config.reactors} reactors, "
+    say.info(
+        f"listening on {' and '.join(addresses)}, backend {backend}, "
+        f"kernel {kernel.variant}, {reactors}{_bitmap_text(bitmap)}, "
+        f"at most {config.connections_max} clients, log {log.path}, "
+        f"started in {took_s:.2f} s"
+        f"{', metrics on ' if urls else ''}{' and '.join(urls)}",
+        event="started",
+        listen=addresses,
+        backend=backend,
+        kernel=kernel.variant,
+        reactors=config.reactors,
+        log=log.path,
+        metrics=urls,
+    )
+
+
 def _tell_end(
     server: Server,
-    intake: Intake,
     reactor: Reactor,
     log: NumbersLog,
     say: Diagnostics,
@@ -227,8 +296,8 @@ def _tell_end(
         summary,
         event="stopped",
         by=server.stopped_by,
-        unique=intake.unique,
-        duplicate=intake.duplicate,
+        unique=server.counts.unique,
+        duplicate=server.counts.duplicate,
         log=log.path,
         accepted=statistics.accepted,
         refused=reactor.refused,

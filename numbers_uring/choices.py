@@ -4,7 +4,7 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from numbers_uring.config import DESCRIPTORS_RESERVED, StartError
+from numbers_uring.config import DESCRIPTORS_PER_REACTOR, DESCRIPTORS_RESERVED, StartError
 from numbers_uring.epoll_reactor import EpollReactor
 from numbers_uring.kernel import Kernel, PythonKernel
 from numbers_uring.native_kernel import variants
@@ -50,9 +50,16 @@ def choose_backend(
     return "epoll", EpollReactor
 
 
-def raise_descriptor_limit(connections_max: int, option: str = "--max-clients") -> None:
+def descriptors_needed(connections_max: int, reactors: int = 1) -> int:
+    """Return how many descriptors a server of that size has open at most."""
+    return connections_max + DESCRIPTORS_RESERVED + (reactors - 1) * DESCRIPTORS_PER_REACTOR
+
+
+def raise_descriptor_limit(
+    connections_max: int, option: str = "--max-clients", *, reactors: int = 1
+) -> None:
     """See to it that `connections_max` clients, set by `option`, fit. Raises StartError."""
-    needed = connections_max + DESCRIPTORS_RESERVED
+    needed = descriptors_needed(connections_max, reactors)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return

@@ -44,6 +44,11 @@ WRITE_BEHIND_LAG_BYTES = 256 * 1024 * 1024
 BACKLOG_CONNECTIONS = 4096
 """Asked of listen(2); the kernel lowers it to net.core.somaxconn."""
 
+REACTORS_MAX = 64
+
+DESCRIPTORS_PER_REACTOR = 4
+"""Of each further reactor: its epoll or ring and its wake-up descriptor, and some to spare."""
+
 ACCEPTS_PER_PASS_MAX = 256
 """Connections accepted in one pass, so that a flood of them does not starve the accepted."""
 
@@ -253,6 +258,8 @@ class Config:
     unix_group: str | None
     """A name or a number; None leaves what the system gives."""
     connections_max: int
+    reactors: int
+    """Each in a thread of its own, over one bitmap and one log."""
     when_full: WhenFull
     terminate: Terminate
     verbose: bool

@@ -1,6 +1,7 @@
 """Tells of disconnected clients, a line each, no more of them than somebody can read."""
 
 import math
+import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -36,9 +37,17 @@ class DisconnectLines:
         self._left_out = 0
         self._refused = 0
         self._refused_from_s = -math.inf
+        self._lock = threading.Lock()
 
     def note(self, peer: Peer, reason: str, rejected: bytes | None) -> None:
-        """Tell that the client was disconnected; `rejected` is what an invalid line begins with."""
+        """Tell that the client was disconnected; `rejected` is what an invalid line begins with.
+
+        For any thread.
+        """
+        with self._lock:
+            self._note(peer, reason, rejected)
+
+    def _note(self, peer: Peer, reason: str, rejected: bytes | None) -> None:
         now_s = self._clock()
         if now_s - self._second_from_s >= 1:
             self._tell_left_out()

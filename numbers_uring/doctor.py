@@ -15,6 +15,7 @@ from numbers_uring.choices import (
     AUTO_BACKEND,
     choose_backend,
     choose_kernel,
+    descriptors_needed,
     raise_descriptor_limit,
     require_metrics_library,
     room_for_buffers,
@@ -23,7 +24,6 @@ from numbers_uring.config import (
     BATCH_BYTES,
     BITMAP_BYTES,
     DEFAULT_ADDRESS,
-    DESCRIPTORS_RESERVED,
     RECEIVE_BYTES,
     START_MEMORY_SPARE_BYTES,
     Config,
@@ -226,9 +226,10 @@ class _Examination:
 
     def _look_at_descriptors(self, values: dict[str, Value]) -> Finding:
         soft, hard = limits(resource.RLIMIT_NOFILE)
-        needed = self._config.connections_max + DESCRIPTORS_RESERVED
+        reactors = self._config.reactors
+        needed = descriptors_needed(self._config.connections_max, reactors)
         values |= {"needed": needed, "soft": soft, "hard": hard}
-        raise_descriptor_limit(self._config.connections_max)
+        raise_descriptor_limit(self._config.connections_max, reactors=reactors)
         return Finding(
             name="descriptors",
             weight=Weight.OK,

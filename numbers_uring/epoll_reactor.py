@@ -30,7 +30,6 @@ from numbers_uring.config import (
     ACCEPTS_PER_PASS_MAX,
     DRAIN_BYTES_MAX,
     DRAIN_QUIET_S,
-    DRAIN_S,
     HEADROOM_BYTES,
     RECEIVE_BYTES,
     WhenFull,
@@ -271,12 +270,11 @@ class EpollReactor:
 
     # Stopping.
 
-    def drain(self) -> Iterator[Completion]:
+    def drain(self, end_s: float) -> Iterator[Completion]:
         self._draining = True
         self._stop_listening()
         self._epoll.unregister(self._wakeup_fd)
         waiting = {listener: backlog_connections(listener) for listener in self._listeners.values()}
-        end_s = time.monotonic() + DRAIN_S
         while True:
             yield from self._accept_waiting(waiting)
             if not (self._slots or self._disconnected):

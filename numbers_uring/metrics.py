@@ -25,7 +25,6 @@ from numbers_uring import __version__
 from numbers_uring.config import LINE_BYTES
 from numbers_uring.health import HEALTHY, Health
 from numbers_uring.http_server import Answer, HttpServer, Request, not_found
-from numbers_uring.intake import Intake
 from numbers_uring.listeners import address_text
 from numbers_uring.numbers_log import NumbersLog
 from numbers_uring.reactor import Reactor
@@ -52,15 +51,15 @@ class Counters:
     reports_dropped: int = 0
 
 
-def counters(server: Server, intake: Intake, reactor: Reactor, log: NumbersLog) -> Counters:
+def counters(server: Server, reactor: Reactor, log: NumbersLog) -> Counters:
     """Read the counters of a running server, from any thread."""
-    statistics = server.statistics
+    counts, statistics = server.counts, server.statistics
     refused = reactor.refused
     # Ends before beginnings, so that never more have ended than were accepted.
     ended = {**statistics.ended, "refused": refused}
     return Counters(
-        unique=intake.unique,
-        duplicate=intake.duplicate,
+        unique=counts.unique,
+        duplicate=counts.duplicate,
         received_bytes=statistics.received_bytes,
         accepted=statistics.accepted + refused,
         ended=ended,
@@ -168,9 +167,9 @@ class Metrics:
         self._exposition = make_wsgi_app(registry)
         self._http = HttpServer(listeners, self._answer)
 
-    def watch(self, server: Server, intake: Intake, reactor: Reactor, log: NumbersLog) -> None:
+    def watch(self, server: Server, reactor: Reactor, log: NumbersLog) -> None:
         """Tell of this server from now on."""
-        self._collector.read = lambda: counters(server, intake, reactor, log)
+        self._collector.read = lambda: counters(server, reactor, log)
         self.health.watch(server)
 
     def close(self) -> None:

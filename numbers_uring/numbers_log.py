@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class NumbersLog:
         self._inform = inform or say
         self._fsync = fsync
         self._calls = calls or FileCalls()
+        # A whole append is one step, and a reopening or a sync comes before it or after it.
+        self._lock = threading.RLock()
         self._written_bytes = 0
         self._write_s = 0.0
         self._sync_s = 0.0
@@ -127,8 +130,12 @@ class NumbersLog:
 
         Less than len(lines) means that there is no space for the rest, with which the next call has
         to begin; the file then ends with a whole line, wherever it could be made to. Raises
-        LogError on any other failure.
+        LogError on any other failure. For any thread.
         """
+        with self._lock:
+            return self._append(lines)
+
+    def _append(self, lines: memoryview) -> int:
         self._look_after_file()
         written = 0
         failure: OSError | None = None
@@ -216,6 +223,10 @@ class NumbersLog:
         locked or appended to, the old one stays in use, and that is said. Raises LogError where
         the old one can't be synced.
         """
+        with self._lock:
+            self._reopen()
+
+    def _reopen(self) -> None:
         if self._written_bytes % LINE_BYTES:
             self._say(f"the log {self.path} ends within a line: not reopened")
             return
@@ -252,7 +263,7 @@ class NumbersLog:
         if state.st_nlink == 0 and not self._removed:
             self._removed = True
             self._say(f"the log {self.path} was removed, its lines are gone: going on in a new one")
-            self.reopen()
+            self._reopen()
         elif state.st_size < self._end_bytes:
             self._say(
                 f"the log {self.path} was truncated by another process, from {self._end_bytes} "

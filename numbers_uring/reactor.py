@@ -62,12 +62,12 @@ class Reactor(Protocol):
         with the next wait. Ends early when the wake-up descriptor is readable.
         """
 
-    def drain(self) -> Iterator[Completion]:
+    def drain(self, end_s: float) -> Iterator[Completion]:
         """Stop accepting, hand out what the sockets hold at this moment, close every connection.
 
         Everything that a connected client, or one that waits in the backlog, had delivered to this
-        host is handed out. Bytes that come later may be, for a bounded time and in a bounded
-        number. Nothing but `close` may follow.
+        host is handed out. Bytes that come later may be, until `end_s` on the monotonic clock
+        and in a bounded number. Nothing but `close` may follow.
         """
 
     def disconnect(self, connection: int) -> None:

@@ -11,6 +11,7 @@ from numbers_uring.addresses import PORT_MAX, Address, TcpAddress, parse_address
 from numbers_uring.config import (
     DEFAULT_ADDRESS,
     DISCONNECT_LINES_PER_S_MAX,
+    REACTORS_MAX,
     Config,
     Fsync,
     LogFormat,
@@ -165,6 +166,14 @@ _OPTIONS = (
         help="Clients served at once.",
     ),
     click.option(
+        "--reactors",
+        type=click.IntRange(1, REACTORS_MAX),
+        default=1,
+        metavar="N",
+        help="Threads that serve clients, each with a reactor of its own, to use more processors; "
+        "clients are spread over them.",
+    ),
+    click.option(
         "--when-full",
         type=click.Choice([choice.value for choice in WhenFull]),
         default=WhenFull.WAIT.value,
@@ -277,6 +286,7 @@ def serve_config(options: dict[str, Any]) -> Config:
         unix_mode=options["unix_mode"],
         unix_group=options["unix_group"],
         connections_max=options["max_clients"],
+        reactors=options["reactors"],
         when_full=WhenFull(options["when_full"]),
         terminate=Terminate(options["terminate"]),
         verbose=options["verbose"],

@@ -36,7 +36,7 @@ class ServiceStatus:
         self._clients = clients
         self._clock = clock
         self._told_s = clock()
-        self._told = counts()
+        self._told = Counts(0, 0)
 
     def enter(self, phase: Phase) -> None:
         """Tell of a change; the first time, and after a reload, that means being ready."""

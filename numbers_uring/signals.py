@@ -59,9 +59,13 @@ class Requests:
             return False
         # In this order: a signal that comes in between is asked for again before the next wait.
         self._asked[number] = False
+        self.quiet()
+        return True
+
+    def quiet(self) -> None:
+        """Have the wake-up descriptor be readable no more, until the next request."""
         with suppress(BlockingIOError):
             os.read(self.wakeup_fd, 65536)
-        return True
 
     def _catch(self, number: int, _frame: FrameType | None) -> None:
         self._asked[signal.Signals(number)] = True

@@ -26,7 +26,6 @@ from numbers_uring.config import (
     ACCEPTS_PER_PASS_MAX,
     DRAIN_BYTES_MAX,
     DRAIN_QUIET_S,
-    DRAIN_S,
     HEADROOM_BYTES,
     RING_COMPLETIONS_MAX,
     RING_LARGE_BUFFERS,
@@ -207,11 +206,10 @@ class UringReactor:
 
     # Stopping.
 
-    def drain(self) -> Iterator[Completion]:
+    def drain(self, end_s: float) -> Iterator[Completion]:
         lib.nu_ring_listen(self._ring, False)
         lib.nu_ring_ignore_wakeup(self._ring)
         waiting = [backlog_connections(listener) for listener in self._listeners]
-        end_s = time.monotonic() + DRAIN_S
         yield from self._take_rows()
         while True:
             yield from self._accept_waiting(waiting)

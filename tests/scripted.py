@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from numbers_uring.addresses import Peer
-from numbers_uring.config import BITMAP_BYTES, HEADROOM_BYTES, PIECE_BYTES_MAX, Fsync
+from numbers_uring.config import BITMAP_BYTES, HEADROOM_BYTES, PIECE_BYTES_MAX, Fsync, Terminate
+from numbers_uring.disconnect_lines import DisconnectLines
 from numbers_uring.intake import Intake
+from numbers_uring.loop import Shared
 from numbers_uring.native_kernel import variants
 from numbers_uring.numbers_log import FileCalls, NumbersLog
 from numbers_uring.reactor import Completion, End, Kind
 from numbers_uring.server import Phase, Server
+from numbers_uring.space import Space
 
 Step = Callable[[], None] | tuple[int, bytes] | tuple[int, End] | int
 """A callable to call, a piece or an end for a connection, or a connection that opens."""
@@ -48,7 +51,8 @@ class ScriptedReactor:
             self.now_s += timeout_s
         yield from self._play(steps)
 
-    def drain(self) -> Iterator[Completion]:
+    def drain(self, end_s: float) -> Iterator[Completion]:
+        assert end_s > 0
         self.drained = True
         yield from self._play(self._drain)
 
@@ -107,6 +111,9 @@ class FakeRequests:
         taken, self.reopen = self.reopen, False
         return taken
 
+    def quiet(self) -> None:
+        raise AssertionError("there is only one reactor")
+
     def take_report(self) -> bool:
         taken, self.report = self.report, False
         return taken
@@ -125,6 +132,8 @@ class Run:
         fsync: Fsync = Fsync.NEVER,
         bitmap: bytearray | None = None,
         calls: dict[str, Callable[..., Any]] | None = None,
+        terminate: Terminate = Terminate.ANY,
+        disconnects: DisconnectLines | None = None,
         **settings: Any,
     ) -> None:
         self.path = tmp_path / "numbers.log"
@@ -150,13 +159,17 @@ class Run:
         self.server = Server(
             self.reactor,
             intake,
-            self.log,
+            Shared(
+                log=self.log,
+                space=Space(f"the log {self.path}", self.said.append, self.reactor.clock),
+                connections_max=3,
+                idle_timeout_s=idle_timeout_s,
+                terminate=terminate,
+                disconnects=disconnects,
+            ),
             self.requests,
-            connections_max=3,
             report_interval_s=10,
-            idle_timeout_s=idle_timeout_s,
             report=self._report,
-            say=self.said.append,
             clock=self.reactor.clock,
             sleep=self.reactor.sleep,
             **{"enter": self.phases.append, **settings},

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 import pytest
 
 from numbers_uring.addresses import Peer
-from numbers_uring.config import DRAIN_BYTES_MAX, HEADROOM_BYTES, WhenFull
+from numbers_uring.config import DRAIN_BYTES_MAX, DRAIN_S, HEADROOM_BYTES, WhenFull
 from numbers_uring.epoll_reactor import EpollReactor
 from numbers_uring.listeners import listen_tcp
 from numbers_uring.reactor import Completion, End, Kind, Reactor
@@ -96,7 +96,7 @@ class Bench:
         return client, self.order[-1]
 
     def drain(self) -> None:
-        for completion in self.reactor.drain():
+        for completion in self.reactor.drain(time.monotonic() + DRAIN_S):
             self.take(completion)
 
 
@@ -407,7 +407,7 @@ def test_a_drain_takes_in_those_who_wait_in_the_backlog(make_bench: MakeBench) -
     for i, client in enumerate(waiting):
         client.sendall(b"%d" % i)
     received = []
-    for completion in bench.reactor.drain():
+    for completion in bench.reactor.drain(time.monotonic() + DRAIN_S):
         bench.take(completion)
         assert len(bench.open) <= 1
         if completion[0] == Kind.RECEIVED:
@@ -430,7 +430,7 @@ def test_a_drain_can_disconnect(make_bench: MakeBench) -> None:
     client, connection = bench.opened_client()
     fill(client)
     pieces = 0
-    for completion in bench.reactor.drain():
+    for completion in bench.reactor.drain(time.monotonic() + DRAIN_S):
         bench.take(completion)
         if completion[0] == Kind.RECEIVED:
             pieces += 1
@@ -445,7 +445,7 @@ def test_a_drain_is_bounded_whatever_a_client_sends(make_bench: MakeBench) -> No
     client.setblocking(False)
     client.send(b"x" * PIECE_BYTES)
     received = 0
-    for kind, _, _, size in bench.reactor.drain():
+    for kind, _, _, size in bench.reactor.drain(time.monotonic() + DRAIN_S):
         received += size
         if kind == Kind.RECEIVED:
             # The flood: whatever was taken is sent again at once.

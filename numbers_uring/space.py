@@ -1,0 +1,58 @@
+"""Whether there is space for the log: what one loop finds out, all of them keep to."""
+
+import threading
+import time
+from collections.abc import Callable
+
+from numbers_uring.config import NO_SPACE_RETRY_S
+
+
+class Space:
+    """Full from the first loop whose batch found no room until every such batch is on file.
+
+    `say` takes one line for the operator when that begins and when it ends. For any thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        say: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name = name
+        self._say = say
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._short: set[object] = set()
+        # What is over, and since when it goes on: one object, because others ask meanwhile.
+        self._held_back: tuple[float, float | None] = (0.0, None)
+
+    @property
+    def full(self) -> bool:
+        """Whether clients are held back."""
+        return bool(self._short)
+
+    @property
+    def held_back_s(self) -> float:
+        """How long clients were held back, up to now."""
+        over_s, since_s = self._held_back
+        return over_s if since_s is None else over_s + self._clock() - since_s
+
+    def note(self, loop: object, *, full: bool) -> None:
+        """Note whether this loop's batch found no room."""
+        with self._lock:
+            before = self.full
+            if full:
+                self._short.add(loop)
+            else:
+                self._short.discard(loop)
+            if self.full == before:
+                return
+            self._held_back = self.held_back_s, None if before else self._clock()
+            if before:
+                self._say(f"there is space for {self._name} again: going on")
+            else:
+                self._say(
+                    f"no space for {self._name}: holding the clients back, "
+                    f"trying again every {NO_SPACE_RETRY_S:g} s"
+                )
