@@ -33,7 +33,6 @@ from numbers_uring.intake import Intake
 from numbers_uring.kernel import Kernel, PythonKernel
 from numbers_uring.listeners import Listeners, address_text, listen, listen_for_metrics
 from numbers_uring.numbers_log import LogError, NumbersLog
-from numbers_uring.profile import Profile
 from numbers_uring.reactor import BackendError, Reactor
 from numbers_uring.report import Counts
 from numbers_uring.resume import resume
@@ -80,6 +79,8 @@ def _serve(
     with ExitStack() as parts:
         profile = None
         if config.profile_path is not None:
+            from numbers_uring.profile import Profile  # noqa: PLC0415 - few servers need it
+
             # Entered first and so left last: all is closed and said before a picture is drawn.
             profile = parts.enter_context(Profile(config.profile_path, config.log_path, say))
         kernel = choose_kernel(config.kernel)

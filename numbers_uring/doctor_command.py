@@ -8,7 +8,6 @@ import click
 from numbers_uring import __version__
 from numbers_uring.config import ExitCode
 from numbers_uring.console import PROGRAM
-from numbers_uring.doctor import examine
 from numbers_uring.findings import Diagnosis, Finding, Weight
 from numbers_uring.output import print_whole
 from numbers_uring.serve_options import ENVIRONMENT_PREFIX, serve_config, serve_options
@@ -48,6 +47,9 @@ Exit status: 0 a server would start, 1 it would not, 2 wrong usage, 3 the findin
 @click.version_option(__version__, prog_name=PROGRAM)
 def doctor(*, as_json: bool, **options: Any) -> int:
     """Examine the system for one server."""
+    # Here, so that a server does not wait for what only the doctor imports.
+    from numbers_uring.doctor import examine  # noqa: PLC0415
+
     diagnosis = examine(serve_config(options))
     code = ExitCode.CLEAN if diagnosis.would_start else ExitCode.FINDINGS
     print_whole(_json(diagnosis, code) if as_json else _text(diagnosis))

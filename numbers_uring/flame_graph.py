@@ -7,8 +7,8 @@ browser's help or Perl, so this does.
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
+from html import escape
 from typing import NamedTuple
-from xml.sax.saxutils import escape
 from zlib import crc32
 
 

@@ -287,6 +287,7 @@ def test_the_sixth_client_waits_until_a_slot_is_free(serve: Serve, backend: str)
         client.close()
 
 
+@pytest.mark.alone
 def test_silent_and_waiting_clients_cost_no_processor_time(serve: Serve, backend: str) -> None:
     server = serve("--backend", backend, "--report-interval", "0.5")
     clients = [server.connect() for _ in range(8)]
@@ -325,6 +326,7 @@ def _is_served(server: ServerProcess) -> bool:
     return server.log_path.stat().st_size > 0
 
 
+@pytest.mark.alone
 def test_a_quiet_client_is_served_beside_a_flood(serve: Serve, backend: str) -> None:
     server = serve("--backend", backend)
     over = threading.Event()
@@ -370,6 +372,7 @@ def test_a_thousand_clients_at_once_are_served(serve: Serve, backend: str) -> No
     assert server.logged_set() == set(range(2000))
 
 
+@pytest.mark.alone
 def test_a_stop_with_five_thousand_clients_loses_nothing(serve: Serve, backend: str) -> None:
     count = 5000
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -403,6 +406,7 @@ def test_the_descriptor_limit_is_raised_where_it_has_to_be(serve: Serve) -> None
     assert server.terminate() == 0
 
 
+@pytest.mark.alone
 def test_out_of_descriptors_the_server_lives_on(serve: Serve, backend: str) -> None:
     server = serve("--backend", backend, "--report-interval", "0.5")
     pid = server.process.pid
@@ -495,6 +499,7 @@ def test_a_signal_after_a_clean_stop_changes_nothing(serve: Serve) -> None:
         assert server.wait() == 0
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("attempt", range(5))
 def test_floods_do_not_delay_a_stop(serve: Serve, backend: str, attempt: int) -> None:
     server = serve("--backend", backend)
@@ -613,6 +618,7 @@ def test_a_full_pipe_does_not_stop_the_server_and_no_count_is_lost(serve: Serve)
     assert server.reported() == (101, 1, 101)
 
 
+@pytest.mark.alone
 def test_a_stopped_process_catches_up_with_one_report(serve: Serve, backend: str) -> None:
     server = serve("--backend", backend, "--report-interval", "0.2")
     with server.connect() as client:
@@ -634,6 +640,7 @@ def _state(server: ServerProcess) -> str:
     return Path(f"/proc/{server.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
 
+@pytest.mark.alone
 def test_reports_keep_to_their_grid_under_load(serve: Serve, backend: str) -> None:
     server = serve("--backend", backend, "--report-interval", "0.1")
     begin_s = time.monotonic()
