@@ -225,11 +225,9 @@ def install(folder: Path) -> None:
 
 
 def main() -> None:
-    """Run a stand-in; note that it was, and what it could not do."""
+    """Run a stand-in, and note what it could not do."""
     name, *arguments = sys.argv[1:]
     try:
-        with (state() / "used").open("a") as used:
-            used.write(f"{name}\n")
         STAND_INS[name].run(arguments)
     except (UnexpectedError, ValueError, IndexError, OSError) as error:
         message = f"stand-in: {name} {' '.join(arguments)}: {error!r}\n"
