@@ -119,6 +119,13 @@ def test_every_command_of_a_page_runs(page: Path, namespaces: None, tmp_path: Pa
         assert int(reports[-1][-1]) == LAST_REPORT[name(page)]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_block_is_run_or_has_no_commands(page: Path) -> None:
+    fences = re.findall(r"^ *(```.*)$", page.read_text(), re.MULTILINE)
+    assert set(fences[::2]) <= {"```sh", "```text", "```yaml", "```ini"}
+    assert set(fences[1::2]) <= {"```"}
+
+
 def test_each_stand_in_is_needed() -> None:
     text = "".join(block for page in PAGES for block, _ in blocks(page.read_text()))
     for program in STAND_INS:
