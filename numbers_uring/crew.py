@@ -19,8 +19,10 @@ from numbers_uring.threads import start_thread
 class Worker(Loop):
     """A loop that is handed its clients; all but its constructor's caller is its own thread."""
 
-    def __init__(self, crew: "Crew", post: "Post", reactor: Reactor, intake: Intake) -> None:
-        super().__init__(reactor, intake, crew.shared)
+    def __init__(
+        self, crew: "Crew", shared: Shared, post: "Post", reactor: Reactor, intake: Intake
+    ) -> None:
+        super().__init__(reactor, intake, shared)
         self._crew = crew
         self._post = post
 
@@ -30,8 +32,11 @@ class Worker(Loop):
 
     def run(self) -> None:
         """Serve until a client of this loop says `terminate`, or the crew is to stop."""
-        while not self.stopping:
+        while True:
             self._post.quiet()
+            # Asked behind that: what was told before is seen now, what comes later wakes the wait.
+            if self.stopping:
+                return
             self._adopt()
             self._turn()
             self._post.came_round_s = self._clock()
@@ -44,7 +49,7 @@ class Worker(Loop):
 
     def _adopt(self) -> None:
         for fd, peer in self._post.take():
-            self._opened(self._reactor.adopt(fd, peer))
+            self._reactor.adopt(fd, peer)
 
     def _due_s(self) -> float:
         return self._clock() + self._crew.round_s
@@ -120,14 +125,14 @@ class Crew:
         """Whether a client waits for one of the workers' clients to leave."""
         self.round_s = math.inf
         """How often each loop has to come round, whether anything happens or not."""
-        self.shared: Shared
+        self.shared: Shared | None = None
         self._make = make
         self._make_intake = make_intake
         self._wake = wake
         self._news = False
         self._failure: BaseException | None = None
         self._workers: list[Worker] = []
-        self._started = threading.Event()
+        self._decided = threading.Event()
         self._posts: list[Post] = []
         self._threads: list[threading.Thread] = []
         self._intakes: list[Intake] = []
@@ -159,9 +164,10 @@ class Crew:
             intake = self._make_intake(reactor)
             self._intakes.append(intake)
             ready.set()
-            self._started.wait()
-            if not post.stop.is_set():
-                self._serve(post, Worker(self, post, reactor, intake))
+            self._decided.wait()
+            # Even if it is to stop already: it may have been handed clients before it woke up.
+            if self.shared is not None:
+                self._serve(post, Worker(self, self.shared, post, reactor, intake))
         except BaseException as error:
             self._fail(error)
         finally:
@@ -191,7 +197,7 @@ class Crew:
         """Have the workers serve, and come round every `round_s`."""
         self.shared = shared
         self.round_s = round_s
-        self._started.set()
+        self._decided.set()
 
     def tell(self) -> None:
         """Have the accepting loop come round and look; from any thread."""
@@ -240,7 +246,7 @@ class Crew:
                 post.end_s = end_s
                 post.stop.set()
                 post.wake()
-        self._started.set()
+        self._decided.set()
         for thread in self._threads:
             thread.join()
 

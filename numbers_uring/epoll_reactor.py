@@ -18,6 +18,7 @@ What it stands on:
 
 import errno
 import fcntl
+import os
 import select
 import socket
 import termios
@@ -80,6 +81,7 @@ class EpollReactor:
         self._slots: dict[int, int] = {}
         self._free = list(reversed(range(connections_max)))
         self._occupied = 0
+        self._adopted: list[tuple[int, Peer]] = []
         self._disconnected: list[int] = []
         self._listening = False
         self._draining = False
@@ -100,6 +102,9 @@ class EpollReactor:
             timeout_s = self._end_backoff(timeout_s)
         if self._disconnected:
             yield from self._take_disconnected()
+            timeout_s = 0
+        if self._adopted:
+            yield from self._take_adopted()
             timeout_s = 0
         acceptable = []
         events = self._poll(max(timeout_s, 0))
@@ -247,8 +252,13 @@ class EpollReactor:
         self._free.append(connection)
         return sock.detach()
 
-    def adopt(self, fd: int, peer: Peer) -> int:
-        return self._open(socket.socket(fileno=fd), peer)
+    def adopt(self, fd: int, peer: Peer) -> None:
+        self._adopted.append((fd, peer))
+
+    def _take_adopted(self) -> Iterator[Completion]:
+        while self._adopted:
+            fd, peer = self._adopted.pop()
+            yield _OPENED, self._open(socket.socket(fileno=fd), peer), 0, 0
 
     def occupy(self, connections: int) -> None:
         self._occupied = connections
@@ -275,6 +285,8 @@ class EpollReactor:
         self._stop_listening()
         self._epoll.unregister(self._wakeup_fd)
         waiting = {listener: backlog_connections(listener) for listener in self._listeners.values()}
+        yield from self._take_disconnected()
+        yield from self._take_adopted()
         while True:
             yield from self._accept_waiting(waiting)
             if not (self._slots or self._disconnected):
@@ -327,4 +339,6 @@ class EpollReactor:
         for sock in (*self._sockets, *self._listeners.values()):
             if sock is not None:
                 sock.close()
+        for fd, _ in self._adopted:
+            os.close(fd)
         self._epoll.close()

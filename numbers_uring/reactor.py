@@ -82,10 +82,10 @@ class Reactor(Protocol):
         To be called before the next completion is asked for; there is no CLOSED for it.
         """
 
-    def adopt(self, fd: int, peer: Peer) -> int:
-        """Take over what another reactor has released; return its slot. There is no OPENED for it.
+    def adopt(self, fd: int, peer: Peer) -> None:
+        """Take over what another reactor has released; its OPENED comes with the next wait.
 
-        To be called between two waits, where a slot is free.
+        To be called between two waits, where a slot is free once all that is closed is handed out.
         """
 
     def occupy(self, connections: int) -> None:

@@ -200,6 +200,10 @@ class Server(Loop):
             self._put_report(last=False)
         if self._crew is not None:
             self._look_at(self._crew)
+        # Asked again behind all of that, which may have quieted the descriptor: what was asked
+        # before is seen now, and what comes later wakes the wait.
+        if self.stopping:
+            return
         super()._turn()
         if self._space.full != self._told_full:
             self._told_full = not self._told_full

@@ -78,6 +78,7 @@ class UringReactor:
         self._backoff = AcceptBackoff(warn)
         self._pacing = Pacing()
         self._disconnected: set[int] = set()
+        self._to_adopt: list[tuple[int, Peer]] = []
         self._adopted: dict[int, Peer] = {}
         self._rows: Iterator[Completion] = iter(())
         self._wakeup = select.poll()
@@ -133,6 +134,8 @@ class UringReactor:
         if self._backoff.active:
             timeout_s = self._end_backoff(timeout_s)
         if not length_hint(self._rows):
+            if self._to_adopt:
+                return self._take_adopted()
             sleep_s = self._pacing.sleep_s()
             if sleep_s:
                 time.sleep(sleep_s)
@@ -186,11 +189,17 @@ class UringReactor:
     def release(self, connection: int) -> int:
         return lib.nu_ring_release(self._ring, connection)  # type: ignore[no-any-return]
 
-    def adopt(self, fd: int, peer: Peer) -> int:
-        connection: int = lib.nu_ring_adopt(self._ring, fd)
-        assert connection >= 0, "no slot is free"
-        self._adopted[connection] = peer
-        return connection
+    def adopt(self, fd: int, peer: Peer) -> None:
+        self._to_adopt.append((fd, peer))
+
+    def _take_adopted(self) -> Iterator[Completion]:
+        """Hand out what was adopted; to be called when no row is left."""
+        while self._to_adopt:
+            fd, peer = self._to_adopt.pop()
+            connection: int = lib.nu_ring_adopt(self._ring, fd)
+            assert connection >= 0, "no slot is free"
+            self._adopted[connection] = peer
+            yield Kind.OPENED, connection, 0, 0
 
     def occupy(self, connections: int) -> None:
         lib.nu_ring_occupy(self._ring, connections)
@@ -211,6 +220,7 @@ class UringReactor:
         lib.nu_ring_ignore_wakeup(self._ring)
         waiting = [backlog_connections(listener) for listener in self._listeners]
         yield from self._take_rows()
+        yield from self._take_adopted()
         while True:
             yield from self._accept_waiting(waiting)
             if lib.nu_ring_next_open(self._ring, 0) < 0:
@@ -240,13 +250,16 @@ class UringReactor:
             for connection in self._open_connections()
         }
         silent_from_s = time.monotonic()
+        in_vain = False
         while lib.nu_ring_next_open(self._ring, 0) >= 0:
             now_s = time.monotonic()
             late = now_s >= end_s
             left_s = silent_from_s + (_PASS_S_MIN if late else DRAIN_QUIET_S) - now_s
-            if left_s <= 0:
+            # However late it is, what the sockets hold takes passes to be seen.
+            if left_s <= 0 and in_vain:
                 return
-            self._pass(left_s)
+            self._pass(max(left_s, _PASS_S_MIN))
+            in_vain = not self._results.count
             for completion in self._take_rows():
                 kind, connection, _, size = completion
                 yield completion
@@ -275,5 +288,7 @@ class UringReactor:
     def close(self) -> None:
         lib.nu_ring_close(self._ring)
         self._ring = ffi.NULL
+        for fd, _ in self._to_adopt:
+            os.close(fd)
         for listener in self._listeners:
             listener.close()

@@ -87,7 +87,7 @@ class ScriptedReactor:
     def release(self, connection: int) -> int:
         raise AssertionError(f"there is only one reactor for {connection}")
 
-    def adopt(self, fd: int, peer: Peer) -> int:
+    def adopt(self, fd: int, peer: Peer) -> None:
         raise AssertionError(f"there is only one reactor for {fd} of {peer}")
 
     def occupy(self, connections: int) -> None:

@@ -19,6 +19,9 @@ import pytest
 DEADLINE_S = 30.0
 """For what should take milliseconds: reached only by a failure, even on a busy machine."""
 
+REACTORS = os.environ.get("NUMBERS_URING_TEST_REACTORS", "1")
+"""How many reactors each server of the tests has, unless it is told otherwise."""
+
 REPORT = re.compile(r"Received (\d+) unique numbers, (\d+) duplicates\. Unique total: (\d+)")
 
 
@@ -57,7 +60,7 @@ class ServerProcess:
             [
                 *prefix,
                 *(python, "-m", "numbers_uring", "serve"),
-                *(*listen, "--log-file", str(log_path), *options),
+                *(*listen, "--log-file", str(log_path), "--reactors", REACTORS, *options),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if stdout is None else stdout,

@@ -484,9 +484,9 @@ def test_a_client_is_handed_from_one_reactor_to_another(make_bench: MakeBench) -
     first.turn_until(release)
     ((fd, peer),) = released
     assert peer == client.getsockname()
-    connection = second.reactor.adopt(fd, peer)
-    second.open.add(connection)
-    second.streams[connection] = b""
+    second.reactor.adopt(fd, peer)
+    second.turn_until(lambda: second.open)
+    (connection,) = second.open
     assert second.reactor.peer(connection) == peer
     client.sendall(b" and behind")
     second.turn_until(lambda: second.streams[connection] == b"sent before and behind")
@@ -502,20 +502,20 @@ def test_a_client_is_handed_from_one_reactor_to_another(make_bench: MakeBench) -
 def test_a_handed_over_client_is_drained(make_bench: MakeBench) -> None:
     first, second = make_bench(), make_bench()
     client = first.client()
-    adopted: list[int] = []
+    handed_over: list[int] = []
 
     def hand_over() -> bool:
         for _, connection, _, _ in first.reactor.wait(PASS_S):
             peer = first.reactor.peer(connection)
-            adopted.append(second.reactor.adopt(first.reactor.release(connection), peer))
-        return bool(adopted)
+            second.reactor.adopt(first.reactor.release(connection), peer)
+            handed_over.append(connection)
+        return bool(handed_over)
 
     first.turn_until(hand_over)
-    (connection,) = adopted
-    second.open.add(connection)
-    second.streams[connection] = b""
     client.sendall(b"x" * 100_000)
+    # Before the second one has waited even once.
     second.drain()
+    ((connection, _),) = second.ends
     assert second.streams[connection] == b"x" * 100_000
     assert second.ends == [(connection, End.DISCONNECTED)]
     assert is_closed(client)

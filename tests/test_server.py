@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -481,3 +482,23 @@ def test_where_only_local_clients_may_stop_it_another_ones_terminate_is_an_inval
     assert run.file == lines([1, 3])
     assert run.server.statistics.ended == {"invalid": 1, "stop": 1}
     assert run.server.stopped_by == "terminate"
+
+
+# Several requests at once.
+
+
+def test_a_stop_that_comes_beside_another_request_is_not_slept_over(tmp_path: Path) -> None:
+    # Taking the one quiets the descriptor that tells of both.
+    for name in ("take_reopen", "take_report"):
+        folder = tmp_path / name
+        folder.mkdir()
+        run = Run(folder, [])
+        take = getattr(run.requests, name)
+
+        def take_and_stop(run: Run = run, take: Callable[[], bool] = take) -> bool:
+            run.stop_now()
+            return take()
+
+        setattr(run.requests, name, take_and_stop)
+        run.server.run()
+        assert run.reactor.waits == []
