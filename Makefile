@@ -8,7 +8,7 @@ BUILT := setup.py pyproject.toml $(NATIVE)
 FORMATTED := numbers_uring native perf share tests setup.py
 C_SOURCES := $(wildcard native/*.c native/*.h perf/*.c tests/*.c)
 
-.PHONY: serve test coverage lint format sanitize fuzz soak ci man dist container-check clean
+.PHONY: serve test test-reactors coverage lint format sanitize fuzz soak ci man dist container-check clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/numbers-uring serve $(ARGS)
@@ -62,12 +62,22 @@ fuzz:
 	build/fuzz/kernel -max_total_time=$(FUZZ_SECONDS) -max_len=256 -verbosity=0 -print_final_stats=1 \
 	    -artifact_prefix=build/fuzz/ build/fuzz/corpus
 
+# The contract's suites again, with several reactors.
+REACTORS ?= 2 4
+CONTRACT := tests/test_process.py tests/test_durability.py tests/test_operation.py tests/test_faults.py
+test-reactors: $(VENV)/dev.stamp
+	for reactors in $(REACTORS); do \
+	    NUMBERS_URING_TEST_REACTORS=$$reactors $(BIN)/pytest -n $(TEST_PROCESSES) \
+	        --dist worksteal -m "not alone" $(CONTRACT) $(ARGS) || exit; \
+	done
+
 # Every server that the tests start is measured, too, which takes about half as long again.
 coverage: $(VENV)/dev.stamp
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
 
 ci:
 	SOAK_ROUNDS=30 $(MAKE) test
+	SOAK_ROUNDS=3 $(MAKE) test-reactors REACTORS=4
 	$(MAKE) lint
 	$(MAKE) sanitize
 

@@ -242,7 +242,8 @@ class _Examination:
         """Take the bitmap's memory, but only where nobody would be killed for it."""
         group = tightest_memory_group()
         available = available_bytes()
-        needed = BITMAP_BYTES + BATCH_BYTES + RECEIVE_BYTES + START_MEMORY_SPARE_BYTES
+        buffers_bytes = self._config.reactors * (BATCH_BYTES + RECEIVE_BYTES)
+        needed = BITMAP_BYTES + buffers_bytes + START_MEMORY_SPARE_BYTES
         values |= {
             "needed_bytes": needed,
             "available_bytes": available,

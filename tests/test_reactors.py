@@ -1,0 +1,148 @@
+"""Several reactors over one bitmap and one log."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support import DEADLINE_S, ServerProcess, is_closed, lines, needs_strace, strace, wait_until
+
+Serve = Callable[..., ServerProcess]
+
+
+@pytest.fixture(params=[2, 4])
+def reactors(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def send_all(server: ServerProcess, streams: list[bytes]) -> None:
+    """Send each stream on a connection of its own, all at once, and wait until all are taken in."""
+
+    def send(stream: bytes) -> None:
+        with server.connect() as client:
+            client.sendall(stream)
+            client.shutdown(1)
+            assert is_closed(client)
+
+    threads = [threading.Thread(target=send, args=(stream,)) for stream in streams]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE_S)
+        assert not thread.is_alive()
+
+
+def test_the_same_numbers_from_all_clients_at_once_are_each_on_file_once(
+    serve: Serve, backend: str, reactors: str
+) -> None:
+    server = serve("--backend", backend, "--reactors", reactors, "--max-clients", "8")
+    assert f"{reactors} reactors" in server.stderr
+    numbers = [*range(100_000), *random.Random(5).sample(range(10**9), 100_000)]
+    data = lines(numbers)
+    send_all(server, [data] * 8)
+    assert server.terminate() == 0
+    unique = len(set(numbers))
+    assert server.logged_set() == set(numbers)
+    assert server.reported() == (unique, 8 * len(numbers) - unique, unique)
+    assert "9 clients served" in server.stderr
+
+
+def test_the_limit_is_one_for_all_and_whoever_waits_is_served(
+    serve: Serve, backend: str, reactors: str
+) -> None:
+    server = serve("--backend", backend, "--reactors", reactors, "--max-clients", "3")
+    clients = [server.connect() for _ in range(10)]
+    for number, client in enumerate(clients):
+        client.sendall(lines([number]))
+    wait_until(lambda: len(server.logged()) == 3, "the numbers of those who are served")
+    assert server.logged_set() == {0, 1, 2}
+    for served, client in enumerate(clients, start=1):
+        client.close()
+        expected = min(served + 3, 10)
+        wait_until(lambda expected=expected: len(server.logged()) == expected, "the next one")  # type: ignore[misc]
+    assert server.stop() == 0
+    assert server.logged_set() == set(range(10))
+
+
+def test_a_terminate_on_any_reactor_stops_them_all(
+    serve: Serve, backend: str, reactors: str
+) -> None:
+    for turn in range(int(reactors)):
+        server = serve("--backend", backend, "--reactors", reactors)
+        clients = [server.connect() for _ in range(int(reactors))]
+        for number, client in enumerate(clients):
+            client.sendall(lines([number]))
+        wait_until(lambda server=server: len(server.logged()) == int(reactors), "all numbers")  # type: ignore[misc]
+        clients[turn].sendall(lines([77]) + b"terminate\n")
+        assert server.wait() == 0
+        assert server.logged_set() == {*range(int(reactors)), 77}
+        for client in clients:
+            assert is_closed(client)
+            client.close()
+
+
+@needs_strace
+def test_a_write_that_fails_in_any_reactor_ends_the_server_and_says_what_is_lost(
+    serve: Serve, backend: str, reactors: str, tmp_path: Path
+) -> None:
+    server = serve("--backend", backend, "--reactors", reactors, "--fsync", "never")
+    clients = [server.connect() for _ in range(int(reactors))]
+    with strace(
+        server, tmp_path / "trace", "-P", str(server.log_path), "-e", "inject=write:error=EIO"
+    ):
+        for number, client in enumerate(clients):
+            client.sendall(lines([number]))
+        assert server.wait() == 4
+    assert "Input/output error" in server.stderr
+    assert "counted numbers are lost" in server.stderr
+    for client in clients:
+        client.close()
+
+
+def test_a_ring_that_cannot_be_had_in_a_thread_is_refused_with_the_log_untouched(
+    ring: None, tmp_path: Path
+) -> None:
+    log = tmp_path / "numbers.log"
+    log.write_bytes(lines([1]))
+    prlimit = shutil.which("prlimit")
+    if prlimit is None:
+        pytest.skip("prlimit is not installed")
+    done = subprocess.run(
+        [
+            *(prlimit, "--nofile=60:60", sys.executable, "-m", "numbers_uring", "serve"),
+            *("--backend", "uring", "--reactors", "64", "--port", "0", "--log-file", str(log)),
+        ],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 3, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("numbers-uring: error: ")
+    assert log.read_bytes() == lines([1])
+
+
+def test_rotation_and_reports_go_on_beside_floods(
+    serve: Serve, backend: str, reactors: str, tmp_path: Path
+) -> None:
+    server = serve("--backend", backend, "--reactors", reactors, "--report-interval", "0.05")
+    streams = [lines(range(start, start + 400_000)) for start in range(0, 1_600_000, 400_000)]
+    flood = threading.Thread(target=send_all, args=(server, streams))
+    flood.start()
+    for i in range(4):
+        server.log_path.rename(tmp_path / f"numbers.log.{i}")
+        os.kill(server.process.pid, signal.SIGHUP)
+        wait_until(lambda i=i: server.stderr.count("is reopened") > i, "the new log")  # type: ignore[misc]
+    flood.join(DEADLINE_S)
+    assert server.terminate() == 0
+    data = b"".join(path.read_bytes() for path in tmp_path.glob("numbers.log*"))
+    assert sorted(map(int, data.split())) == list(range(1_600_000))
+    assert server.reported() == (1_600_000, 0, 1_600_000)
