@@ -10,6 +10,7 @@ from numbers_uring import __version__
 from numbers_uring.assembly import run_server
 from numbers_uring.check_command import check
 from numbers_uring.choices import raise_descriptor_limit
+from numbers_uring.cluster_command import cluster
 from numbers_uring.completion_command import completion
 from numbers_uring.config import ExitCode, StartError
 from numbers_uring.console import PROGRAM, STDERR, Diagnostics, Lines, open_standard_streams
@@ -35,6 +36,7 @@ def cli() -> None:
 
 
 cli.add_command(check)
+cli.add_command(cluster)
 cli.add_command(completion)
 cli.add_command(doctor)
 

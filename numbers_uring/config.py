@@ -187,6 +187,43 @@ DIAGNOSTIC_CHARACTERS_MAX = 900
 DISCONNECT_LINES_PER_S_MAX = 20
 """How many disconnects are told of, one by one, with --verbose."""
 
+ENGINE_START_S = 5.0
+"""How long a command tries to reach the engine of a cluster before it gives up."""
+
+ENGINE_REQUEST_S = 10.0
+"""How long an answer may take: a group of three needs 5-7 s to choose a new leader."""
+
+ENGINE_ACK_WAIT_S = 5.0
+"""After this time the engine delivers a message again that its owner has not acknowledged."""
+
+DUPLICATE_WINDOW_S = 120.0
+"""How long a stream knows the ids of messages, so that one sent again is stored once."""
+
+STREAM_NUMBERS_TIMES = 4
+"""A stream has room for each number of its partition so often, unless asked for otherwise."""
+
+MESSAGE_BYTES_MAX = 1024 * 1024
+"""The longest message that an owner takes, and that a stream is made for, headers included."""
+
+FETCH_MESSAGES = 16
+"""What an owner asks for at once, and puts on disk with one sync if it fits."""
+
+OWNER_BATCH_BYTES = 12 * 1024 * 1024
+"""Lines of one partition that wait for its log: all of a fetch of common size."""
+
+FETCH_BUSY_S = 0.1
+FETCH_IDLE_S = 2.0
+"""How long an owner waits for messages while they come, and for one when none came."""
+
+LEASE_S = 15.0
+"""A partition is free so long after its owner has vanished."""
+
+LEASE_REFRESH_S = 4.0
+"""How often an owner says that it is there, and what it has taken in."""
+
+NODE_STATUS_S = 10.0
+"""What a node said of itself is forgotten after that time."""
+
 assert BITMAP_BYTES * 8 == NUMBERS
 assert 4 * DIAGNOSTIC_CHARACTERS_MAX < PIPE_BUF
 assert RESUME_PATIENCE_S > 2 * RESUME_PROGRESS_S
@@ -197,6 +234,8 @@ assert DRAIN_QUIET_S < DRAIN_S < 1
 assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
 assert DESCRIPTORS_RESERVED >= 2 * HTTP_CLIENTS_MAX + 32
 assert 2 * max(BEAT_INTERVAL_S, DRAIN_S) < BEAT_STALE_S
+assert 3 * LEASE_REFRESH_S < LEASE_S
+assert OWNER_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
 assert RING_COMPLETIONS_MAX >= 2 * ACCEPTS_PER_PASS_MAX
 
 
