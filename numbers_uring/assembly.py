@@ -47,6 +47,7 @@ from numbers_uring.socket_activation import take_inherited
 from numbers_uring.space import Space
 
 if TYPE_CHECKING:
+    from numbers_uring.forwarder import Forwarder
     from numbers_uring.metrics import Metrics
 
 
@@ -109,7 +110,8 @@ def _serve(
         parts.callback(sink.close)
         if profile is not None:
             profile.start(f"backend {backend}, kernel {kernel.variant}")
-        _take_over(sink, config, kernel, bitmap, requests, say, manager)
+        if isinstance(sink, NumbersLog):
+            _take_over(sink, config, kernel, bitmap, requests, say, manager)
         addresses = list(map(address_text, listeners.sockets))
         status = ServiceStatus(
             manager,
@@ -144,6 +146,8 @@ def _serve(
             crew.start(shared, round_s=beat_interval_s)
         if metrics is not None:
             metrics.watch(server, reactor, sink)
+        if not isinstance(sink, NumbersLog):
+            sink.watch(server)
         _tell_start(
             config,
             addresses,
@@ -216,15 +220,21 @@ def _open_listeners(config: Config, inherited: list[socket.socket]) -> Listeners
     return listeners
 
 
-def _open_sink(config: Config, requests: Requests, say: Diagnostics) -> NumbersLog:
-    """Open the log. Raises StartError."""
-    return NumbersLog(
-        config.log_path,
-        say=say,
-        inform=say.info,
-        fsync=config.fsync,
-        write_behind=config.write_behind,
-        wake=requests.wake,
+def _open_sink(config: Config, requests: Requests, say: Diagnostics) -> "NumbersLog | Forwarder":
+    """Open the log, or connect to the engine that takes its place. Raises StartError."""
+    if config.forward is None:
+        return NumbersLog(
+            config.log_path,
+            say=say,
+            inform=say.info,
+            fsync=config.fsync,
+            write_behind=config.write_behind,
+            wake=requests.wake,
+        )
+    from numbers_uring.forwarder import Forwarder  # noqa: PLC0415 - few servers need asyncio
+
+    return Forwarder(
+        config.forward, config.partitions, say=say, inform=say.info, wake=requests.wake
     )
 
 
