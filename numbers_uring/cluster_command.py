@@ -17,6 +17,14 @@ from numbers_uring.streams import (
 
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 
+nats_option = click.option(
+    "--nats",
+    "url",
+    metavar="URL",
+    default=DEFAULT_NATS_URL,
+    help="The engine: nats://HOST:PORT, or several servers of it with commas between.",
+)
+
 
 @click.group()
 @click.version_option(__version__, prog_name=PROGRAM)
@@ -25,13 +33,7 @@ def cluster() -> None:
 
 
 @cluster.command(context_settings={"show_default": True})
-@click.option(
-    "--nats",
-    "url",
-    metavar="URL",
-    default=DEFAULT_NATS_URL,
-    help="The engine: nats://HOST:PORT, or several servers of it with commas between.",
-)
+@nats_option
 @click.option(
     "--partitions",
     type=click.IntRange(1, PARTITIONS_MAX),

@@ -105,7 +105,7 @@ async def connected(
                 disconnected_cb=lost,
                 reconnected_cb=found,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=0.25,
+                reconnect_time_wait=1,
             )
     except (OSError, nats.errors.Error, ValueError) as error:
         # Closing one that never was connected can't be waited for.
@@ -150,8 +150,8 @@ async def init_cluster(
 ) -> int:
     """Make what is missing of streams and buckets; return how many streams that were.
 
-    What is there already stays as it is, and is checked. `max_bytes` is of each stream; None stands for
-    room for each number of its partition STREAM_NUMBERS_TIMES. Raises StartError.
+    What is there already stays as it is, and is checked. `max_bytes` is of each stream; None
+    stands for room for each number of its partition STREAM_NUMBERS_TIMES. Raises StartError.
     """
     from nats.js.errors import KeyNotFoundError  # noqa: PLC0415
 
