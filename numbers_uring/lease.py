@@ -11,7 +11,7 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,8 @@ class Progress:
     unique: int = 0
     duplicates: int = 0
     """Of this run, as is the one above."""
+    per_s: float = 0.0
+    """How many came of late, a second."""
 
 
 class Lease:
@@ -71,7 +73,8 @@ class Lease:
         self._clock = clock
         self._revision = 0
         self._refreshed_s = 0.0
-        self._recorded: Progress | None = None
+        self._told = Progress(), clock()
+        self._recorded_numbers: int | None = None
 
     @property
     def fresh(self) -> bool:
@@ -112,10 +115,10 @@ class Lease:
 
         Once the log was read, that is; each refresh does the same from then on.
         """
-        if progress != self._recorded:
+        if progress.numbers != self._recorded_numbers:
             value = {"run": _RUN, "numbers": progress.numbers}
             await self._settings.put(self._key, json.dumps(value).encode())
-            self._recorded = progress
+            self._recorded_numbers = progress.numbers
 
     async def refresh(self, progress: Progress) -> None:
         """Say that its owner is there. Raises LeaseLostError, and what the engine's client raises.
@@ -126,7 +129,7 @@ class Lease:
         from nats.js.errors import KeyWrongLastSequenceError  # noqa: PLC0415
 
         began_s = self._clock()
-        value = self._value(progress)
+        value = self._value(self._with_rate(progress, began_s))
         try:
             self._revision = await self._leases.update(
                 str(self._partition), value, last=self._revision
@@ -134,7 +137,7 @@ class Lease:
         except KeyWrongLastSequenceError:
             await self._reclaim(value)
         self._refreshed_s = began_s
-        if self._recorded is not None:
+        if self._recorded_numbers is not None:
             await self.record(progress)
 
     async def _reclaim(self, value: bytes) -> None:
@@ -175,6 +178,12 @@ class Lease:
 
     def _value(self, progress: Progress) -> bytes:
         return json.dumps({**self._holder, **asdict(progress)}).encode()
+
+    def _with_rate(self, progress: Progress, now_s: float) -> Progress:
+        before, before_s = self._told
+        self._told = progress, now_s
+        came = progress.unique + progress.duplicates - before.unique - before.duplicates
+        return replace(progress, per_s=round(came / max(now_s - before_s, 1e-3), 1))
 
     async def _held(self) -> tuple[dict[str, Any] | None, int]:
         return await read_object(self._leases, str(self._partition))
