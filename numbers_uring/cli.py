@@ -16,6 +16,8 @@ from numbers_uring.config import ExitCode, StartError
 from numbers_uring.console import PROGRAM, STDERR, Diagnostics, Lines, open_standard_streams
 from numbers_uring.doctor_command import doctor
 from numbers_uring.load_command import LOAD_HELP, load_and_print, load_options, load_parameters
+from numbers_uring.own_command import own
+from numbers_uring.owner import OwnerError
 from numbers_uring.reactor import BackendError
 from numbers_uring.resume import StopRequestedError
 from numbers_uring.serve_options import (
@@ -39,6 +41,7 @@ cli.add_command(check)
 cli.add_command(cluster)
 cli.add_command(completion)
 cli.add_command(doctor)
+cli.add_command(own)
 
 
 @cli.command(help=SERVE_HELP, context_settings={"show_default": True})
@@ -88,7 +91,7 @@ def main() -> NoReturn:
         fail(str(error), ExitCode.NOT_STARTED)
     except StopRequestedError:
         sys.exit(ExitCode.CLEAN)
-    except BackendError as error:
+    except (BackendError, OwnerError) as error:
         fail(str(error), ExitCode.BACKEND_FAILED)
     except SinkError as error:
         fail(str(error), ExitCode.LOG_FAILED)

@@ -1,12 +1,15 @@
 """The command `cluster`: makes a cluster's streams, and tells how the cluster is."""
 
 import asyncio
+import json
 
 import click
 
 from numbers_uring import __version__
+from numbers_uring.cluster_status import ClusterStatus, read_status
 from numbers_uring.config import MESSAGE_BYTES_MAX
 from numbers_uring.console import PROGRAM, Diagnostics
+from numbers_uring.output import print_whole
 from numbers_uring.partitions import PARTITIONS_MAX
 from numbers_uring.streams import (
     connected,
@@ -17,6 +20,14 @@ from numbers_uring.streams import (
 
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 
+nats_option = click.option(
+    "--nats",
+    "url",
+    metavar="URL",
+    default=DEFAULT_NATS_URL,
+    help="The engine: nats://HOST:PORT, or several servers of it with commas between.",
+)
+
 
 @click.group()
 @click.version_option(__version__, prog_name=PROGRAM)
@@ -25,13 +36,7 @@ def cluster() -> None:
 
 
 @cluster.command(context_settings={"show_default": True})
-@click.option(
-    "--nats",
-    "url",
-    metavar="URL",
-    default=DEFAULT_NATS_URL,
-    help="The engine: nats://HOST:PORT, or several servers of it with commas between.",
-)
+@nats_option
 @click.option(
     "--partitions",
     type=click.IntRange(1, PARTITIONS_MAX),
@@ -78,3 +83,23 @@ def init(
         f"the cluster at {url_text(url)} is ready: {partitions} partitions, {made} streams made, "
         f"{partitions - made} there before"
     )
+
+
+@cluster.command(context_settings={"show_default": True})
+@nats_option
+@click.option("--json", "as_json", is_flag=True, help="Tell it as one JSON object.")
+@click.version_option(__version__, prog_name=PROGRAM)
+def status(url: str, as_json: bool) -> None:
+    """Tell of nodes, partitions, owners, what waits in the streams, and totals.
+
+    What owners and nodes say of themselves is some seconds old.
+
+    Exit status: 0 told, 2 wrong usage, 3 the engine can't be reached or has no cluster.
+    """
+
+    async def run() -> ClusterStatus:
+        async with connected(url, f"{PROGRAM} cluster status") as client:
+            return await read_status(jetstream(client))
+
+    found = asyncio.run(run())
+    print_whole(json.dumps(found.as_json()) if as_json else found.as_text())

@@ -227,6 +227,12 @@ ENGINE_START_S = 5.0
 ENGINE_REQUEST_S = 10.0
 """How long an answer may take: a group of three needs 5-7 s to choose a new leader."""
 
+OWNER_THREADS_MAX = 32
+"""Partitions of one owner that are taken in or synced at the same moment."""
+
+OWNER_ENGINE_RETRY_S = 0.5
+"""How often an owner asks an engine that has no answer for it."""
+
 ENGINE_ACK_WAIT_S = 5.0
 """After this time the engine delivers a message again that its owner has not acknowledged."""
 

@@ -22,8 +22,10 @@ def resume(
     say: Callable[[str], None],
     warn: Callable[[str], None],
     stop_requested: Callable[[], bool],
-) -> None:
+) -> Scan:
     """Set the bits of the log's numbers in `bitmap`, and have `log` go on behind its last line.
+
+    Returns what was found.
 
     `say` is told how far it is and what was found, `warn` that instead where a torn tail was cut.
     Raises StartError, with the file as it was, where it has something else than numbers before its
@@ -48,6 +50,7 @@ def resume(
     log.keep(found.consumed_bytes)
     tell = warn if found.torn_bytes else say
     tell(f"resumed {log.path}: {_summary(found)} in {time.monotonic() - begin_s:.1f} s")
+    return found
 
 
 def _summary(found: Scan) -> str:

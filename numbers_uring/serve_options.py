@@ -44,7 +44,7 @@ wrong usage, 3 could not start, 4 the log failed, or the engine did not acknowle
 """
 
 
-class _Seconds(click.FloatRange):
+class Seconds(click.FloatRange):
     """Seconds as a fraction; `nan` and `inf`, which float() takes, are no times."""
 
     name = "seconds"
@@ -117,6 +117,25 @@ def _check_engine(_ctx: click.Context, _parameter: click.Parameter, url: str | N
             raise click.BadParameter(f"{each!r} is not like nats://HOST:PORT.")
     return url
 
+
+_DIAGNOSTIC_OPTIONS = (
+    click.option(
+        "--log-format",
+        type=click.Choice([choice.value for choice in LogFormat]),
+        default=LogFormat.TEXT.value,
+        is_eager=True,
+        callback=_set_format,
+        help="Diagnostics on standard error: text, or each a JSON object on a line of its own.",
+    ),
+    click.option(
+        "--quiet",
+        "-q",
+        is_flag=True,
+        is_eager=True,
+        callback=_set_level,
+        help="Only warnings and errors on standard error.",
+    ),
+)
 
 _OPTIONS = (
     click.option(
@@ -245,13 +264,13 @@ _OPTIONS = (
     ),
     click.option(
         "--report-interval",
-        type=_Seconds(min=0, min_open=True),
+        type=Seconds(min=0, min_open=True),
         default=10.0,
         help="Seconds between two reports on standard output.",
     ),
     click.option(
         "--idle-timeout",
-        type=_Seconds(min=0),
+        type=Seconds(min=0),
         default=0.0,
         help="Disconnect a client this many seconds after its last complete line; 0 never does.",
     ),
@@ -269,22 +288,7 @@ _OPTIONS = (
         help="Serve metrics for Prometheus there, and /healthz for probes; or [IPV6]:PORT. Needs "
         "an extra: pip install 'numbers-uring[metrics]'.",
     ),
-    click.option(
-        "--log-format",
-        type=click.Choice([choice.value for choice in LogFormat]),
-        default=LogFormat.TEXT.value,
-        is_eager=True,
-        callback=_set_format,
-        help="Diagnostics on standard error: text, or each a JSON object on a line of its own.",
-    ),
-    click.option(
-        "--quiet",
-        "-q",
-        is_flag=True,
-        is_eager=True,
-        callback=_set_level,
-        help="Only warnings and errors on standard error.",
-    ),
+    *_DIAGNOSTIC_OPTIONS,
     click.option(
         "--verbose",
         "-v",
@@ -295,6 +299,13 @@ _OPTIONS = (
         f"{DISCONNECT_LINES_PER_S_MAX} of them a second, others are counted.",
     ),
 )
+
+
+def diagnostic_options(command: _Command) -> _Command:
+    """Decorate a command with the options of what is said on standard error."""
+    for option in reversed(_DIAGNOSTIC_OPTIONS):
+        command = option(command)
+    return command
 
 
 def serve_options(command: _Command) -> _Command:

@@ -13,7 +13,7 @@ What it stands on, of nats-server 2.15:
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from numbers_uring.config import (
@@ -42,12 +42,14 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
     from nats.js.api import StreamConfig
 
+T = TypeVar("T")
+
 PARTITIONS_KEY = "partitions"
 
 _BUCKETS = {CLUSTER_BUCKET: None, LEASES_BUCKET: LEASE_S, NODES_BUCKET: NODE_STATUS_S}
 """How long each one keeps a value, in seconds; None for ever."""
 
-_CHECKS_AT_ONCE = 32
+_ASKED_AT_ONCE = 32
 
 
 def require_nats_library() -> None:
@@ -105,7 +107,7 @@ async def connected(
                 disconnected_cb=lost,
                 reconnected_cb=found,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=0.25,
+                reconnect_time_wait=1,
             )
     except (OSError, nats.errors.Error, ValueError) as error:
         # Closing one that never was connected can't be waited for.
@@ -150,8 +152,8 @@ async def init_cluster(
 ) -> int:
     """Make what is missing of streams and buckets; return how many streams that were.
 
-    What is there already stays as it is, and is checked. `max_bytes` is of each stream; None stands for
-    room for each number of its partition STREAM_NUMBERS_TIMES. Raises StartError.
+    What is there already stays as it is, and is checked. `max_bytes` is of each stream; None
+    stands for room for each number of its partition STREAM_NUMBERS_TIMES. Raises StartError.
     """
     from nats.js.errors import KeyNotFoundError  # noqa: PLC0415
 
@@ -266,13 +268,19 @@ async def check_streams(js: "JetStreamContext", partitions: int) -> None:
     So it does where the cluster was made with another number of partitions, or not at all.
     """
     await _check_number(js, partitions)
-    await _each(range(partitions), lambda partition: _check_stream(js, partition))
+    await each_partition(partitions, lambda partition: _check_stream(js, partition))
 
 
-async def _each(partitions: range, check: Callable[[int], Awaitable[None]]) -> None:
-    """Await it of each partition, some at once; the first one's error is raised."""
-    for first in range(0, len(partitions), _CHECKS_AT_ONCE):
-        await asyncio.gather(*map(check, partitions[first : first + _CHECKS_AT_ONCE]))
+async def each_partition(partitions: int, ask: Callable[[int], Awaitable[T]]) -> list[T]:
+    """Await it of each partition, some at once, and return the answers in order.
+
+    Raises the first one's error.
+    """
+    answers: list[T] = []
+    for first in range(0, partitions, _ASKED_AT_ONCE):
+        some = range(first, min(first + _ASKED_AT_ONCE, partitions))
+        answers.extend(await asyncio.gather(*map(ask, some)))
+    return answers
 
 
 async def _check_stream(js: "JetStreamContext", partition: int) -> None:
