@@ -147,7 +147,7 @@ class Publisher:
                     await self._closing.wait()
                     raise _ClosedError
             except* _ClosedError:
-                pass
+                await self._forget_state(client, js)
 
     def _note(self, text: str) -> None:
         """Say that the connection is lost, or back; what was under way is to be sent again."""
@@ -243,3 +243,14 @@ class Publisher:
                 with suppress(OSError, nats.errors.Error):
                     bucket: Any = await js.key_value(NODES_BUCKET)
                     await bucket.put(key, json.dumps(state).encode())
+
+    async def _forget_state(self, client: "Client", js: "JetStreamContext") -> None:
+        """Leave the list of nodes, rather than be in it for some seconds more."""
+        import nats  # noqa: PLC0415
+
+        if self._state is not None and client.is_connected:
+            key, _ = self._state()
+            with suppress(OSError, nats.errors.Error):
+                async with asyncio.timeout(FORWARD_CLOSE_S / 2):
+                    bucket: Any = await js.key_value(NODES_BUCKET)
+                    await bucket.delete(key)

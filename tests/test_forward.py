@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nats.js.errors import NoKeysError
 
-from engine import Engine, free_port
+from engine import Engine, engine_group, free_port, leader
 from numbers_uring import outbox
 from numbers_uring.forwarder import Forwarder, ForwardError
 from numbers_uring.partitions import NODES_BUCKET, range_of, stream_name
@@ -82,6 +83,16 @@ def scrape(server: ServerProcess) -> dict[str, float]:
     return {name: float(value) for name, value in found}
 
 
+async def nodes(js: Any) -> list[dict[str, Any]]:
+    """Return what the nodes tell of themselves."""
+    bucket = await js.key_value(NODES_BUCKET)
+    try:
+        keys = await bucket.keys()
+    except NoKeysError:
+        keys = []
+    return [json.loads((await bucket.get(key)).value) for key in keys]
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """An engine for all tests that leave it alone."""
@@ -130,20 +141,16 @@ def test_each_number_is_stored_once_in_the_stream_of_its_range(engine: Engine) -
         assert metrics["numbers_uring_forward_published_bytes_total"] == 4 * len(numbers)
         assert metrics["numbers_uring_log_written_bytes_total"] == 0
 
-        async def nodes(js: Any) -> list[dict[str, Any]]:
-            bucket = await js.key_value(NODES_BUCKET)
-            return [json.loads((await bucket.get(key)).value) for key in await bucket.keys()]
-
         def told() -> bool:
-            try:
-                (state,) = engine.run(nodes)
-            except Exception:  # no key yet is an error of its own in each version
-                return False
-            return bool(state["acknowledged"] == state["unique"] == len(numbers))
+            return any(
+                state["acknowledged"] == state["unique"] == len(numbers)
+                for state in engine.run(nodes)
+            )
 
         wait_until(told, "the node in the list of nodes")
         assert server.terminate() == 0
         assert f"{len(numbers)} numbers acknowledged by the engine at" in server.stderr
+        assert engine.run(nodes) == []
         duplicates = len(numbers) + 2 * (len(numbers) // 2)
         assert server.reported() == (len(numbers), duplicates, len(numbers))
     assert stored_once(engine) == set(numbers)
@@ -228,6 +235,29 @@ def sending(server: ServerProcess, numbers: list[int]) -> Iterator[None]:
     yield
     sender.join(DEADLINE_S)
     assert not sender.is_alive()
+
+
+def test_the_loss_of_the_leader_of_a_replicated_stream_loses_and_doubles_nothing(
+    tmp_path: Path,
+) -> None:
+    numbers = list(range(0, LAST, 499))
+    with engine_group(tmp_path) as engines:
+
+        async def make(js: Any) -> None:
+            await init_cluster(js, 1, replicas=3, max_bytes=1 << 30)
+
+        engines[0].run(make)
+        urls = ",".join(engine.url for engine in engines)
+        options = ("--forward", urls, "--partitions", "1", "--report-interval", "0.05")
+        with ServerProcess(Path("no-log"), *options, has_log=False) as server:
+            with sending(server, numbers):
+                wait_until(lambda: server.reports and server.reported()[0], "the first numbers")
+                lost = leader(engines, stream_name(0))
+                lost.kill()
+            wait_until(lambda: server.reported()[2] == len(numbers), "all acknowledgements")
+            assert server.terminate() == 0
+        left = next(engine for engine in engines if engine is not lost)
+        assert stored_once(left, 1) == set(numbers)
 
 
 def test_a_full_stream_holds_clients_back_and_leaves_room_for_others(tmp_path: Path) -> None:
@@ -343,3 +373,10 @@ def test_options_that_do_not_go_together_are_wrong_usage(
     words: str, options: list[str], fails: Callable[..., None]
 ) -> None:
     fails(2, words, *options)
+
+
+def test_a_missing_library_is_said_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "nats.py").write_text("raise ImportError('there is none')\n")
+    options = ("--forward", "nats://127.0.0.1:4222", "--partitions", "1", "--port", "0")
+    done = run_command("serve", *options, environment={"PYTHONPATH": str(tmp_path)})
+    assert_one_line_error(done, 3, "there is none", "pip install 'numbers-uring[cluster]'")
