@@ -37,7 +37,9 @@ class Outbox:
     """Filled by the loops' threads, emptied by the one that publishes; bounded on both sides.
 
     `wake` is called, in the thread that puts, when there may be something to be taken that was not
-    there before. A partition of which a batch has failed gets no new ones until that is
+    there before. A batch that is not full waits until those of its partition before it are
+    acknowledged, as TCP's small segments do (Nagle, RFC 896): a slow disk gets fewer and larger
+    ones, and nobody waits longer than for that disk. A partition of which a batch has failed gets no new ones until that is
     acknowledged, so that what one stream refuses leaves room for the others.
     """
 
@@ -58,6 +60,7 @@ class Outbox:
         self._failed: deque[Batch] = deque()
         self._failing: Counter[int] = Counter()
         self._outstanding = 0
+        self._outstanding_of = [0] * partitions
         self._batches = 0
         self._swept: deque[int] = deque()
         self._first_s: float | None = None
@@ -165,15 +168,12 @@ class Outbox:
 
     def _sweep(self, now_s: float) -> Batch | None:
         """Return what has waited in an area for FORWARD_LINGER_S, full or not."""
-        if not self._swept and self._first_s is not None:
-            if now_s < self._first_s + FORWARD_LINGER_S:
-                return None
+        if self._first_s is not None and now_s >= self._first_s + FORWARD_LINGER_S:
             self._first_s = None
             self._swept.extend(self._packer.occupied())
         while self._swept and self._outstanding < FORWARD_BATCHES_MAX:
             partition = self._swept.popleft()
-            # One that fails is looked at again once it does not.
-            if not self._failing[partition] and self._packer.used(partition):
+            if not self._outstanding_of[partition] and self._packer.used(partition):
                 return self._seal(partition)
         return None
 
@@ -195,8 +195,9 @@ class Outbox:
                 self._failing[batch.partition] -= 1
                 if not self._failing[batch.partition]:
                     del self._failing[batch.partition]
-                    if self._first_s is None:
-                        self._first_s = self._progress_s
+            self._outstanding_of[batch.partition] -= 1
+            if not self._outstanding_of[batch.partition]:
+                self._swept.append(batch.partition)
             self._changed.notify_all()
             return bool(batch.failures) and not self._failing
 
@@ -214,5 +215,6 @@ class Outbox:
 
     def _seal(self, partition: int) -> Batch:
         self._outstanding += 1
+        self._outstanding_of[partition] += 1
         self._batches += 1
         return Batch(partition, self._batches, self._packer.take(partition))

@@ -217,3 +217,20 @@ def test_threads_that_put_at_once_lose_and_double_nothing() -> None:
         thread.join(DEADLINE_S)
     assert sorted(found) == sorted(number for piece in pieces for number in piece)
     assert outbox.wait_until_empty()
+
+
+def test_a_batch_that_is_not_full_waits_for_those_before_it(
+    make: Callable[..., Outbox], clock: Clock
+) -> None:
+    outbox = make()
+    put(outbox, *range(6))
+    full = outbox.take()
+    assert unpack(full) == [0, 1, 2, 3]
+    put(outbox, 999_999_999)
+    clock.now_s += FORWARD_LINGER_S
+    assert unpack(outbox.take()) == [999_999_999], "the other partition has none before it"
+    assert outbox.take() is None
+    put(outbox, 6)
+    assert full is not None
+    outbox.acknowledge(full)
+    assert unpack(outbox.take()) == [4, 5, 6]
