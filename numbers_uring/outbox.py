@@ -39,8 +39,8 @@ class Outbox:
     `wake` is called, in the thread that puts, when there may be something to be taken that was not
     there before. A batch that is not full waits until those of its partition before it are
     acknowledged, as TCP's small segments do (Nagle, RFC 896): a slow disk gets fewer and larger
-    ones, and nobody waits longer than for that disk. A partition of which a batch has failed gets no new ones until that is
-    acknowledged, so that what one stream refuses leaves room for the others.
+    ones, and nobody waits longer than for that disk. A partition of which a batch has failed gets
+    no new ones until that is acknowledged, so that what one stream refuses leaves room for others.
     """
 
     def __init__(

@@ -380,3 +380,16 @@ def test_a_missing_library_is_said_with_what_to_do(tmp_path: Path) -> None:
     options = ("--forward", "nats://127.0.0.1:4222", "--partitions", "1", "--port", "0")
     done = run_command("serve", *options, environment={"PYTHONPATH": str(tmp_path)})
     assert_one_line_error(done, 3, "there is none", "pip install 'numbers-uring[cluster]'")
+
+
+def test_the_doctor_tries_the_engine_in_the_place_of_the_log(
+    shared: Engine, tmp_path: Path
+) -> None:
+    options = ("doctor", "--port", "0", "--forward", shared.url, "--partitions")
+    done = run_command(*options, str(PARTITIONS), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert f"{shared.url} answers, and its {PARTITIONS} streams" in done.stdout
+    done = run_command(*options, "5", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "3 partitions, not 5" in done.stdout
+    assert list(tmp_path.iterdir()) == []
