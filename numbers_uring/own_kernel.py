@@ -3,10 +3,12 @@
 import errno
 import sys
 from array import array
+from mmap import mmap
 from typing import Any
 
 from numbers_uring._native import ffi, lib
 from numbers_uring.config import LINE_BYTES, NUMBERS
+from numbers_uring.kernel import Memory
 from numbers_uring.partitions import NUMBER_BYTES, Range
 
 
@@ -14,9 +16,7 @@ class NotOwnedError(Exception):
     """A message holds a number of another partition, or ends within a number."""
 
 
-def own_reference(
-    packed: bytes, owned: Range, bitmap: bytearray, batch: bytearray
-) -> tuple[int, int]:
+def own_reference(packed: bytes, owned: Range, bitmap: Memory, batch: bytearray) -> tuple[int, int]:
     """Append the new numbers' lines to `batch`, set their bits; return how many were new, and not.
 
     The specification in plain Python. Raises NotOwnedError with nothing done.
@@ -45,9 +45,9 @@ class OwnKernel:
     that kernels of other partitions can work on the same one at the same time.
     """
 
-    def __init__(self, owned: Range, bitmap: bytearray, batch_bytes: int) -> None:
+    def __init__(self, owned: Range, bitmap: Memory, batch_bytes: int) -> None:
         assert len(bitmap) * 8 == NUMBERS
-        batch = bytearray(batch_bytes)
+        batch = mmap(-1, batch_bytes)
         self._lines = memoryview(batch)
         self._bitmap = ffi.from_buffer("uint8_t[]", bitmap, require_writable=True)
         self._batch = ffi.from_buffer("uint8_t[]", batch, require_writable=True)

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ from numbers_uring.config import (
     StartError,
 )
 from numbers_uring.console import PROGRAM, STDOUT, Diagnostics, Lines
-from numbers_uring.kernel import Kernel
+from numbers_uring.kernel import Kernel, Memory
 from numbers_uring.lease import Lease, LeaseLostError, log_identity
 from numbers_uring.native_kernel import variants
 from numbers_uring.numbers_log import NumbersLog
@@ -114,7 +115,8 @@ class _Owners:
             pool = parts.enter_context(
                 ThreadPoolExecutor(min(len(chosen), OWNER_THREADS_MAX), "partition")
             )
-            bitmap = bytearray(BITMAP_BYTES)
+            # Of all numbers; memory is taken for what is touched, which are the owned ones' bytes.
+            bitmap = mmap(-1, BITMAP_BYTES)
             with engine_errors("take the partitions"):
                 recorded = await self._open(parts, js, chosen, partitions, bitmap, pool)
             # From here on, leases are refreshed: to resume long logs takes longer than they last.
@@ -153,7 +155,7 @@ class _Owners:
         js: "JetStreamContext",
         chosen: list[int],
         partitions: int,
-        bitmap: bytearray,
+        bitmap: Memory,
         pool: ThreadPoolExecutor,
     ) -> list[int]:
         """Lock all logs and take all leases; return how many numbers each log is said to have."""
@@ -193,9 +195,7 @@ class _Owners:
             )
         return recorded
 
-    def _resume(
-        self, owner: PartitionOwner, owned: Range, kernel: Kernel, bitmap: bytearray
-    ) -> None:
+    def _resume(self, owner: PartitionOwner, owned: Range, kernel: Kernel, bitmap: Memory) -> None:
         """Read the owner's log into its slice of the bitmap. Raises StartError."""
         place = slice(owned.first // 8, -(-owned.end // 8))
         if owned.first < owned.end:

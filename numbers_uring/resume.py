@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from numbers_uring.config import RESUME_PROGRESS_S, StartError
-from numbers_uring.kernel import Kernel
+from numbers_uring.kernel import Kernel, Memory
 from numbers_uring.log_scan import Scan, scan
 from numbers_uring.numbers_log import NumbersLog
 
@@ -17,7 +17,7 @@ class StopRequestedError(Exception):
 def resume(
     log: NumbersLog,
     kernel: Kernel,
-    bitmap: bytearray,
+    bitmap: Memory,
     *,
     say: Callable[[str], None],
     warn: Callable[[str], None],
