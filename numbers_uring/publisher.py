@@ -75,7 +75,7 @@ class Publisher:
         self._state: Callable[[], tuple[str, dict[str, object]]] | None = None
         self._told: set[str] = set()
         self._patience: set[asyncio.Timeout] = set()
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop
         self._news = asyncio.Event()
         self._attached = asyncio.Event()
         self._closing = asyncio.Event()
@@ -116,9 +116,11 @@ class Publisher:
     # The thread.
 
     def _live(self) -> None:
-        asyncio.set_event_loop(self._loop)
         try:
-            self._loop.run_until_complete(self._run())
+            # It ends what the client leaves behind, too, where the engine is away.
+            with asyncio.Runner() as runner:
+                self._loop = runner.get_loop()
+                runner.run(self._run())
         except BaseException as error:
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
@@ -127,7 +129,6 @@ class Publisher:
                 self._on_failure()
         finally:
             self._ready.set()
-            self._loop.close()
 
     async def _run(self) -> None:
         async with connected(self._url, f"numbers-uring {self._boot_id}", say=self._note) as client:
