@@ -22,7 +22,7 @@ class Phase(StrEnum):
 
     SERVING = "serving"
     HELD_BACK = "held back"
-    """There is no space for the log, and nothing is received."""
+    """The sink has no space, and nothing is received."""
     RELOADING = "reloading"
     """The log is being reopened."""
     STOPPING = "stopping"
