@@ -10,12 +10,14 @@ from numbers_uring import __version__
 from numbers_uring.assembly import run_server
 from numbers_uring.check_command import check
 from numbers_uring.choices import raise_descriptor_limit
+from numbers_uring.cluster_command import cluster
 from numbers_uring.completion_command import completion
 from numbers_uring.config import ExitCode, StartError
 from numbers_uring.console import PROGRAM, STDERR, Diagnostics, Lines, open_standard_streams
 from numbers_uring.doctor_command import doctor
 from numbers_uring.load_command import LOAD_HELP, load_and_print, load_options, load_parameters
-from numbers_uring.numbers_log import LogError
+from numbers_uring.own_command import own
+from numbers_uring.owner import OwnerError
 from numbers_uring.reactor import BackendError
 from numbers_uring.resume import StopRequestedError
 from numbers_uring.serve_options import (
@@ -24,6 +26,7 @@ from numbers_uring.serve_options import (
     serve_config,
     serve_options,
 )
+from numbers_uring.sink import SinkError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -35,8 +38,10 @@ def cli() -> None:
 
 
 cli.add_command(check)
+cli.add_command(cluster)
 cli.add_command(completion)
 cli.add_command(doctor)
+cli.add_command(own)
 
 
 @cli.command(help=SERVE_HELP, context_settings={"show_default": True})
@@ -86,9 +91,9 @@ def main() -> NoReturn:
         fail(str(error), ExitCode.NOT_STARTED)
     except StopRequestedError:
         sys.exit(ExitCode.CLEAN)
-    except BackendError as error:
+    except (BackendError, OwnerError) as error:
         fail(str(error), ExitCode.BACKEND_FAILED)
-    except LogError as error:
+    except SinkError as error:
         fail(str(error), ExitCode.LOG_FAILED)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(128 + 2)

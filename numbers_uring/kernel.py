@@ -71,7 +71,7 @@ class Kernel(Protocol):
     def shared(self) -> "Kernel":
         """The same for several threads with one bitmap: each number is new to exactly one."""
 
-    def __call__(self, lines: memoryview, bitmap: bytearray, batch: memoryview) -> Result:
+    def __call__(self, lines: memoryview, bitmap: Memory, batch: memoryview) -> Result:
         """Take in `lines`, set their bits in `bitmap`, put the new ones into `batch`.
 
         `bitmap` is BITMAP_BYTES long: bit n & 7 of byte n >> 3 stands for number n. `batch` is
@@ -79,7 +79,7 @@ class Kernel(Protocol):
         kept.
         """
 
-    def bind(self, arena: Memory, bitmap: bytearray, batch: Memory) -> BoundKernel:
+    def bind(self, arena: Memory, bitmap: Memory, batch: Memory) -> BoundKernel:
         """Keep the three for the life of the returned object; `arena` is where pieces will lie."""
 
 
@@ -87,7 +87,7 @@ def _can_become_a_line(start: bytes) -> bool:
     return not start or start.isdigit() or TERMINATE_LINE.startswith(start)
 
 
-def ingest(lines: memoryview, bitmap: bytearray, batch: memoryview) -> Result:
+def ingest(lines: memoryview, bitmap: Memory, batch: memoryview) -> Result:
     """Take in `lines` as Kernel.__call__ says, one line at a time."""
     if len(batch) < len(lines):
         raise ValueError("the batch has no room for the lines")
@@ -120,7 +120,7 @@ class _BoundPythonKernel:
     def __init__(
         self,
         arena: Memory,
-        bitmap: bytearray,
+        bitmap: Memory,
         batch: Memory,
         lock: AbstractContextManager[object],
     ) -> None:
@@ -151,8 +151,8 @@ class PythonKernel:
     def shared(self) -> "PythonKernel":
         return PythonKernel(Lock())
 
-    def __call__(self, lines: memoryview, bitmap: bytearray, batch: memoryview) -> Result:
+    def __call__(self, lines: memoryview, bitmap: Memory, batch: memoryview) -> Result:
         return ingest(lines, bitmap, batch)
 
-    def bind(self, arena: Memory, bitmap: bytearray, batch: Memory) -> BoundKernel:
+    def bind(self, arena: Memory, bitmap: Memory, batch: Memory) -> BoundKernel:
         return _BoundPythonKernel(arena, bitmap, batch, self._lock or nullcontext())

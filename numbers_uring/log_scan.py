@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from numbers_uring.config import HEADROOM_BYTES, LINE_BYTES
-from numbers_uring.kernel import Kernel, Verdict
+from numbers_uring.kernel import Kernel, Memory, Verdict
 
 PIECE_BYTES = 256 * 1024
 """What one read takes: piece and batch stay in the second-level cache."""
@@ -51,7 +51,7 @@ class Scan:
 def scan(
     fd: int,
     kernel: Kernel,
-    bitmap: bytearray,
+    bitmap: Memory,
     *,
     piece_bytes: int = PIECE_BYTES,
     on_new: Callable[[memoryview], None] | None = None,
@@ -84,7 +84,7 @@ class _Scanner:
     def __init__(
         self,
         kernel: Kernel,
-        bitmap: bytearray,
+        bitmap: Memory,
         piece_bytes: int,
         on_new: Callable[[memoryview], None] | None,
     ) -> None:

@@ -18,7 +18,7 @@ class _BoundNativeKernel:
         self,
         function: Any,
         arena: Memory | memoryview,
-        bitmap: bytearray,
+        bitmap: Memory,
         batch: Memory | memoryview,
     ) -> None:
         self._function = function
@@ -73,12 +73,12 @@ class NativeKernel:
         assert self._shared is not None
         return NativeKernel(f"{self.variant}-shared", self._shared)
 
-    def __call__(self, lines: memoryview, bitmap: bytearray, batch: memoryview) -> Result:
+    def __call__(self, lines: memoryview, bitmap: Memory, batch: memoryview) -> Result:
         bound = _BoundNativeKernel(self._function, lines, bitmap, batch)
         verdict = Verdict(bound.ingest(0, len(lines)))
         return Result(verdict, bound.consumed, bound.unique, bound.duplicate)
 
-    def bind(self, arena: Memory, bitmap: bytearray, batch: Memory) -> BoundKernel:
+    def bind(self, arena: Memory, bitmap: Memory, batch: Memory) -> BoundKernel:
         return _BoundNativeKernel(self._function, arena, bitmap, batch)
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from numbers_uring.config import RESUME_PROGRESS_S, StartError
-from numbers_uring.kernel import Kernel
+from numbers_uring.kernel import Kernel, Memory
 from numbers_uring.log_scan import Scan, scan
 from numbers_uring.numbers_log import NumbersLog
 
@@ -17,13 +17,15 @@ class StopRequestedError(Exception):
 def resume(
     log: NumbersLog,
     kernel: Kernel,
-    bitmap: bytearray,
+    bitmap: Memory,
     *,
     say: Callable[[str], None],
     warn: Callable[[str], None],
     stop_requested: Callable[[], bool],
-) -> None:
+) -> Scan:
     """Set the bits of the log's numbers in `bitmap`, and have `log` go on behind its last line.
+
+    Returns what was found.
 
     `say` is told how far it is and what was found, `warn` that instead where a torn tail was cut.
     Raises StartError, with the file as it was, where it has something else than numbers before its
@@ -48,6 +50,7 @@ def resume(
     log.keep(found.consumed_bytes)
     tell = warn if found.torn_bytes else say
     tell(f"resumed {log.path}: {_summary(found)} in {time.monotonic() - begin_s:.1f} s")
+    return found
 
 
 def _summary(found: Scan) -> str:

@@ -52,6 +52,7 @@ class ServerProcess:
         environment: dict[str, str] | None = None,
         stdout: int | None = None,
         python: str = sys.executable,
+        has_log: bool = True,
     ) -> None:
         self.log_path = log_path
         self.stderr_lines: list[str] = []
@@ -60,7 +61,8 @@ class ServerProcess:
             [
                 *prefix,
                 *(python, "-m", "numbers_uring", "serve"),
-                *(*listen, "--log-file", str(log_path), "--reactors", REACTORS, *options),
+                *(*listen, "--reactors", REACTORS),
+                *(*(("--log-file", str(log_path)) if has_log else ()), *options),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if stdout is None else stdout,
@@ -69,9 +71,9 @@ class ServerProcess:
             pass_fds=tuple(pass_fds),
             text=True,
         )
-        self._readers = [self._collect(self.process.stderr, self.stderr_lines)]
+        self._readers = [self.collect(self.process.stderr, self.stderr_lines)]
         if self.process.stdout is not None:
-            self._readers.append(self._collect(self.process.stdout, self.reports))
+            self._readers.append(self.collect(self.process.stdout, self.reports))
         try:
             wait_until(
                 lambda: "listening on" in self.stderr or self.process.poll() is not None,
@@ -86,14 +88,14 @@ class ServerProcess:
         self.port = int(start[2])
 
     @staticmethod
-    def _collect(stream: Iterable[str] | None, into: list[str]) -> threading.Thread:
+    def collect(stream: Iterable[str] | None, into: list[str]) -> threading.Thread:
         assert stream is not None
 
-        def collect() -> None:
+        def read() -> None:
             for line in stream:
                 into.append(line.rstrip("\n"))
 
-        thread = threading.Thread(target=collect, daemon=True)
+        thread = threading.Thread(target=read, daemon=True)
         thread.start()
         return thread
 
@@ -167,6 +169,62 @@ class ServerProcess:
         uniques, duplicates, totals = zip(*parsed, strict=True)
         assert [sum(uniques[: i + 1]) for i in range(len(uniques))] == list(totals)
         return sum(uniques), sum(duplicates), totals[-1]
+
+
+class CommandProcess:
+    """A real `numbers-uring` in the background, with its output collected."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.stdout_lines: list[str] = []
+        self.stderr_lines: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "numbers_uring", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._readers = [
+            ServerProcess.collect(self.process.stdout, self.stdout_lines),
+            ServerProcess.collect(self.process.stderr, self.stderr_lines),
+        ]
+
+    @property
+    def stderr(self) -> str:
+        return "\n".join(self.stderr_lines)
+
+    def wait_for(self, words: str) -> None:
+        """Wait until it says them on standard error; fail at once if it ends before."""
+
+        def said() -> bool:
+            ended = self.process.poll() is not None
+            if ended:
+                self.wait()
+            assert words in self.stderr or not ended, self.stderr
+            return words in self.stderr
+
+        try:
+            wait_until(said, f"{words!r}, it said {self.stderr!r}")
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self, number: signal.Signals) -> int:
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        code = self.process.wait(DEADLINE_S)
+        for reader in self._readers:
+            reader.join(DEADLINE_S)
+        return code
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.wait()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
 
 
 def is_closed(client: socket.socket) -> bool:

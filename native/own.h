@@ -1,0 +1,35 @@
+/* The owner's kernel: packed numbers in, bitmap and batch updated.
+ *
+ * native/build_ffi.py hands every line of this header that does not start with '#' to cffi.
+ */
+#ifndef NUMBERS_URING_OWN_H
+#define NUMBERS_URING_OWN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* An owner's surroundings and its results.
+ *
+ * The caller sets bitmap (bit n & 7 of byte n >> 3 stands for number n), batch and batch_bytes, and
+ * the numbers that are owned, first to end - 1, both at most 1,000,000,000. The kernel appends the
+ * lines of numbers not seen before at batch + batch_used, and adds to batch_used and duplicate.
+ * It touches the bytes of the bitmap that hold owned numbers, and no others.
+ */
+struct nu_own {
+    uint8_t *bitmap;
+    uint8_t *batch;
+    size_t batch_bytes;
+    size_t batch_used;
+    uint64_t duplicate;
+    uint32_t first;
+    uint32_t end;
+};
+
+/* Takes in `count` numbers, each an unsigned 32-bit integer, little-endian, from any address.
+ *
+ * Returns 0; or, with nothing done, -ERANGE where one of them is not owned, -ENOBUFS where the
+ * batch lacks room for count lines.
+ */
+int nu_own(struct nu_own *own, const uint8_t *packed, size_t count);
+
+#endif

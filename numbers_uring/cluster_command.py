@@ -1,0 +1,105 @@
+"""The command `cluster`: makes a cluster's streams, and tells how the cluster is."""
+
+import asyncio
+import json
+
+import click
+
+from numbers_uring import __version__
+from numbers_uring.cluster_status import ClusterStatus, read_status
+from numbers_uring.config import MESSAGE_BYTES_MAX
+from numbers_uring.console import PROGRAM, Diagnostics
+from numbers_uring.output import print_whole
+from numbers_uring.partitions import PARTITIONS_MAX
+from numbers_uring.streams import (
+    connected,
+    init_cluster,
+    jetstream,
+    url_text,
+)
+
+DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
+
+nats_option = click.option(
+    "--nats",
+    "url",
+    metavar="URL",
+    default=DEFAULT_NATS_URL,
+    help="The engine: nats://HOST:PORT, or several servers of it with commas between.",
+)
+
+
+@click.group()
+@click.version_option(__version__, prog_name=PROGRAM)
+def cluster() -> None:
+    """Make and watch a cluster: many nodes that take numbers in, many owners of their logs."""
+
+
+@cluster.command(context_settings={"show_default": True})
+@nats_option
+@click.option(
+    "--partitions",
+    type=click.IntRange(1, PARTITIONS_MAX),
+    required=True,
+    metavar="P",
+    help="Into how many ranges all numbers are split, each with a stream and a log of its own. It "
+    "can't be changed afterwards.",
+)
+@click.option(
+    "--replicas",
+    type=click.Choice(["1", "3", "5"]),
+    default="1",
+    help="On how many servers of the engine each message is kept.",
+)
+@click.option(
+    "--max-bytes",
+    type=click.IntRange(min=MESSAGE_BYTES_MAX),
+    metavar="BYTES",
+    help="What a stream may take of the engine's disks, after which nodes are held back; without "
+    "it, room for each number of the partition four times.",
+)
+@click.version_option(__version__, prog_name=PROGRAM)
+@click.pass_obj
+def init(
+    say: Diagnostics, /, url: str, partitions: int, replicas: str, max_bytes: int | None
+) -> None:
+    """Make the streams and buckets of a cluster that are not there yet, and check the others.
+
+    Exit status: 0 all is there, 2 wrong usage, 3 the engine can't be reached, or has something
+    else than is needed.
+    """
+
+    async def run() -> int:
+        async with connected(url, f"{PROGRAM} cluster init") as client:
+            return await init_cluster(
+                jetstream(client),
+                partitions,
+                replicas=int(replicas),
+                max_bytes=max_bytes,
+            )
+
+    made = asyncio.run(run())
+    say.info(
+        f"the cluster at {url_text(url)} is ready: {partitions} partitions, {made} streams made, "
+        f"{partitions - made} there before"
+    )
+
+
+@cluster.command(context_settings={"show_default": True})
+@nats_option
+@click.option("--json", "as_json", is_flag=True, help="Tell it as one JSON object.")
+@click.version_option(__version__, prog_name=PROGRAM)
+def status(url: str, as_json: bool) -> None:
+    """Tell of nodes, partitions, owners, what waits in the streams, and totals.
+
+    What owners and nodes say of themselves is some seconds old.
+
+    Exit status: 0 told, 2 wrong usage, 3 the engine can't be reached or has no cluster.
+    """
+
+    async def run() -> ClusterStatus:
+        async with connected(url, f"{PROGRAM} cluster status") as client:
+            return await read_status(jetstream(client))
+
+    found = asyncio.run(run())
+    print_whole(json.dumps(found.as_json()) if as_json else found.as_text())

@@ -1,0 +1,353 @@
+"""The owners of some partitions, put together for one run."""
+
+import asyncio
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from mmap import mmap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from numbers_uring._native import ffi, lib
+from numbers_uring.config import (
+    BITMAP_BYTES,
+    LAST_REPORT_WAIT_S,
+    LEASE_REFRESH_S,
+    LINE_BYTES,
+    OWNER_BATCH_BYTES,
+    OWNER_THREADS_MAX,
+    Fsync,
+    StartError,
+)
+from numbers_uring.console import PROGRAM, STDOUT, Diagnostics, Lines
+from numbers_uring.kernel import Kernel, Memory
+from numbers_uring.lease import Lease, LeaseLostError, log_identity
+from numbers_uring.native_kernel import variants
+from numbers_uring.numbers_log import NumbersLog
+from numbers_uring.own_kernel import OwnKernel
+from numbers_uring.owner import OwnerError, PartitionOwner
+from numbers_uring.partitions import (
+    CLUSTER_BUCKET,
+    LEASES_BUCKET,
+    Range,
+    log_name,
+    parse_partitions,
+    range_of,
+)
+from numbers_uring.report import Counts, next_due_s, report_line
+from numbers_uring.resume import resume
+from numbers_uring.service_manager import ServiceManager
+from numbers_uring.signals import Requests
+from numbers_uring.streams import (
+    check_streams,
+    connected,
+    engine_errors,
+    jetstream,
+    recorded_partitions,
+    require_nats_library,
+    url_text,
+)
+
+if TYPE_CHECKING:
+    from nats.js import JetStreamContext
+
+_TICK_S = 1.0
+"""How often the report is looked after where nothing else asks for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnConfig:
+    """One run of `own`, as asked for on the command line."""
+
+    url: str
+    partitions: str
+    log_dir: Path
+    replay: bool
+    report_interval_s: float
+
+
+def run_owners(config: OwnConfig, say: Diagnostics) -> None:
+    """Own until a signal. Raises StartError, StopRequestedError, LogError or OwnerError."""
+    require_nats_library()
+    manager = ServiceManager.from_environment(os.environ, say)
+    requests = Requests(say)
+    try:
+        manager.status("Starting")
+        asyncio.run(_Owners(config, say, requests, manager).run())
+        requests.ignore_stops()
+    finally:
+        manager.close()
+
+
+class _Owners:
+    def __init__(
+        self, config: OwnConfig, say: Diagnostics, requests: Requests, manager: ServiceManager
+    ) -> None:
+        self._config = config
+        self._say = say
+        self._requests = requests
+        self._manager = manager
+        self._stdout = Lines(STDOUT)
+        self._owners: list[PartitionOwner] = []
+        self._stop = asyncio.Event()
+        self._halt = threading.Event()
+        self._report_now = asyncio.Event()
+        self._reported = Counts(0, 0)
+        self._failure: Exception | None = None
+
+    async def run(self) -> None:
+        """Start, own, and stop."""
+        import nats  # noqa: PLC0415
+
+        begin_s = time.monotonic()
+        asyncio.get_running_loop().add_reader(self._requests.wakeup_fd, self._look_at_requests)
+        async with AsyncExitStack() as parts:
+            client = await parts.enter_async_context(
+                connected(self._config.url, f"{PROGRAM} own", say=self._say)
+            )
+            js = jetstream(client)
+            with engine_errors("ask the engine for the partitions"):
+                chosen, partitions = await self._choose(js)
+            parts.push_async_callback(self._release)
+            pool = parts.enter_context(
+                ThreadPoolExecutor(min(len(chosen), OWNER_THREADS_MAX), "partition")
+            )
+            # Of all numbers; memory is taken for what is touched, which are the owned ones' bytes.
+            bitmap = mmap(-1, BITMAP_BYTES)
+            with engine_errors("take the partitions"):
+                recorded = await self._open(parts, js, chosen, partitions, bitmap, pool)
+            # From here on, leases are refreshed: to resume long logs takes longer than they last.
+            parts.push_async_callback(_cancel, asyncio.create_task(self._tend_leases()))
+            kernel = variants()[0]
+            with engine_errors("take up the streams"):
+                for owner, recorded_lines in zip(self._owners, recorded, strict=True):
+                    owned = range_of(owner.partition, partitions)
+                    await asyncio.to_thread(self._resume, owner, owned, kernel, bitmap)
+                    await owner.prepare(recorded_lines, replay=self._config.replay)
+                    await owner.lease.record(owner.progress)
+            self._tell_start(partitions, time.monotonic() - begin_s)
+            await self._serve()
+            self._manager.stopping("Stopping")
+            self._report(LAST_REPORT_WAIT_S)
+            with suppress(nats.errors.Error, TimeoutError):
+                await client.flush()
+        if self._failure is not None:
+            raise self._failure
+        self._tell_end()
+
+    # Starting.
+
+    async def _choose(self, js: "JetStreamContext") -> tuple[list[int], int]:
+        partitions = await recorded_partitions(js)
+        try:
+            chosen = parse_partitions(self._config.partitions, partitions)
+        except ValueError as error:
+            raise StartError(f"the cluster has {partitions} partitions: {error}") from error
+        await check_streams(js, partitions)
+        return chosen, partitions
+
+    async def _open(
+        self,
+        parts: AsyncExitStack,
+        js: "JetStreamContext",
+        chosen: list[int],
+        partitions: int,
+        bitmap: Memory,
+        pool: ThreadPoolExecutor,
+    ) -> list[int]:
+        """Lock all logs and take all leases; return how many numbers each log is said to have."""
+        folder = self._config.log_dir
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(f"cannot make the folder {folder}: {error.strerror}") from error
+        leases = await js.key_value(LEASES_BUCKET)
+        settings = await js.key_value(CLUSTER_BUCKET)
+        recorded = []
+        for partition in chosen:
+            path = folder / log_name(partition)
+            log = NumbersLog(path, say=self._say, inform=self._say.info, fsync=Fsync.ALWAYS)
+            parts.callback(log.close)
+            lease = Lease(
+                partition,
+                leases=leases,
+                settings=settings,
+                log_path=path,
+                log_identity=log_identity(path),
+                say=self._say,
+            )
+            recorded.append(await lease.take())
+            self._owners.append(
+                PartitionOwner(
+                    partition,
+                    js=js,
+                    kernel=OwnKernel(range_of(partition, partitions), bitmap, OWNER_BATCH_BYTES),
+                    log=log,
+                    lease=lease,
+                    pool=pool,
+                    halt=self._halt,
+                    say=self._say,
+                    inform=self._say.info,
+                )
+            )
+        return recorded
+
+    def _resume(self, owner: PartitionOwner, owned: Range, kernel: Kernel, bitmap: Memory) -> None:
+        """Read the owner's log into its slice of the bitmap. Raises StartError."""
+        place = slice(owned.first // 8, -(-owned.end // 8))
+        if owned.first < owned.end:
+            view = ffi.from_buffer("uint8_t[]", bitmap, require_writable=True)
+            lib.nu_collapse_huge(view + place.start, place.stop - place.start)
+        found = resume(
+            owner.log,
+            kernel,
+            bitmap,
+            say=self._say_progress,
+            warn=self._say,
+            stop_requested=lambda: self._requests.stop is not None,
+        )
+        # The slice was empty before, so whatever is missing in it has gone elsewhere.
+        if int.from_bytes(bitmap[place], "little").bit_count() != found.unique:
+            raise StartError(
+                f"the log {owner.log.path} has numbers of another partition: it is not this one's"
+            )
+        # What an earlier owner has written, and perhaps not synced, is acknowledged from now on.
+        owner.log.finish()
+        owner.resumed_lines = found.consumed_bytes // LINE_BYTES
+
+    def _say_progress(self, text: str) -> None:
+        self._say.info(text)
+        self._manager.starting(text)
+
+    # Running.
+
+    async def _serve(self) -> None:
+        """Return when all owners have ended: each as asked, or the first for what it says."""
+        tending = asyncio.create_task(self._tend_report())
+        try:
+            tasks = [asyncio.create_task(owner.run(self._stop)) for owner in self._owners]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            self._end()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            await _cancel(tending)
+        for result in results:
+            if isinstance(result, Exception) and self._failure is None:
+                self._failure = result
+
+    def _end(self) -> None:
+        self._stop.set()
+        self._halt.set()
+
+    def _look_at_requests(self) -> None:
+        self._requests.quiet()
+        if self._requests.stop is not None:
+            self._end()
+        if self._requests.take_report():
+            self._report_now.set()
+        if self._requests.take_reopen():
+            self._say("the logs of an owner are not reopened: it needs all of them to start again")
+
+    async def _tend_leases(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_REFRESH_S)
+            try:
+                await self._refresh()
+            except Exception as error:
+                self._failure = self._failure or error
+                self._end()
+                return
+
+    async def _refresh(self) -> None:
+        """Refresh all leases; one that is lost ends the run."""
+        import nats  # noqa: PLC0415
+
+        results = await asyncio.gather(
+            *(owner.lease.refresh(owner.progress) for owner in self._owners),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, LeaseLostError):
+                self._failure = self._failure or OwnerError(str(result))
+                self._end()
+            elif isinstance(result, BaseException) and not isinstance(
+                result, (nats.errors.Error, TimeoutError, OSError)
+            ):
+                raise result
+
+    async def _tend_report(self) -> None:
+        interval_s = self._config.report_interval_s
+        due_s = time.monotonic() + interval_s
+        while True:
+            wait_s = min(due_s - time.monotonic(), self._manager.beat_interval_s, _TICK_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(wait_s, 0)):
+                    await self._report_now.wait()
+            self._manager.beat()
+            now_s = time.monotonic()
+            if now_s >= due_s or self._report_now.is_set():
+                if now_s >= due_s:
+                    due_s = next_due_s(due_s, now_s, interval_s)
+                self._report_now.clear()
+                self._report(0)
+
+    @property
+    def _counts(self) -> Counts:
+        progress = [owner.progress for owner in self._owners]
+        return Counts(
+            sum(each.unique for each in progress), sum(each.duplicates for each in progress)
+        )
+
+    def _report(self, wait_s: float) -> None:
+        now = self._counts
+        if self._stdout.write(report_line(self._reported, now), wait_s=wait_s):
+            self._reported = now
+        self._manager.status(f"Owning {self._names}; {now.unique} unique, {now.duplicate} repeats")
+
+    # Ending.
+
+    async def _release(self) -> None:
+        """Give up the leases. An engine that does not answer lets them run out by itself."""
+        import nats  # noqa: PLC0415
+
+        for owner in self._owners:
+            with suppress(nats.errors.Error, TimeoutError, LeaseLostError):
+                await owner.lease.refresh(owner.progress)
+                await owner.lease.release()
+
+    @property
+    def _names(self) -> str:
+        return f"partitions {self._config.partitions}"
+
+    def _tell_start(self, partitions: int, took_s: float) -> None:
+        numbers = sum(owner.progress.numbers for owner in self._owners)
+        self._say.info(
+            f"owning {self._names} of {partitions} at {url_text(self._config.url)}, "
+            f"logs in {self._config.log_dir} with {numbers} numbers, started in {took_s:.2f} s",
+            event="started",
+            partitions=[owner.partition for owner in self._owners],
+            log_dir=self._config.log_dir,
+        )
+        self._manager.ready(f"Owning {self._names}")
+
+    def _tell_end(self) -> None:
+        counts = self._counts
+        by = "nobody" if self._requests.stop is None else self._requests.stop.name
+        self._say.info(
+            f"stopped by {by}: {counts.unique} numbers written to {self._config.log_dir}, "
+            f"{counts.duplicate} repeats",
+            event="stopped",
+            by=by,
+            unique=counts.unique,
+            duplicate=counts.duplicate,
+        )
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    """End the task, and raise what it has failed for."""
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
