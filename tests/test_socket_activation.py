@@ -201,7 +201,8 @@ def test_the_first_client_starts_the_server_and_is_served(tmp_path: Path, backen
             assert not log.exists()
             with socket.socket(socket.AF_UNIX) as client:
                 client.settimeout(DEADLINE_S)
-                client.connect(str(path))
+                # It has its name a moment before it listens.
+                wait_until(lambda: client.connect_ex(str(path)) == 0, "the launcher to listen")
                 client.sendall(lines([1, 2]) + b"terminate\n")
                 assert is_closed(client)
             assert launcher.wait(DEADLINE_S) == 0
