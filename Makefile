@@ -33,6 +33,7 @@ format: $(VENV)/dev.stamp
 
 # The kernel, pack and ring tests again, on an extension built with ASan and UBSan. Python itself is not built with
 # them, so their run-time library is preloaded, and leaks, which would be Python's, are not looked for.
+# Then the kernels that share a bitmap, under ThreadSanitizer, which wants addresses that are not random.
 SANITIZED := build/sanitize/lib
 sanitize: $(VENV)/dev.stamp
 	rm -rf build/sanitize
@@ -41,6 +42,9 @@ sanitize: $(VENV)/dev.stamp
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) NUMBERS_URING_TEST_NATIVE=$(SANITIZED) \
 	    $(BIN)/pytest -p no:cacheprovider tests/test_kernel.py tests/test_pack.py tests/test_ring.py
+	gcc -std=gnu11 -g -O1 -Wall -Wextra -Werror -Inative -fsanitize=thread \
+	    tests/race_kernel.c $(wildcard native/ingest*.c) -pthread -o build/sanitize/race_kernel
+	setarch -R build/sanitize/race_kernel
 
 # kill -9 and stops beside floods, many times over; `make ci` does some rounds of each.
 SOAK_ROUNDS ?= 200
