@@ -6,14 +6,17 @@ import random
 import re
 import signal
 import subprocess
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
 from engine import Engine, engine_group, leader
+from numbers_uring.config import StartError
 from numbers_uring.owner import CONSUMER
 from numbers_uring.partitions import (
     LEASES_BUCKET,
@@ -114,7 +117,13 @@ def lag(engine: Engine, partition: int) -> int:
 
 
 def wait_for_lag(engine: Engine, partition: int, messages: int = 0) -> None:
-    wait_until(lambda: lag(engine, partition) == messages, f"a lag of {messages} messages")
+    def reached() -> bool:
+        try:
+            return lag(engine, partition) == messages
+        except (StartError, NatsError):
+            return False  # There is no leader just now.
+
+    wait_until(reached, f"a lag of {messages} messages")
 
 
 def reported(process: CommandProcess) -> tuple[int, int]:
@@ -436,7 +445,8 @@ def test_the_death_of_a_streams_leader_loses_nothing(tmp_path: Path) -> None:
 
 
 async def publish_until_acknowledged(js: JetStreamContext, data: bytes, message_id: str) -> None:
-    for _ in range(30):
+    end_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end_s:
         try:
             headers = {"Nats-Msg-Id": message_id}
             await js.publish(subject_name(0), data, headers=headers, timeout=2)
