@@ -31,7 +31,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix $(FORMATTED)
 	$(BIN)/clang-format -i $(C_SOURCES)
 
-# The kernel and ring tests again, on an extension built with ASan and UBSan. Python itself is not built with
+# The kernel, pack and ring tests again, on an extension built with ASan and UBSan. Python itself is not built with
 # them, so their run-time library is preloaded, and leaks, which would be Python's, are not looked for.
 SANITIZED := build/sanitize/lib
 sanitize: $(VENV)/dev.stamp
@@ -40,7 +40,7 @@ sanitize: $(VENV)/dev.stamp
 	    $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) NUMBERS_URING_TEST_NATIVE=$(SANITIZED) \
-	    $(BIN)/pytest -p no:cacheprovider tests/test_kernel.py tests/test_ring.py
+	    $(BIN)/pytest -p no:cacheprovider tests/test_kernel.py tests/test_pack.py tests/test_ring.py
 
 # kill -9 and stops beside floods, many times over; `make ci` does some rounds of each.
 SOAK_ROUNDS ?= 200

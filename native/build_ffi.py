@@ -5,7 +5,7 @@ from pathlib import Path
 from cffi import FFI
 
 NATIVE = Path(__file__).resolve().parent
-HEADERS = ["ingest.h", "load.h", "memory.h", "own.h", "ring.h", "writeback.h"]
+HEADERS = ["ingest.h", "load.h", "memory.h", "own.h", "pack.h", "ring.h", "writeback.h"]
 SOURCES = [f"native/{source.name}" for source in sorted(NATIVE.glob("*.c"))]
 
 

@@ -35,29 +35,31 @@ from numbers_uring.intake import Intake
 from numbers_uring.kernel import Kernel, PythonKernel
 from numbers_uring.listeners import Listeners, address_text, listen, listen_for_metrics
 from numbers_uring.loop import Shared
-from numbers_uring.numbers_log import LogError, NumbersLog
+from numbers_uring.numbers_log import NumbersLog
 from numbers_uring.reactor import BackendError, Reactor
 from numbers_uring.resume import resume
 from numbers_uring.server import Server
 from numbers_uring.service_manager import ServiceManager
 from numbers_uring.service_status import ServiceStatus
 from numbers_uring.signals import Requests
+from numbers_uring.sink import Sink, SinkError
 from numbers_uring.socket_activation import take_inherited
 from numbers_uring.space import Space
 
 if TYPE_CHECKING:
+    from numbers_uring.forwarder import Forwarder
     from numbers_uring.metrics import Metrics
 
 
 def run_server(config: Config, say: Diagnostics) -> None:
-    """Serve until the end. Raises StartError, StopRequestedError, LogError or BackendError."""
+    """Serve until the end. Raises StartError, StopRequestedError, SinkError or BackendError."""
     manager = ServiceManager.from_environment(os.environ, say)
     try:
         # Before anything else is opened.
         inherited = take_inherited(os.environ)
         manager.status("Starting")
         _serve(config, say, inherited, manager)
-    except (StartError, LogError, BackendError) as error:
+    except (StartError, SinkError, BackendError) as error:
         manager.status(str(error))
         raise
     finally:
@@ -104,31 +106,23 @@ def _serve(
         reactor, intake, crew = _open_reactors(
             config, backend, make_reactor, kernel, bitmap, listeners, requests, say, parts
         )
-        log = NumbersLog(
-            config.log_path,
-            say=say,
-            inform=say.info,
-            fsync=config.fsync,
-            write_behind=config.write_behind,
-            wake=requests.wake,
-        )
-        parts.callback(log.close)
+        sink = _open_sink(config, requests, say)
+        parts.callback(sink.close)
         if profile is not None:
             profile.start(f"backend {backend}, kernel {kernel.variant}")
-        if config.resume:
-            _resume(log, kernel, bitmap, requests, say, manager)
-        else:
-            log.truncate()
+        if isinstance(sink, NumbersLog):
+            _take_over(sink, config, kernel, bitmap, requests, say, manager)
         addresses = list(map(address_text, listeners.sockets))
         status = ServiceStatus(
             manager,
             " and ".join(addresses),
+            lacking="No space for the log" if config.forward is None else "The engine is behind",
             counts=lambda: server.counts,
             clients=lambda: server.statistics.connected,
         )
         shared = Shared(
-            log=log,
-            space=Space(f"the log {log.path}", say),
+            sink=sink,
+            space=Space(sink, say),
             connections_max=config.connections_max,
             idle_timeout_s=config.idle_timeout_s,
             terminate=config.terminate,
@@ -152,21 +146,23 @@ def _serve(
         if crew is not None:
             crew.start(shared, round_s=beat_interval_s)
         if metrics is not None:
-            metrics.watch(server, reactor, log)
+            metrics.watch(server, reactor, sink)
+        if not isinstance(sink, NumbersLog):
+            sink.watch(server)
         _tell_start(
             config,
             addresses,
             backend,
             kernel,
             bitmap,
-            log,
+            sink,
             [] if metrics is None else metrics.urls,
             time.monotonic() - begin_s,
             say,
         )
         server.run()
         requests.ignore_stops()
-        _tell_end(server, reactor, log, say, manager)
+        _tell_end(server, reactor, sink, say, manager)
 
 
 def _open_reactors(
@@ -225,6 +221,40 @@ def _open_listeners(config: Config, inherited: list[socket.socket]) -> Listeners
     return listeners
 
 
+def _open_sink(config: Config, requests: Requests, say: Diagnostics) -> "NumbersLog | Forwarder":
+    """Open the log, or connect to the engine that takes its place. Raises StartError."""
+    if config.forward is None:
+        return NumbersLog(
+            config.log_path,
+            say=say,
+            inform=say.info,
+            fsync=config.fsync,
+            write_behind=config.write_behind,
+            wake=requests.wake,
+        )
+    from numbers_uring.forwarder import Forwarder  # noqa: PLC0415 - few servers need asyncio
+
+    return Forwarder(
+        config.forward, config.partitions, say=say, inform=say.info, wake=requests.wake
+    )
+
+
+def _take_over(
+    log: NumbersLog,
+    config: Config,
+    kernel: Kernel,
+    bitmap: Bitmap,
+    requests: Requests,
+    say: Diagnostics,
+    manager: ServiceManager,
+) -> None:
+    """Make what an earlier run has left the beginning of this one's log, or drop it."""
+    if config.resume:
+        _resume(log, kernel, bitmap, requests, say, manager)
+    else:
+        log.truncate()
+
+
 def _resume(
     log: NumbersLog,
     kernel: Kernel,
@@ -254,7 +284,7 @@ def _tell_start(
     backend: str,
     kernel: Kernel,
     bitmap: Bitmap,
-    log: NumbersLog,
+    sink: Sink,
     urls: list[str],
     took_s: float,
     say: Diagnostics,
@@ -263,7 +293,7 @@ def _tell_start(
     say.info(
         f"listening on {' and '.join(addresses)}, backend {backend}, "
         f"kernel {kernel.variant}, {reactors}{_bitmap_text(bitmap)}, "
-        f"at most {config.connections_max} clients, log {log.path}, "
+        f"at most {config.connections_max} clients, {sink.name.removeprefix('the ')}, "
         f"started in {took_s:.2f} s"
         f"{', metrics on ' if urls else ''}{' and '.join(urls)}",
         event="started",
@@ -271,7 +301,7 @@ def _tell_start(
         backend=backend,
         kernel=kernel.variant,
         reactors=config.reactors,
-        log=log.path,
+        **sink.fields,
         metrics=urls,
     )
 
@@ -279,14 +309,14 @@ def _tell_start(
 def _tell_end(
     server: Server,
     reactor: Reactor,
-    log: NumbersLog,
+    sink: Sink,
     say: Diagnostics,
     manager: ServiceManager,
 ) -> None:
     statistics = server.statistics
     ended = statistics.ended
     summary = (
-        f"stopped by {server.stopped_by}: {log.written_lines} numbers written to {log.path}, "
+        f"stopped by {server.stopped_by}: {sink.summary()}, "
         f"{statistics.accepted} clients served, {reactor.refused} refused, "
         f"{ended['invalid']} disconnected for an invalid line, "
         f"{ended['idle']} for being idle, {ended['incomplete']} left within a line"
@@ -298,7 +328,7 @@ def _tell_end(
         by=server.stopped_by,
         unique=server.counts.unique,
         duplicate=server.counts.duplicate,
-        log=log.path,
+        **sink.fields,
         accepted=statistics.accepted,
         refused=reactor.refused,
         ended=ended,

@@ -16,7 +16,6 @@ from numbers_uring.config import ExitCode, StartError
 from numbers_uring.console import PROGRAM, STDERR, Diagnostics, Lines, open_standard_streams
 from numbers_uring.doctor_command import doctor
 from numbers_uring.load_command import LOAD_HELP, load_and_print, load_options, load_parameters
-from numbers_uring.numbers_log import LogError
 from numbers_uring.own_command import own
 from numbers_uring.owner import OwnerError
 from numbers_uring.reactor import BackendError
@@ -27,6 +26,7 @@ from numbers_uring.serve_options import (
     serve_config,
     serve_options,
 )
+from numbers_uring.sink import SinkError
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -93,7 +93,7 @@ def main() -> NoReturn:
         sys.exit(ExitCode.CLEAN)
     except (BackendError, OwnerError) as error:
         fail(str(error), ExitCode.BACKEND_FAILED)
-    except LogError as error:
+    except SinkError as error:
         fail(str(error), ExitCode.LOG_FAILED)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(128 + 2)

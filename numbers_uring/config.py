@@ -94,6 +94,40 @@ BEAT_INTERVAL_S = 1.0
 BEAT_STALE_S = 10.0
 """The age of the last sign from which on the loop counts as stuck."""
 
+FORWARD_BATCH_BYTES = 256 * 1024
+"""The most that one message to the engine holds: 64 Ki numbers of four bytes."""
+
+FORWARD_AREAS_BYTES = 64 * 1024 * 1024
+"""What is packed for all partitions together; many of them have batches that are smaller."""
+
+FORWARD_LINGER_S = 0.003
+"""How long a number waits for others of its partition, where it is not a full batch before."""
+
+FORWARD_IN_FLIGHT = 32
+"""Batches that are published and not acknowledged, at most."""
+
+FORWARD_BATCHES_MAX = 64
+"""Batches that are in flight, or wait to be, at most."""
+
+FORWARD_RESEND_S = 5.0
+"""How long an acknowledgement is waited for, before the batch is published again."""
+
+FORWARD_RETRY_S = 0.25
+"""The pause before a batch that was refused is published again."""
+
+FORWARD_ROOM_S = 1.0
+FORWARD_ROOM_ALL_S = 4.0
+"""How long clients' lines wait for room in a window that does not move, and in one that does."""
+
+FORWARD_PATIENCE_S = 30.0
+"""How long a stop waits for the next acknowledgement."""
+
+FORWARD_CLOSE_S = 2.0
+"""How long the end waits for the connection to be closed orderly."""
+
+NODE_STATUS_INTERVAL_S = 2.0
+"""How often a node tells the cluster of itself."""
+
 RESUME_PROGRESS_S = 2.0
 """How often a long resume says how far it is."""
 
@@ -242,9 +276,12 @@ assert TRIAL_PIECE_BYTES % LINE_BYTES == 0
 assert DRAIN_QUIET_S < DRAIN_S < 1
 assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
 assert DESCRIPTORS_RESERVED >= 2 * HTTP_CLIENTS_MAX + 32
-assert 2 * max(BEAT_INTERVAL_S, DRAIN_S) < BEAT_STALE_S
 assert 3 * LEASE_REFRESH_S < LEASE_S
 assert OWNER_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
+assert 2 * max(BEAT_INTERVAL_S, DRAIN_S, FORWARD_ROOM_ALL_S) < BEAT_STALE_S
+assert FORWARD_IN_FLIGHT <= FORWARD_BATCHES_MAX
+assert FORWARD_BATCH_BYTES < MESSAGE_BYTES_MAX
+assert 3 * NODE_STATUS_INTERVAL_S < NODE_STATUS_S
 assert RING_COMPLETIONS_MAX >= 2 * ACCEPTS_PER_PASS_MAX
 
 
@@ -320,5 +357,9 @@ class Config:
     """Zero: clients may be silent for ever."""
     metrics: TcpAddress | None
     """Where metrics are served; None where they are not."""
+    forward: str | None = None
+    """The engine that numbers go to instead of a log: nats://HOST:PORT, or several with commas."""
+    partitions: int = 0
+    """Of the numbers that are forwarded."""
     profile_path: Path | None = None
     """Where a flame graph of the run goes."""

@@ -5,10 +5,12 @@ last one was tried, for a server has to find room for all of it at once; but the
 the addresses are taken for no longer than it takes to see that they can be had.
 """
 
+import asyncio
 import os
 import resource
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 from numbers_uring.bitmap import Bitmap, allocate
 from numbers_uring.choices import (
@@ -40,6 +42,7 @@ from numbers_uring.profile import refuse_the_log
 from numbers_uring.reactor import Reactor
 from numbers_uring.recorder import Names, start_recorder
 from numbers_uring.ring_trials import try_features
+from numbers_uring.streams import check_streams, connected, jetstream, url_text
 from numbers_uring.surroundings import (
     available_bytes,
     chosen,
@@ -67,6 +70,8 @@ _ADVICE = {
     "listen": "stop what has the address (ss -ltnp, ss -lxp), make what is missing, or give "
     "another with --port, --host or --listen",
     "buffers": "raise the limits of memory and tasks (ulimit -v, ulimit -u, MemoryMax=, TasksMax=)",
+    "engine": "start the engine, put right the URL, or have 'numbers-uring cluster init' make what "
+    "is missing",
     "log": "give another file with --log-file, or put right what is said of this one",
 }
 """What to do about a problem, by its finding."""
@@ -104,7 +109,10 @@ class _Examination:
         self._findings.append(self._look_at_huge_pages())
         self._attempt("listen", self._look_at_addresses)
         self._attempt("buffers", self._look_at_buffers)
-        self._attempt("log", self._look_at_log)
+        if self._config.forward is None:
+            self._attempt("log", self._look_at_log)
+        else:
+            self._attempt("engine", partial(self._look_at_engine, self._config.forward))
         # A server makes no further ring, and there may just not be room for one.
         self._parts.close()
         self._findings.insert(2, self._look_at_ring())
@@ -367,6 +375,22 @@ class _Examination:
             weight=weight,
             text=f"{config.log_path} {text}",
             advice=advice,
+            values=values,
+        )
+
+    def _look_at_engine(self, url: str, values: dict[str, Value]) -> Finding:
+        partitions = self._config.partitions
+        values |= {"url": url_text(url), "partitions": partitions}
+
+        async def look() -> None:
+            async with connected(url, "numbers-uring doctor") as client:
+                await check_streams(jetstream(client), partitions)
+
+        asyncio.run(look())
+        return Finding(
+            name="engine",
+            weight=Weight.OK,
+            text=f"{url_text(url)} answers, and its {partitions} streams are as they have to be",
             values=values,
         )
 

@@ -1,4 +1,4 @@
-"""One reactor's loop: its completions to its intake, and the batch of that to the log."""
+"""One reactor's loop: its completions to its intake, and the batch of that to the sink."""
 
 import math
 import time
@@ -18,9 +18,9 @@ from numbers_uring.disconnect_lines import DisconnectLines
 from numbers_uring.idle import IdleClock
 from numbers_uring.intake import Intake
 from numbers_uring.kernel import Verdict
-from numbers_uring.numbers_log import LogError, NumbersLog
 from numbers_uring.reactor import End, Kind, Reactor
 from numbers_uring.report import Counts
+from numbers_uring.sink import Sink, SinkError
 from numbers_uring.space import Space
 
 _OPENED, _RECEIVED = int(Kind.OPENED), int(Kind.RECEIVED)
@@ -49,7 +49,7 @@ class Statistics:
 class Shared(NamedTuple):
     """What all loops of a server have in common."""
 
-    log: NumbersLog
+    sink: Sink
     space: Space
     connections_max: int
     idle_timeout_s: float
@@ -72,7 +72,7 @@ class Loop:
     ) -> None:
         self._reactor = reactor
         self._intake = intake
-        self._log = shared.log
+        self._sink = shared.sink
         self._space = shared.space
         self._terminate = shared.terminate
         self._disconnects = shared.disconnects
@@ -87,7 +87,7 @@ class Loop:
         self._retry_due_s = 0.0
 
     @property
-    def counts(self) -> Counts:
+    def taken(self) -> Counts:
         """The numbers that this loop has taken in."""
         return Counts(self._intake.unique, self._intake.duplicate)
 
@@ -201,14 +201,14 @@ class Loop:
             due_s = min(due_s, self._idle.next_due_s() or math.inf)
         return min(max(due_s - self._clock(), 0), _NEVER_S)
 
-    # The log.
+    # The sink.
 
     def _append(self) -> bool:
-        """Put the batch on file; False where there is no space for all of it."""
+        """Hand the batch on; False where there is no space for all of it."""
         lines = self._intake.batch
         if not lines:
             return True
-        self._intake.discard(self._log.append(lines))
+        self._intake.discard(self._sink.append(lines))
         full = bool(self._intake.batch)
         if full:
             self._retry_due_s = self._clock() + NO_SPACE_RETRY_S
@@ -226,10 +226,10 @@ class Loop:
                 self._append_or_fail()
 
     def _append_or_fail(self) -> None:
-        """Put the batch on file, with a little patience for a full disk."""
+        """Hand the batch on, with a little patience for a full disk."""
         for _ in range(STOP_TRIES - 1):
             if self._append():
                 return
             self._sleep(STOP_RETRY_S)
         if not self._append():
-            raise LogError(f"no space for the log {self._log.path}")
+            raise SinkError(self._sink.lack)

@@ -26,9 +26,9 @@ from numbers_uring.config import LINE_BYTES
 from numbers_uring.health import HEALTHY, Health
 from numbers_uring.http_server import Answer, HttpServer, Request, not_found
 from numbers_uring.listeners import address_text
-from numbers_uring.numbers_log import NumbersLog
 from numbers_uring.reactor import Reactor
 from numbers_uring.server import Server
+from numbers_uring.sink import Forwarded, Sink
 
 END_REASONS = ("eof", "invalid", "incomplete", "reset", "idle", "refused", "stop")
 
@@ -49,12 +49,15 @@ class Counters:
     sync_s: float = 0
     held_back_s: float = 0
     reports_dropped: int = 0
+    forwarded: Forwarded | None = None
+    """Of a server that has an engine in the place of a log."""
 
 
-def counters(server: Server, reactor: Reactor, log: NumbersLog) -> Counters:
+def counters(server: Server, reactor: Reactor, sink: Sink) -> Counters:
     """Read the counters of a running server, from any thread."""
     counts, statistics = server.counts, server.statistics
     refused = reactor.refused
+    forwarded = sink.forwarded
     # Ends before beginnings, so that never more have ended than were accepted.
     ended = {**statistics.ended, "refused": refused}
     return Counters(
@@ -63,11 +66,12 @@ def counters(server: Server, reactor: Reactor, log: NumbersLog) -> Counters:
         received_bytes=statistics.received_bytes,
         accepted=statistics.accepted + refused,
         ended=ended,
-        written_bytes=log.written_lines * LINE_BYTES,
-        write_s=log.write_s,
-        sync_s=log.sync_s,
+        written_bytes=0 if forwarded is not None else sink.written_lines * LINE_BYTES,
+        write_s=0 if forwarded is not None else sink.write_s,
+        sync_s=sink.sync_s,
         held_back_s=server.held_back_s,
         reports_dropped=statistics.reports_dropped,
+        forwarded=forwarded,
     )
 
 
@@ -130,7 +134,7 @@ class NumbersCollector(Collector):
         )
         yield CounterMetricFamily(
             "numbers_uring_held_back_seconds",
-            "Time in which clients were held back because there was no space for the log",
+            "Time in which clients were held back because the log, or the engine, had no space",
             now.held_back_s,
         )
         yield CounterMetricFamily(
@@ -138,6 +142,31 @@ class NumbersCollector(Collector):
             "Reports that nobody read, each folded into the next",
             now.reports_dropped,
         )
+        if now.forwarded is not None:
+            yield from _forward_metrics(now.forwarded)
+
+
+def _forward_metrics(forwarded: Forwarded) -> Iterator[Metric]:
+    yield CounterMetricFamily(
+        "numbers_uring_forward_acknowledged",
+        "Numbers that the engine has acknowledged",
+        forwarded.acknowledged,
+    )
+    yield GaugeMetricFamily(
+        "numbers_uring_forward_in_flight",
+        "Numbers taken in that are not acknowledged yet",
+        forwarded.in_flight,
+    )
+    yield CounterMetricFamily(
+        "numbers_uring_forward_resent",
+        "Batches published once more because they were not acknowledged",
+        forwarded.resent,
+    )
+    yield CounterMetricFamily(
+        "numbers_uring_forward_published_bytes",
+        "Bytes of batches published, those included that were sent again",
+        forwarded.published_bytes,
+    )
 
 
 class Metrics:
@@ -167,9 +196,9 @@ class Metrics:
         self._exposition = make_wsgi_app(registry)
         self._http = HttpServer(listeners, self._answer)
 
-    def watch(self, server: Server, reactor: Reactor, log: NumbersLog) -> None:
+    def watch(self, server: Server, reactor: Reactor, sink: Sink) -> None:
         """Tell of this server from now on."""
-        self._collector.read = lambda: counters(server, reactor, log)
+        self._collector.read = lambda: counters(server, reactor, sink)
         self.health.watch(server)
 
     def close(self) -> None:

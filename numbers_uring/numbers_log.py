@@ -13,6 +13,8 @@ from typing import ParamSpec, TypeVar
 
 from numbers_uring.config import LINE_BYTES, Fsync, StartError
 from numbers_uring.log_background import LogBackground
+from numbers_uring.report import Counts
+from numbers_uring.sink import SinkError
 from numbers_uring.write_behind import WriteBehind
 
 P = ParamSpec("P")
@@ -23,8 +25,8 @@ _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK |
 """O_NONBLOCK, so that opening a FIFO without a reader does not hold us up."""
 
 
-class LogError(Exception):
-    """The log can't be written any more; its text is the one line for the user."""
+class LogError(SinkError):
+    """The log can't be written any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class FileCalls:
 
 
 class NumbersLog:
-    """The log file, open and locked.
+    """The log file, open and locked: the Sink of a server that keeps its numbers itself.
 
     The constructor leaves the file's content as it is, until `truncate` or `keep`. It raises
     StartError where the path is no regular file, may not be written or is locked by another
@@ -81,6 +83,14 @@ class NumbersLog:
             )
 
     @property
+    def name(self) -> str:
+        return f"the log {self.path}"
+
+    @property
+    def fields(self) -> dict[str, object]:
+        return {"log": self.path}
+
+    @property
     def written_lines(self) -> int:
         """Whole lines that this run has put on file."""
         return self._written_bytes // LINE_BYTES
@@ -94,6 +104,28 @@ class NumbersLog:
     def sync_s(self) -> float:
         """Seconds spent in fdatasync(2), in whatever thread."""
         return self._sync_s + (0 if self._background is None else self._background.sync_s)
+
+    @property
+    def forwarded(self) -> None:
+        """Nothing is."""
+
+    @property
+    def lack(self) -> str:
+        return f"no space for {self.name}"
+
+    @property
+    def relief(self) -> str:
+        return f"there is space for {self.name} again"
+
+    def count(self, taken: Counts) -> Counts:
+        """Return them all: what is not on file yet will be before the reactor waits again."""
+        return taken
+
+    def loss(self, lines: int) -> str:
+        return f"{lines} counted numbers are lost, they are not in it"
+
+    def summary(self) -> str:
+        return f"{self.written_lines} numbers written to {self.path}"
 
     # Opening.
 
@@ -192,6 +224,9 @@ class NumbersLog:
         """Raise LogError where the thread in the background has failed."""
         if self._background is not None and self._background.failure is not None:
             raise self._sync_error(self._background.failure)
+
+    def begin_stop(self) -> None:
+        """A stop makes no difference to a file."""
 
     def finish(self) -> None:
         """Have the disk hold what was written, unless that was never asked for. Raises LogError."""

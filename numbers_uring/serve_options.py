@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
@@ -20,6 +21,7 @@ from numbers_uring.config import (
 )
 from numbers_uring.console import Diagnostics, Level
 from numbers_uring.native_kernel import VARIANT_NAMES
+from numbers_uring.partitions import PARTITIONS_MAX
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -38,7 +40,7 @@ Every option can also be set from the environment: NUMBERS_URING_SERVE_PORT=5000
 --port 5000.
 
 Exit status: 0 stopped as asked and everything is on file, 1 the system failed the backend, 2
-wrong usage, 3 could not start, 4 the log failed.
+wrong usage, 3 could not start, 4 the log failed, or the engine did not acknowledge everything.
 """
 
 
@@ -102,6 +104,18 @@ def _set_level(ctx: click.Context, parameter: click.Parameter, value: bool) -> b
     if value and say is not None:
         say.level_min = Level.WARNING if parameter.name == "quiet" else Level.DEBUG
     return value
+
+
+def _check_engine(_ctx: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
+    for each in [] if url is None else url.split(","):
+        try:
+            parts = urlsplit(each.strip())
+            usable = parts.scheme in {"nats", "tls"} and parts.hostname and parts.port != 0
+        except ValueError:  # a port that is no number, or beyond 65535
+            usable = False
+        if not usable:
+            raise click.BadParameter(f"{each!r} is not like nats://HOST:PORT.")
+    return url
 
 
 _DIAGNOSTIC_OPTIONS = (
@@ -234,6 +248,21 @@ _OPTIONS = (
         "are faster than the disk for as long as it has memory.",
     ),
     click.option(
+        "--forward",
+        metavar="URL",
+        callback=_check_engine,
+        help="Be an ingest node of a cluster: publish new numbers to the NATS JetStream engine at "
+        "nats://HOST:PORT, or at several of these with commas between, and have no log. A number "
+        "is reported once the engine has it. Needs an extra: pip install 'numbers-uring[cluster]'.",
+    ),
+    click.option(
+        "--partitions",
+        type=click.IntRange(1, PARTITIONS_MAX),
+        metavar="P",
+        help="How many streams share the numbers of --forward: as many as the cluster was made "
+        "with.",
+    ),
+    click.option(
         "--report-interval",
         type=Seconds(min=0, min_open=True),
         default=10.0,
@@ -290,6 +319,7 @@ def serve_config(options: dict[str, Any]) -> Config:
     """Return what the options of the current command say. Raises click.UsageError."""
     if options["quiet"] and options["verbose"]:
         raise click.UsageError("--quiet and --verbose exclude each other.")
+    _check_forward(options)
     return Config(
         backend=options["backend"],
         kernel=options["kernel"],
@@ -308,8 +338,24 @@ def serve_config(options: dict[str, Any]) -> Config:
         report_interval_s=options["report_interval"],
         idle_timeout_s=options["idle_timeout"],
         profile_path=options["profile"],
+        forward=options["forward"],
+        partitions=options["partitions"] or 0,
         metrics=options["metrics"],
     )
+
+
+def _check_forward(options: dict[str, Any]) -> None:
+    if options["forward"] is None:
+        if options["partitions"] is not None:
+            raise click.UsageError("--partitions is of use with --forward alone.")
+        return
+    if options["partitions"] is None:
+        raise click.UsageError("--forward needs --partitions, as many as the cluster has.")
+    context = click.get_current_context()
+    for name in ("log_file", "resume", "fsync", "write_behind"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = "--" + name.replace("_", "-")
+            raise click.UsageError(f"{option} and --forward exclude each other: there is no log.")
 
 
 def _listen_addresses(options: dict[str, Any]) -> list[Address]:

@@ -12,9 +12,9 @@ from numbers_uring.config import DRAIN_S
 from numbers_uring.crew import Crew
 from numbers_uring.intake import Intake
 from numbers_uring.loop import Loop, Shared, Statistics
-from numbers_uring.numbers_log import LogError
 from numbers_uring.reactor import BackendError, Reactor
 from numbers_uring.report import Counts, next_due_s, report_line
+from numbers_uring.sink import SinkError
 
 
 class Phase(StrEnum):
@@ -22,7 +22,7 @@ class Phase(StrEnum):
 
     SERVING = "serving"
     HELD_BACK = "held back"
-    """There is no space for the log, and nothing is received."""
+    """The sink has no space, and nothing is received."""
     RELOADING = "reloading"
     """The log is being reopened."""
     STOPPING = "stopping"
@@ -91,10 +91,10 @@ class Server(Loop):
     def run(self) -> None:
         """Serve until `terminate` or a stop request, then drain, sync and report.
 
-        Raises, after the last report, LogError where lines that were counted are not on file, and
+        Raises, after the last report, SinkError where lines that were counted are not on file, and
         BackendError where a reactor failed; what was taken in before that is on file.
         """
-        failure: LogError | None = None
+        failure: SinkError | None = None
         backend_failure: OSError | None = None
         try:
             try:
@@ -103,15 +103,15 @@ class Server(Loop):
             except OSError as error:
                 backend_failure = error
             self._stop_crew()
-            self._finish_log()
-        except LogError as error:
+            self._finish_sink()
+        except SinkError as error:
             failure = error
         self._stop_crew()
         self._put_report(last=True)
         if self._disconnects is not None:
             self._disconnects.flush(self._reactor.refused)
         if failure is not None:
-            raise LogError(f"{failure}{self._loss()}") from failure
+            raise SinkError(f"{failure}{self._loss()}") from failure
         if backend_failure is not None:
             raise BackendError(f"the backend failed: {backend_failure}") from backend_failure
 
@@ -122,6 +122,7 @@ class Server(Loop):
                 self._turn()
         finally:
             self._ending = True
+            self._sink.begin_stop()
             self._tell_phase(Phase.STOPPING)
 
     def _drain_all(self) -> None:
@@ -141,10 +142,10 @@ class Server(Loop):
 
     def _loss(self) -> str:
         """Save what can be saved after a failure, and say what can't."""
-        with suppress(LogError):
-            self._log.finish()
-        lost = self.counts.unique - self._log.written_lines
-        return f"; {lost} counted numbers are lost, they are not in it" if lost else ""
+        with suppress(SinkError):
+            self._sink.finish()
+        lost = self.taken.unique - self._sink.written_lines
+        return f"; {self._sink.loss(lost)}" if lost else ""
 
     # What all loops have done.
 
@@ -170,8 +171,13 @@ class Server(Loop):
 
     @property
     def counts(self) -> Counts:
+        """The numbers taken in as they are reported; from any thread."""
+        return self._sink.count(self.taken)
+
+    @property
+    def taken(self) -> Counts:
         """The numbers taken in; from any thread."""
-        own = super().counts
+        own = super().taken
         return own if self._crew is None else self._crew.add_counts(own)
 
     @property
@@ -182,7 +188,7 @@ class Server(Loop):
 
     @property
     def out_of_space(self) -> bool:
-        """Whether clients are held back because there is no space for the log; from any thread."""
+        """Whether clients are held back because there is no space in the sink; from any thread."""
         return self._space.full
 
     @property
@@ -193,7 +199,7 @@ class Server(Loop):
     # One pass.
 
     def _turn(self) -> None:
-        self._log.check()
+        self._sink.check()
         if self._requests.take_reopen():
             self._reopen()
         if self._requests.take_report():
@@ -212,7 +218,7 @@ class Server(Loop):
         """Leave everything so far in the old file, and go on in what the path names now."""
         self._append()
         self._tell_phase(Phase.RELOADING)
-        self._log.reopen()
+        self._sink.reopen()
         self._told_full = self._space.full
         self._tell_phase(Phase.HELD_BACK if self._told_full else Phase.SERVING)
         self._retry_due_s = 0.0
@@ -263,6 +269,6 @@ class Server(Loop):
 
     # Stopping.
 
-    def _finish_log(self) -> None:
+    def _finish_sink(self) -> None:
         self._append_or_fail()
-        self._log.finish()
+        self._sink.finish()

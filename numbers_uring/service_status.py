@@ -8,7 +8,6 @@ from numbers_uring.server import Phase
 from numbers_uring.service_manager import ServiceManager
 
 _TEXTS = {
-    Phase.HELD_BACK: "No space for the log, clients are held back",
     Phase.RELOADING: "Reopening the log",
     Phase.STOPPING: "Stopping",
 }
@@ -17,7 +16,8 @@ _TEXTS = {
 class ServiceStatus:
     """Turns phases and counters into messages to `manager`.
 
-    `counts` are the numbers taken in so far, `clients` how many are connected.
+    `lacking` is why clients are held back when they are, `counts` are the numbers taken in so far,
+    `clients` how many are connected.
     """
 
     def __init__(
@@ -25,12 +25,17 @@ class ServiceStatus:
         manager: ServiceManager,
         listening: str,
         *,
+        lacking: str = "No space for the log",
         counts: Callable[[], Counts],
         clients: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._manager = manager
-        self._texts = {**_TEXTS, Phase.SERVING: f"Listening on {listening}"}
+        self._texts = {
+            **_TEXTS,
+            Phase.SERVING: f"Listening on {listening}",
+            Phase.HELD_BACK: f"{lacking}, clients are held back",
+        }
         self._phase: Phase | None = None
         self._counts = counts
         self._clients = clients

@@ -1,25 +1,26 @@
-"""Whether there is space for the log: what one loop finds out, all of them keep to."""
+"""Whether the sink has space for numbers: what one loop finds out, all of them keep to."""
 
 import threading
 import time
 from collections.abc import Callable
 
 from numbers_uring.config import NO_SPACE_RETRY_S
+from numbers_uring.sink import Sink
 
 
 class Space:
-    """Full from the first loop whose batch found no room until every such batch is on file.
+    """Full from the first loop whose batch found no room until every such batch was taken.
 
     `say` takes one line for the operator when that begins and when it ends. For any thread.
     """
 
     def __init__(
         self,
-        name: str,
+        sink: Sink,
         say: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._name = name
+        self._sink = sink
         self._say = say
         self._clock = clock
         self._lock = threading.Lock()
@@ -50,9 +51,9 @@ class Space:
                 return
             self._held_back = self.held_back_s, None if before else self._clock()
             if before:
-                self._say(f"there is space for {self._name} again: going on")
+                self._say(f"{self._sink.relief}: going on")
             else:
                 self._say(
-                    f"no space for {self._name}: holding the clients back, "
+                    f"{self._sink.lack}: holding the clients back, "
                     f"trying again every {NO_SPACE_RETRY_S:g} s"
                 )

@@ -160,8 +160,8 @@ class Run:
             self.reactor,
             intake,
             Shared(
-                log=self.log,
-                space=Space(f"the log {self.path}", self.said.append, self.reactor.clock),
+                sink=self.log,
+                space=Space(self.log, self.said.append, self.reactor.clock),
                 connections_max=3,
                 idle_timeout_s=idle_timeout_s,
                 terminate=terminate,

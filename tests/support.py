@@ -49,6 +49,7 @@ class ServerProcess:
         environment: dict[str, str] | None = None,
         stdout: int | None = None,
         python: str = sys.executable,
+        has_log: bool = True,
     ) -> None:
         self.log_path = log_path
         self.stderr_lines: list[str] = []
@@ -57,7 +58,7 @@ class ServerProcess:
             [
                 *prefix,
                 *(python, "-m", "numbers_uring", "serve"),
-                *(*listen, "--log-file", str(log_path), *options),
+                *(*listen, *(("--log-file", str(log_path)) if has_log else ()), *options),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if stdout is None else stdout,

@@ -770,7 +770,7 @@ def test_a_disk_that_is_none_is_a_note(
 
 TROUBLESHOOTING = (Path(__file__).parents[1] / "docs" / "troubleshooting.md").read_text()
 
-ERRORS = {"StartError", "LogError", "BackendError"}
+ERRORS = {"StartError", "LogError", "SinkError", "ForwardError", "BackendError"}
 OTHER_COMMANDS = {
     *("check.py", "check_command.py", "load.py", "load_command.py", "output.py", "plot_file.py"),
 }

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from numbers_uring.config import BITMAP_BYTES, Fsync
-from numbers_uring.numbers_log import LogError
+from numbers_uring.sink import SinkError
 from scripted import Run, Step
 from support import lines
 
@@ -58,7 +58,7 @@ class ShortWrites:
 
 def run_through(
     tmp_path: Path, bitmap: bytearray, **calls: Callable[..., Any]
-) -> tuple[Run, LogError | None]:
+) -> tuple[Run, SinkError | None]:
     """Take in TOTAL numbers over several passes, with a rotation in between."""
     passes: list[list[Step]] = []
     drain: list[Step] = [(1, lines(range(350, TOTAL)))]
@@ -75,14 +75,14 @@ def run_through(
     passes += [[(0, lines([1, 2]) + b"terminate\n")]]
     try:
         run.server.run()
-    except LogError as error:
+    except SinkError as error:
         return run, error
     finally:
         run.log.close()
     return run, None
 
 
-def assert_log_and_count_agree(run: Run, error: LogError | None) -> None:
+def assert_log_and_count_agree(run: Run, error: SinkError | None) -> None:
     old = run.path.with_suffix(".1")
     data = (old.read_bytes() if old.exists() else b"") + (
         run.path.read_bytes() if run.path.exists() else b""

@@ -9,9 +9,9 @@ import pytest
 
 from numbers_uring.addresses import Peer
 from numbers_uring.config import NO_SPACE_RETRY_S, PIECE_BYTES_MAX, Fsync, Terminate
-from numbers_uring.numbers_log import LogError
 from numbers_uring.reactor import BackendError, End
 from numbers_uring.server import Phase
+from numbers_uring.sink import SinkError
 from scripted import Run, Step
 from support import lines
 
@@ -216,7 +216,7 @@ def test_a_stop_while_the_disk_is_full_says_what_is_lost(tmp_path: Path) -> None
     passes: list[list[Step]] = [[0, (0, lines(range(5)))]]
     run = Run(tmp_path, passes, [(0, lines([77]))], calls={"write": Disk(25)})
     run.reactor.on_sleep = run.stop_now
-    with pytest.raises(LogError, match=r"no space .* 3 counted numbers are lost"):
+    with pytest.raises(SinkError, match=r"no space .* 3 counted numbers are lost"):
         run.server.run()
     assert not run.reactor.drained
     assert run.file == lines([0, 1])
@@ -242,7 +242,7 @@ def test_a_disk_that_fills_during_the_drain_is_said(tmp_path: Path) -> None:
     run = Run(
         tmp_path, [[0, 1, (0, b"terminate\n")]], [(1, lines(range(10)))], calls={"write": Disk(55)}
     )
-    with pytest.raises(LogError, match="5 counted numbers are lost"):
+    with pytest.raises(SinkError, match="5 counted numbers are lost"):
         run.server.run()
     assert run.file == lines(range(5))
 
@@ -263,7 +263,7 @@ def test_a_failed_write_is_final_and_says_what_is_lost(tmp_path: Path) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     run = Run(tmp_path, [[0, (0, lines(range(7)))]], calls={"write": refuse})
-    with pytest.raises(LogError, match="7 counted numbers are lost"):
+    with pytest.raises(SinkError, match="7 counted numbers are lost"):
         run.server.run()
     assert run.reports == [(report(7, 0, 7), True)]
 
@@ -279,7 +279,7 @@ def test_a_failed_sync_is_final(tmp_path: Path, fsync: Fsync) -> None:
         fsync=fsync,
         calls={"fdatasync": refuse},
     )
-    with pytest.raises(LogError, match="sync"):
+    with pytest.raises(SinkError, match="sync"):
         run.server.run()
     assert run.file == lines(range(7))
     run.log.close()
@@ -386,7 +386,7 @@ def test_a_reload_without_space_leaves_the_clients_held_back(tmp_path: Path) -> 
             run.stop_now()
 
     run.reactor.on_sleep = reload_then_stop
-    with pytest.raises(LogError, match="no space"):
+    with pytest.raises(SinkError, match="no space"):
         run.server.run()
     assert run.phases == [
         *(Phase.SERVING, Phase.HELD_BACK),
@@ -400,7 +400,7 @@ def test_whatever_ends_the_run_is_a_stop(tmp_path: Path) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     run = Run(tmp_path, [[0, (0, lines([1]))]], calls={"write": fail})
-    with pytest.raises(LogError):
+    with pytest.raises(SinkError):
         run.server.run()
     assert run.phases == [Phase.SERVING, Phase.STOPPING]
 
