@@ -8,7 +8,7 @@ BUILT := setup.py pyproject.toml $(NATIVE)
 FORMATTED := numbers_uring native perf share tests setup.py
 C_SOURCES := $(wildcard native/*.c native/*.h perf/*.c tests/*.c)
 
-.PHONY: serve test coverage lint format sanitize fuzz soak ci man dist container-check clean
+.PHONY: serve test coverage lint format sanitize fuzz soak cluster ci man dist container-check clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/numbers-uring serve $(ARGS)
@@ -65,6 +65,10 @@ fuzz:
 # Every server that the tests start is measured, too, which takes about half as long again.
 coverage: $(VENV)/dev.stamp
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+
+# A whole cluster on this machine: an engine, two nodes, two owners, of which one is killed.
+cluster: $(VENV)/dev.stamp
+	$(BIN)/python perf/cluster_demo.py $(ARGS)
 
 ci:
 	SOAK_ROUNDS=30 $(MAKE) test
