@@ -40,7 +40,8 @@ sanitize: $(VENV)/dev.stamp
 	    $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) NUMBERS_URING_TEST_NATIVE=$(SANITIZED) \
-	    $(BIN)/pytest -p no:cacheprovider tests/test_kernel.py tests/test_pack.py tests/test_ring.py
+	    $(BIN)/pytest -p no:cacheprovider tests/test_kernel.py \
+	    tests/test_own_kernel.py tests/test_pack.py tests/test_ring.py
 
 # kill -9 and stops beside floods, many times over; `make ci` does some rounds of each.
 SOAK_ROUNDS ?= 200

@@ -237,9 +237,6 @@ class PartitionOwner:
         with suppress(nats.errors.Error):
             for message in messages[:taken]:
                 await message.ack()
-            # Whoever owns the partition next need not wait for them.
-            for message in messages[taken:]:
-                await message.nak()
         if self._bad is not None:
             sequence = messages[taken].metadata.sequence.stream
             raise OwnerError(
