@@ -9,6 +9,7 @@ import subprocess
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -401,11 +402,11 @@ def test_a_consumer_that_was_deleted_is_made_anew(
 
 def test_an_engine_that_comes_back_finds_the_owner_waiting(tmp_path: Path) -> None:
     numbers = sample(0, 200)
-    with Engine(tmp_path / "engine") as engine:
+    with Engine(tmp_path / "engine") as engine, ExitStack() as running:
         done = run_command(*own_arguments(engine.url, 0, tmp_path))
         assert_one_line_error(done, 3, "no cluster yet", "cluster init")
         init(engine.url)
-        owner = owner_process(engine.url, 0, tmp_path)
+        owner = running.enter_context(owner_process(engine.url, 0, tmp_path))
         publish(engine, 0, numbers[:100])
         wait_for_lag(engine, 0)
         engine.kill()
@@ -419,7 +420,7 @@ def test_an_engine_that_comes_back_finds_the_owner_waiting(tmp_path: Path) -> No
         assert logged(tmp_path, 0) == set(numbers)
         assert "is back: going on" in owner.stderr
         # Without an engine, a stop does not wait for it for long.
-        owner = owner_process(engine.url, 0, tmp_path)
+        owner = running.enter_context(owner_process(engine.url, 0, tmp_path))
         engine.kill()
         owner.wait_for("is gone: trying again until it is back")
         assert owner.stop(signal.SIGTERM) == 0
@@ -427,11 +428,11 @@ def test_an_engine_that_comes_back_finds_the_owner_waiting(tmp_path: Path) -> No
 
 def test_the_death_of_a_streams_leader_loses_nothing(tmp_path: Path) -> None:
     numbers = sample(0, 60_000)
-    with engine_group(tmp_path) as engines:
+    with engine_group(tmp_path) as engines, ExitStack() as running:
         urls = ",".join(engine.url for engine in engines)
         # Of fewer partitions: the first one has all numbers of the first of many.
         init(urls, "--replicas", "3", partitions=2)
-        owner = owner_process(urls, 0, tmp_path)
+        owner = running.enter_context(owner_process(urls, 0, tmp_path))
         first = leader(engines, stream_name(0))
         others = [engine for engine in engines if engine is not first]
         publish(others[0], 0, numbers[:30_000])
