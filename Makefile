@@ -8,7 +8,8 @@ BUILT := setup.py pyproject.toml $(NATIVE)
 FORMATTED := numbers_uring native perf share tests setup.py
 C_SOURCES := $(wildcard native/*.c native/*.h perf/*.c tests/*.c)
 
-.PHONY: serve test test-reactors coverage lint format sanitize fuzz soak ci man dist container-check clean
+.PHONY: serve test test-reactors coverage lint format sanitize fuzz soak cluster ci man dist
+.PHONY: container-check clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/numbers-uring serve $(ARGS)
@@ -41,7 +42,8 @@ sanitize: $(VENV)/dev.stamp
 	    $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) NUMBERS_URING_TEST_NATIVE=$(SANITIZED) \
-	    $(BIN)/pytest -p no:cacheprovider tests/test_kernel.py tests/test_pack.py tests/test_ring.py
+	    $(BIN)/pytest -p no:cacheprovider tests/test_kernel.py \
+	    tests/test_own_kernel.py tests/test_pack.py tests/test_ring.py
 	gcc -std=gnu11 -g -O1 -Wall -Wextra -Werror -Inative -fsanitize=thread \
 	    tests/race_kernel.c $(wildcard native/ingest*.c) -pthread -o build/sanitize/race_kernel
 	setarch -R build/sanitize/race_kernel
@@ -78,6 +80,10 @@ test-reactors: $(VENV)/dev.stamp
 # Every server that the tests start is measured, too, which takes about half as long again.
 coverage: $(VENV)/dev.stamp
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+
+# A whole cluster on this machine: an engine, two nodes, two owners, of which one is killed.
+cluster: $(VENV)/dev.stamp
+	$(BIN)/python perf/cluster_demo.py $(ARGS)
 
 ci:
 	SOAK_ROUNDS=30 $(MAKE) test

@@ -227,6 +227,9 @@ ENGINE_START_S = 5.0
 ENGINE_REQUEST_S = 10.0
 """How long an answer may take: a group of three needs 5-7 s to choose a new leader."""
 
+ENGINE_GOODBYE_S = 2.0
+"""How long an owner that stops waits for an engine that does not answer."""
+
 OWNER_THREADS_MAX = 32
 """Partitions of one owner that are taken in or synced at the same moment."""
 

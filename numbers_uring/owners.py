@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from numbers_uring._native import ffi, lib
 from numbers_uring.config import (
     BITMAP_BYTES,
+    ENGINE_GOODBYE_S,
     LAST_REPORT_WAIT_S,
     LEASE_REFRESH_S,
     LINE_BYTES,
@@ -52,6 +53,7 @@ from numbers_uring.streams import (
 )
 
 if TYPE_CHECKING:
+    from nats.aio.client import Client
     from nats.js import JetStreamContext
 
 _TICK_S = 1.0
@@ -100,8 +102,6 @@ class _Owners:
 
     async def run(self) -> None:
         """Start, own, and stop."""
-        import nats  # noqa: PLC0415
-
         begin_s = time.monotonic()
         asyncio.get_running_loop().add_reader(self._requests.wakeup_fd, self._look_at_requests)
         async with AsyncExitStack() as parts:
@@ -111,7 +111,7 @@ class _Owners:
             js = jetstream(client)
             with engine_errors("ask the engine for the partitions"):
                 chosen, partitions = await self._choose(js)
-            parts.push_async_callback(self._release)
+            parts.push_async_callback(self._say_goodbye, client)
             pool = parts.enter_context(
                 ThreadPoolExecutor(min(len(chosen), OWNER_THREADS_MAX), "partition")
             )
@@ -132,8 +132,6 @@ class _Owners:
             await self._serve()
             self._manager.stopping("Stopping")
             self._report(LAST_REPORT_WAIT_S)
-            with suppress(nats.errors.Error, TimeoutError):
-                await client.flush()
         if self._failure is not None:
             raise self._failure
         self._tell_end()
@@ -309,14 +307,19 @@ class _Owners:
 
     # Ending.
 
-    async def _release(self) -> None:
+    async def _say_goodbye(self, client: "Client") -> None:
         """Give up the leases. An engine that does not answer lets them run out by itself."""
         import nats  # noqa: PLC0415
 
-        for owner in self._owners:
-            with suppress(nats.errors.Error, TimeoutError, LeaseLostError):
+        async def release(owner: PartitionOwner) -> None:
+            with suppress(nats.errors.Error, LeaseLostError):
                 await owner.lease.refresh(owner.progress)
                 await owner.lease.release()
+
+        if client.is_connected:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ENGINE_GOODBYE_S):
+                    await asyncio.gather(*map(release, self._owners))
 
     @property
     def _names(self) -> str:

@@ -12,7 +12,7 @@ What it stands on, of nats-server 2.15:
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -118,7 +118,9 @@ async def connected(
     try:
         yield client
     finally:
-        await client.close()
+        # One that is lost just now can't be told that it is over.
+        with suppress(OSError, nats.errors.Error):
+            await client.close()
 
 
 @contextmanager

@@ -189,6 +189,17 @@ class CommandProcess:
             ServerProcess.collect(self.process.stderr, self.stderr_lines),
         ]
 
+    def __enter__(self) -> "CommandProcess":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.kill()
+
     @property
     def stderr(self) -> str:
         return "\n".join(self.stderr_lines)

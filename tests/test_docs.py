@@ -18,6 +18,7 @@ import docs_stand_ins
 from docs_pages import PAGES, ROOT, anchors, blocks, commands, links, name, without_blocks
 from docs_stand_ins import STAND_INS
 from numbers_uring.cli import cli
+from numbers_uring.cluster_command import cluster
 from support import REPORT, lines
 
 WITH_COMMANDS = [page for page in PAGES if blocks(page.read_text())]
@@ -40,7 +41,11 @@ CONTENDERS = ("discard", "c", "epoll", "uring")
 """As perf/RESULTS.md has them, in the order of the README's table."""
 OF_ENGINES = {"--env", "--format", "--health-cmd", "--init", "--security-opt", "--ulimit"}
 """Options of container engines that the pages speak of."""
-OPTIONS_OF = ("serve", "load", "check", "doctor")
+COMMANDS: dict[str, click.Command] = {
+    **cli.commands,
+    **{f"cluster {command}": each for command, each in cluster.commands.items()},
+}
+OPTIONS_OF = ("serve", "load", "check", "doctor", "own", "cluster init", "cluster status")
 
 pytestmark = pytest.mark.timeout(300)  # Whole pages, on a busy machine.
 
@@ -150,7 +155,7 @@ def test_every_page_can_be_found() -> None:
 @pytest.mark.parametrize("command", OPTIONS_OF)
 def test_every_option_is_in_the_documentation(command: str) -> None:
     text = "".join(page.read_text() for page in PAGES)
-    for parameter in cli.commands[command].params:
+    for parameter in COMMANDS[command].params:
         if isinstance(parameter, click.Option):
             for option in parameter.opts:
                 if option.startswith("--"):
@@ -160,10 +165,7 @@ def test_every_option_is_in_the_documentation(command: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_options_within_the_text_exist(page: Path) -> None:
     ours = {
-        option
-        for command in cli.commands.values()
-        for each in command.params
-        for option in each.opts
+        option for command in COMMANDS.values() for each in command.params for option in each.opts
     }
     for option in re.findall(r"`(--[a-z-]+)", without_blocks(page.read_text())):
         assert option in ours | OF_ENGINES | {"--help"}, option
@@ -175,8 +177,8 @@ def test_commands_within_the_text_exist(page: Path) -> None:
     for code in re.findall(r"`([^`\n]+)`", without_blocks(page.read_text())):
         if made := re.match(r"make ([a-z-]+)", code):
             assert made[1] in targets, code
-        if ours := re.match(r"numbers-uring ([a-z]+)(.*)", code):
-            known = {option for each in cli.commands[ours[1]].params for option in each.opts}
+        if ours := re.match(r"numbers-uring ((?:cluster )?[a-z]+)(.*)", code):
+            known = {option for each in COMMANDS[ours[1]].params for option in each.opts}
             assert set(re.findall(r"--[a-z-]+", ours[2])) <= known | {"--help"}, code
 
 

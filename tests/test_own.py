@@ -6,14 +6,18 @@ import random
 import re
 import signal
 import subprocess
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
 from engine import Engine, engine_group, leader
+from numbers_uring.config import StartError
 from numbers_uring.owner import CONSUMER
 from numbers_uring.partitions import (
     LEASES_BUCKET,
@@ -64,8 +68,8 @@ def own(engine: Engine, partition: int, tmp_path: Path) -> Iterator[Callable[...
         process.kill()
 
 
-def init(url: str, *options: str) -> None:
-    arguments = ("--nats", url, "--partitions", str(PARTITIONS), "--max-bytes", "100000000")
+def init(url: str, *options: str, partitions: int = PARTITIONS) -> None:
+    arguments = ("--nats", url, "--partitions", str(partitions), "--max-bytes", "100000000")
     done = run_command("cluster", "init", *arguments, *options)
     assert done.returncode == 0, done.stderr
 
@@ -114,7 +118,13 @@ def lag(engine: Engine, partition: int) -> int:
 
 
 def wait_for_lag(engine: Engine, partition: int, messages: int = 0) -> None:
-    wait_until(lambda: lag(engine, partition) == messages, f"a lag of {messages} messages")
+    def reached() -> bool:
+        try:
+            return lag(engine, partition) == messages
+        except (StartError, NatsError):
+            return False  # There is no leader just now.
+
+    wait_until(reached, f"a lag of {messages} messages")
 
 
 def reported(process: CommandProcess) -> tuple[int, int]:
@@ -349,6 +359,9 @@ def test_a_message_that_is_no_batch_stops_the_owner_which_names_it(
     publish(engine, partition, numbers[:50], bad, numbers[50:])
     assert owner.wait() == 1
     assert f"error: message 2 of the stream {stream_name(partition)} " in owner.stderr_lines[-1]
+    assert logged(tmp_path, partition) == set(numbers[:50])
+    if kind != "foreign":
+        return  # Once is enough of what comes now: redelivery takes its time.
     engine.run(lambda js: js.delete_msg(stream_name(partition), 2))
     owner = own()
     wait_for_lag(engine, partition)
@@ -389,11 +402,11 @@ def test_a_consumer_that_was_deleted_is_made_anew(
 
 def test_an_engine_that_comes_back_finds_the_owner_waiting(tmp_path: Path) -> None:
     numbers = sample(0, 200)
-    with Engine(tmp_path / "engine") as engine:
+    with Engine(tmp_path / "engine") as engine, ExitStack() as running:
         done = run_command(*own_arguments(engine.url, 0, tmp_path))
         assert_one_line_error(done, 3, "no cluster yet", "cluster init")
         init(engine.url)
-        owner = owner_process(engine.url, 0, tmp_path)
+        owner = running.enter_context(owner_process(engine.url, 0, tmp_path))
         publish(engine, 0, numbers[:100])
         wait_for_lag(engine, 0)
         engine.kill()
@@ -407,7 +420,7 @@ def test_an_engine_that_comes_back_finds_the_owner_waiting(tmp_path: Path) -> No
         assert logged(tmp_path, 0) == set(numbers)
         assert "is back: going on" in owner.stderr
         # Without an engine, a stop does not wait for it for long.
-        owner = owner_process(engine.url, 0, tmp_path)
+        owner = running.enter_context(owner_process(engine.url, 0, tmp_path))
         engine.kill()
         owner.wait_for("is gone: trying again until it is back")
         assert owner.stop(signal.SIGTERM) == 0
@@ -415,10 +428,11 @@ def test_an_engine_that_comes_back_finds_the_owner_waiting(tmp_path: Path) -> No
 
 def test_the_death_of_a_streams_leader_loses_nothing(tmp_path: Path) -> None:
     numbers = sample(0, 60_000)
-    with engine_group(tmp_path) as engines:
+    with engine_group(tmp_path) as engines, ExitStack() as running:
         urls = ",".join(engine.url for engine in engines)
-        init(urls, "--replicas", "3")
-        owner = owner_process(urls, 0, tmp_path)
+        # Of fewer partitions: the first one has all numbers of the first of many.
+        init(urls, "--replicas", "3", partitions=2)
+        owner = running.enter_context(owner_process(urls, 0, tmp_path))
         first = leader(engines, stream_name(0))
         others = [engine for engine in engines if engine is not first]
         publish(others[0], 0, numbers[:30_000])
@@ -436,7 +450,8 @@ def test_the_death_of_a_streams_leader_loses_nothing(tmp_path: Path) -> None:
 
 
 async def publish_until_acknowledged(js: JetStreamContext, data: bytes, message_id: str) -> None:
-    for _ in range(30):
+    end_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < end_s:
         try:
             headers = {"Nats-Msg-Id": message_id}
             await js.publish(subject_name(0), data, headers=headers, timeout=2)
@@ -449,7 +464,7 @@ async def publish_until_acknowledged(js: JetStreamContext, data: bytes, message_
 
 def test_wrong_usage_is_one_line(tmp_path: Path) -> None:
     directory = ("--log-dir", str(tmp_path))
-    for partitions in ("", "x", "3-1", "1024", "1,,2", "-1"):
+    for partitions in ("", "3-1", "1024"):
         done = run_command("own", f"--partitions={partitions}", *directory)
         assert_one_line_error(done, 2, "--partitions")
     assert_one_line_error(run_command("own", "--partitions", "0"), 2, "--log-dir")

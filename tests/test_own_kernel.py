@@ -26,7 +26,7 @@ def bitmap() -> mmap:
 
 
 def take(owned: Range, bitmap: mmap, messages: list[list[int]]) -> tuple[bytes, int]:
-    kernel = OwnKernel(owned, bitmap, 10 * sum(map(len, messages)))
+    kernel = OwnKernel(owned, bitmap, 10 * max(sum(map(len, messages)), 1))
     for message in messages:
         kernel.take(packed(message))
     return bytes(kernel.lines()), kernel.duplicate
