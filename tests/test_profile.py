@@ -153,7 +153,8 @@ def test_py_spy_takes_over_where_perf_is_not_allowed(
     server = serve_profiled(tools)
     run_busily(server)
     shown = "\n".join(titles(tmp_path / "graph.svg"))
-    assert "Loop._pass (loop.py) (Python)" in shown
+    # Which functions a few samples meet is chance; that they are the server's is not.
+    assert re.search(r"\((loop|server|epoll_reactor|intake|assembly)\.py\) \(Python\)", shown)
     assert "Profile._watch" not in shown
     assert "py-spy, 100 samples a second, without the kernel" in server.stderr_lines[0]
     assert not list(leftovers.iterdir())
