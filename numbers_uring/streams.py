@@ -4,8 +4,8 @@ What it stands on, of nats-server 2.15:
 
 - `discard new` turns a full stream into a refusal of the next message; the default throws away the
   oldest one.
-- A limit by messages beside one by bytes has lost messages without a word (nats-server issue 4771), so there
-  is one limit alone.
+- A limit by messages beside one by bytes has lost messages without a word (nats-server issue
+  4771), so there is one limit alone.
 - A group of replicas acknowledges a message when most of them have written it; whether they have
   synced it is set at the server (`sync_interval`), and can't be seen from here
   (nats-server issue 7564).
