@@ -249,20 +249,10 @@ def _take_over(
     manager: ServiceManager,
 ) -> None:
     """Make what an earlier run has left the beginning of this one's log, or drop it."""
-    if config.resume:
-        _resume(log, kernel, bitmap, requests, say, manager)
-    else:
+    if not config.resume:
         log.truncate()
+        return
 
-
-def _resume(
-    log: NumbersLog,
-    kernel: Kernel,
-    bitmap: Bitmap,
-    requests: Requests,
-    say: Diagnostics,
-    manager: ServiceManager,
-) -> None:
     def say_progress(text: str) -> None:
         say.info(text)
         manager.starting(text)

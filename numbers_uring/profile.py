@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 from numbers_uring.config import (
     PROFILE_BYTES_MAX,
@@ -59,12 +59,7 @@ class Profile:
     def __enter__(self) -> "Profile":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             if self._recorder is not None:
                 self._finish(self._recorder)

@@ -171,11 +171,21 @@ class _Tool:
     hz: int
 
     def __init__(self, pid: int) -> None:
+        """Begin to record. Raises RecordError."""
         self._pid = pid
         self._folder = tempfile.TemporaryDirectory(prefix="numbers-uring-profile-")
         self._data = Path(self._folder.name) / "recording"
         self._said = Path(self._folder.name) / "said"
         self.process: subprocess.Popen[bytes]
+        try:
+            self._record()
+        except BaseException:
+            self.discard()
+            raise
+
+    def _record(self) -> None:
+        """Start the process, and return once it records. Raises RecordError."""
+        raise NotImplementedError
 
     def _start(self, command: list[str], pass_fds: tuple[int, ...] = ()) -> None:
         """Start the process. Raises RecordError."""
@@ -224,15 +234,9 @@ class PerfRecorder(_Tool):
     hz = PROFILE_HZ
 
     def __init__(self, pid: int, names: Names) -> None:
-        """Begin to record. Raises RecordError."""
-        super().__init__(pid)
         self._names = names
         self._kept_fds: tuple[int, ...] = ()
-        try:
-            self._record()
-        except BaseException:
-            self.discard()
-            raise
+        super().__init__(pid)
 
     def _record(self) -> None:
         control_read, control = os.pipe()
@@ -305,15 +309,6 @@ class PySpyRecorder(_Tool):
 
     tool = "py-spy"
     hz = PROFILE_PY_SPY_HZ
-
-    def __init__(self, pid: int) -> None:
-        """Begin to record. Raises RecordError."""
-        super().__init__(pid)
-        try:
-            self._record()
-        except BaseException:
-            self.discard()
-            raise
 
     def _record(self) -> None:
         # Of the same virtual environment, where that is not activated.
