@@ -112,7 +112,8 @@ struct queue {
 };
 
 struct connection {
-    int32_t fd; /* -1: the slot is free, or will be with the next pass */
+    int32_t fd;       /* -1: the slot is free, or will be with the next pass */
+    int32_t ended_fd; /* to be closed by the next pass, or -1 */
     uint32_t generation;
     int32_t first_buffer; /* received and not handed out, in order */
     int32_t last_buffer;
@@ -385,6 +386,7 @@ static int open_connection(struct nu_ring *ring, int fd) {
     struct connection *connection = &ring->connections[index];
     *connection = (struct connection){
         .fd = fd,
+        .ended_fd = NONE,
         .generation = connection->generation + 1,
         .first_buffer = NONE,
         .last_buffer = NONE,
@@ -403,8 +405,8 @@ static void hand_out(struct nu_ring *ring, uint32_t kind, uint32_t connection, u
 
 /* Hands out the connection's next buffer or, once it had all of them, its end.
  *
- * Never both in one pass: the client sees the descriptor closed, and may take that to mean that all
- * it sent is on file. */
+ * Never both in one pass, and what the client has ended is closed by the next one: the client sees
+ * that, and may take it to mean that all it sent is on file. */
 static void serve(struct nu_ring *ring, uint32_t index) {
     struct connection *connection = &ring->connections[index];
     leave(ring, index);
@@ -414,11 +416,15 @@ static void serve(struct nu_ring *ring, uint32_t index) {
         ring->leased[ring->leased_count++] = connection->first_buffer;
         connection->first_buffer = buffer->next;
     } else if (connection->ended && !connection->armed) {
-        /* Linux frees the descriptor whatever close(2) says. */
-        close(connection->fd);
+        if (connection->end == NU_DISCONNECTED)
+            /* Linux frees the descriptor whatever close(2) says. */
+            close(connection->fd);
+        else
+            connection->ended_fd = connection->fd;
         connection->fd = -1;
         hand_out(ring, NU_CLOSED, index, connection->end, 0);
         ring->closed[ring->closed_count++] = index;
+        ring->results->ended++;
         return;
     }
     sort(ring, index);
@@ -432,14 +438,23 @@ static void serve_ready(struct nu_ring *ring) {
     }
 }
 
+static void close_ended(struct nu_ring *ring) {
+    while (ring->closed_count) {
+        uint32_t index = ring->closed[--ring->closed_count];
+        if (ring->connections[index].ended_fd >= 0)
+            close(ring->connections[index].ended_fd);
+        ring->free[ring->free_count++] = index;
+    }
+}
+
 /* What the last pass handed out is the ring's again. */
 static void settle(struct nu_ring *ring) {
     for (uint32_t i = 0; i < ring->leased_count; i++)
         give_back(ring, ring->leased[i]);
-    while (ring->closed_count)
-        ring->free[ring->free_count++] = ring->closed[--ring->closed_count];
+    close_ended(ring);
     ring->leased_count = 0;
     ring->results->count = 0;
+    ring->results->ended = 0;
     ring->results->received_bytes = 0;
 }
 
@@ -586,7 +601,8 @@ static int accept_one(struct nu_ring *ring, int listener_fd, bool *gone) {
 static void accept_from(struct nu_ring *ring, struct listener *listener) {
     for (uint32_t i = 0; i < ring->accepts_per_pass_max; i++) {
         bool gone;
-        if (!has_room(ring) && !ring->refuse)
+        /* One that would be refused now has a slot by the next pass, where others have ended. */
+        if (!has_room(ring) && (!ring->refuse || ring->closed_count))
             return;
         if (ring->results->count == ring->completions_max)
             return;
@@ -921,6 +937,7 @@ void nu_ring_close(struct nu_ring *ring) {
         return;
     if (ring->in_flight)
         end_requests(ring);
+    close_ended(ring);
     for (uint32_t i = 0; ring->connections && i < ring->connections_max; i++)
         if (ring->connections[i].fd >= 0)
             close(ring->connections[i].fd);

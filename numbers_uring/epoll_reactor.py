@@ -83,6 +83,8 @@ class EpollReactor:
         self._occupied = 0
         self._adopted: list[tuple[int, Peer]] = []
         self._disconnected: list[int] = []
+        self._ended: list[tuple[int, socket.socket]] = []
+        """Handed out as CLOSED, to be closed by the next wait."""
         self._listening = False
         self._draining = False
         self._pacing = Pacing()
@@ -98,6 +100,7 @@ class EpollReactor:
     # Waiting.
 
     def wait(self, timeout_s: float) -> Iterator[Completion]:
+        self._close_ended()
         if self._backoff.active:
             timeout_s = self._end_backoff(timeout_s)
         if self._disconnected:
@@ -143,35 +146,44 @@ class EpollReactor:
             return None
         except OSError:
             # Whatever the network says (reset, keepalive timed out, no route): the client is gone.
-            self._close(connection)
-            return self._closed(connection, _RESET)
+            return self._end(connection, _RESET)
         if size:
             return _RECEIVED, connection, HEADROOM_BYTES, size
-        self._close(connection)
-        return self._closed(connection, _EOF)
+        return self._end(connection, _EOF)
+
+    def _end(self, connection: int, end: int) -> Completion:
+        self._ended.append((connection, self._take_out(connection)))
+        return _CLOSED, connection, end, 0
+
+    def _close_ended(self) -> None:
+        while self._ended:
+            connection, sock = self._ended.pop()
+            sock.close()
+            self._free_slot(connection)
 
     def disconnect(self, connection: int) -> None:
-        self._close(connection)
+        self._take_out(connection).close()
         self._disconnected.append(connection)
 
     def peer(self, connection: int) -> Peer:
         return self._peers[connection]
 
-    def _close(self, connection: int) -> None:
+    def _take_out(self, connection: int) -> socket.socket:
         sock = self._sockets[connection]
         assert sock is not None
         del self._slots[sock.fileno()]
-        sock.close()
         self._sockets[connection] = None
+        return sock
 
-    def _closed(self, connection: int, end: int) -> Completion:
+    def _free_slot(self, connection: int) -> None:
         self._free.append(connection)
         self._listen_if_possible()
-        return _CLOSED, connection, end, 0
 
     def _take_disconnected(self) -> Iterator[Completion]:
         while self._disconnected:
-            yield self._closed(self._disconnected.pop(), _DISCONNECTED)
+            connection = self._disconnected.pop()
+            self._free_slot(connection)
+            yield _CLOSED, connection, _DISCONNECTED, 0
 
     # Accepting.
 
@@ -192,7 +204,8 @@ class EpollReactor:
 
     def _accept(self, listener: socket.socket) -> Iterator[Completion]:
         for _ in range(ACCEPTS_PER_PASS_MAX):
-            if not self._listening:
+            # One that would be refused now has a slot by the next wait, where others have ended.
+            if not self._listening or (self._ended and not self._has_room):
                 return
             connection = self._accept_one(listener)
             if connection is None:
@@ -244,11 +257,8 @@ class EpollReactor:
     # Between reactors.
 
     def release(self, connection: int) -> int:
-        sock = self._sockets[connection]
-        assert sock is not None
+        sock = self._take_out(connection)
         self._epoll.unregister(sock)
-        del self._slots[sock.fileno()]
-        self._sockets[connection] = None
         self._free.append(connection)
         return sock.detach()
 
@@ -288,6 +298,7 @@ class EpollReactor:
         yield from self._take_disconnected()
         yield from self._take_adopted()
         while True:
+            self._close_ended()
             yield from self._accept_waiting(waiting)
             if not (self._slots or self._disconnected):
                 return
@@ -323,6 +334,8 @@ class EpollReactor:
                 enough = owed_bytes[connection] <= (0 if late else -DRAIN_BYTES_MAX)
                 if kind == _RECEIVED and enough and self._sockets[connection] is not None:
                     self.disconnect(connection)
+            # Or they would be ready for ever.
+            self._close_ended()
 
     def _accept_waiting(self, waiting: dict[socket.socket, int]) -> Iterator[Completion]:
         """Accept, of those that were in the backlog when the stop began, as many as may come in."""
@@ -336,7 +349,8 @@ class EpollReactor:
                     yield _OPENED, connection, 0, 0
 
     def close(self) -> None:
-        for sock in (*self._sockets, *self._listeners.values()):
+        ended = [sock for _, sock in self._ended]
+        for sock in (*self._sockets, *ended, *self._listeners.values()):
             if sock is not None:
                 sock.close()
         for fd, _ in self._adopted:

@@ -5,9 +5,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from numbers_uring.config import (
+    APPENDS_POLL_S,
     NO_SPACE_RETRY_S,
     PIECE_BYTES_MAX,
     STOP_RETRY_S,
@@ -46,7 +46,8 @@ class Statistics:
         return self.accepted - self.ended.total()
 
 
-class Shared(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
     """What all loops of a server have in common."""
 
     sink: Sink
@@ -56,6 +57,8 @@ class Shared(NamedTuple):
     """Zero: clients may be silent for ever."""
     terminate: Terminate = Terminate.ANY
     disconnects: DisconnectLines | None = None
+    loops: "list[Loop]" = field(default_factory=list)
+    """All of them, each from its constructor on."""
 
 
 class Loop:
@@ -85,6 +88,13 @@ class Loop:
         self._terminated = False
         self._held = False
         self._retry_due_s = 0.0
+        self._ended = False
+        self._loops = shared.loops
+        self.unwritten = False
+        """Whether it has taken in anything that the sink does not have; from any thread."""
+        self.appends = 0
+        """Times that this was over; from any thread."""
+        self._loops.append(self)
 
     @property
     def taken(self) -> Counts:
@@ -110,7 +120,7 @@ class Loop:
             self._held = True
             self._reactor.sleep(min(self._retry_due_s, self._due_s()) - self._clock())
         elif self._append():
-            if self._space.full:
+            if self._space.full or not self._may_close():
                 # It is another loop's batch that found no room.
                 self._retry_due_s = self._clock() + NO_SPACE_RETRY_S
                 return
@@ -140,6 +150,7 @@ class Loop:
 
     def _receive(self, connection: int, start: int, size: int) -> None:
         self._statistics.received_bytes += size
+        self.unwritten = True
         verdict = self._intake.receive(connection, start, size)
         if self._idle is not None and self._intake.completed_a_line:
             self._idle.touch(connection, self._clock())
@@ -167,6 +178,7 @@ class Loop:
             self._idle.touch(connection, self._clock())
 
     def _closed(self, connection: int, end: int) -> None:
+        self._ended = self._ended or end != End.DISCONNECTED
         reason = self._reasons[connection]
         if reason is None:
             if end == End.DISCONNECTED:
@@ -207,14 +219,40 @@ class Loop:
         """Hand the batch on; False where there is no space for all of it."""
         lines = self._intake.batch
         if not lines:
+            self._note_append()
             return True
         self._intake.discard(self._sink.append(lines))
         full = bool(self._intake.batch)
         if full:
             self._retry_due_s = self._clock() + NO_SPACE_RETRY_S
+        else:
+            self._note_append()
         if full or self._space.full:
             self._space.note(self, full=full)
         return not full
+
+    def _note_append(self) -> None:
+        if self.unwritten:
+            self.appends += 1
+            self.unwritten = False
+
+    def _may_close(self) -> bool:
+        """Wait, where the next wait closes a connection, for what its client takes that to mean.
+
+        All that it sent is on file then, also what was a repeat of what another loop has in its
+        batch. False where there is no room for that.
+        """
+        if not self._ended:
+            return True
+        before = [(loop, loop.appends) for loop in self._loops if loop is not self]
+        while any(loop.unwritten and loop.appends == appends for loop, appends in before):
+            if self.stopping:
+                break
+            if self._space.full:
+                return False
+            self._sleep(APPENDS_POLL_S)
+        self._ended = False
+        return True
 
     # Stopping.
 

@@ -16,7 +16,7 @@ class Kind(IntEnum):
     RECEIVED = 1
     """`size` > 0 bytes of the client's stream lie in the arena from `start` on."""
     CLOSED = 2
-    """The connection is over; its slot may be used again. `start` is an End."""
+    """The connection is over. `start` is an End."""
 
 
 class End(IntEnum):
@@ -55,11 +55,14 @@ class Reactor(Protocol):
     def wait(self, timeout_s: float) -> Iterator[Completion]:
         """Wait until something happens, at most `timeout_s`, and hand it out.
 
-        At most one RECEIVED for each connection. A connection at its end is closed by a later wait
-        than the one that handed out its last bytes: a client may take the close to mean that all it
-        sent was dealt with. A received piece is the caller's until it resumes
+        At most one RECEIVED for each connection. A received piece is the caller's until it resumes
         the iterator. An iterator that is left early loses nothing: what was not handed out comes
         with the next wait. Ends early when the wake-up descriptor is readable.
+
+        The CLOSED of a connection whose client has ended it comes with a later wait than its last
+        bytes, and its descriptor is closed by the beginning of the next wait or drain; its slot is
+        used again only then. So a client may take the close to mean that all it sent was dealt
+        with, if the caller has done so before it waits.
         """
 
     def drain(self, end_s: float) -> Iterator[Completion]:

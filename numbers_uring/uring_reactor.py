@@ -137,7 +137,8 @@ class UringReactor:
             if self._to_adopt:
                 return self._take_adopted()
             sleep_s = self._pacing.sleep_s()
-            if sleep_s:
+            # Whoever has ended is not to wait for being closed.
+            if sleep_s and not self._results.ended:
                 time.sleep(sleep_s)
             self._pass(timeout_s)
             self._pacing.note_pass(

@@ -168,6 +168,8 @@ def test_the_close_that_a_client_sees_comes_after_the_pass_with_its_last_bytes(
             bench.turn()
         assert select.select([client], [], [], 0)[0] == [], "closed in the same pass"
         bench.turn_until(lambda: not bench.open)
+        assert select.select([client], [], [], 0)[0] == [], "closed before the next wait"
+        bench.turn()
         assert is_closed(client)
 
 
@@ -292,6 +294,17 @@ def test_a_client_beyond_the_limit_is_refused_where_asked_for(make_bench: MakeBe
     bench.turn_until(lambda: not bench.open)
     bench.opened_client()
     assert bench.reactor.refused == 3
+
+
+def test_whoever_comes_after_another_has_left_is_not_refused(make_bench: MakeBench) -> None:
+    bench = make_bench(connections_max=1, when_full=WhenFull.REFUSE)
+    client, _ = bench.opened_client()
+    for opened in range(2, 12):
+        # Both are there when the reactor looks.
+        client.close()
+        client = bench.client()
+        bench.turn_until(lambda opened=opened: len(bench.order) == opened)  # type: ignore[misc]
+    assert bench.reactor.refused == 0
 
 
 def test_slots_are_used_again_without_end(make_bench: MakeBench) -> None:

@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,7 +29,7 @@ def send_all(server: ServerProcess, streams: list[bytes]) -> None:
     def send(stream: bytes) -> None:
         with server.connect() as client:
             client.sendall(stream)
-            client.shutdown(1)
+            client.shutdown(socket.SHUT_WR)
             assert is_closed(client)
 
     threads = [threading.Thread(target=send, args=(stream,)) for stream in streams]
@@ -104,6 +105,24 @@ def test_a_write_that_fails_in_any_reactor_ends_the_server_and_says_what_is_lost
     assert "counted numbers are lost" in server.stderr
     for client in clients:
         client.close()
+
+
+@needs_strace
+def test_a_repeat_is_not_done_with_before_its_number_is_on_file(
+    serve: Serve, backend: str, reactors: str, tmp_path: Path
+) -> None:
+    server = serve("--backend", backend, "--reactors", reactors)
+    trace = tmp_path / "trace"
+    slow = ("-P", str(server.log_path), "-e", "inject=write:delay_enter=500ms")
+    with strace(server, trace, *slow), server.connect() as first, server.connect() as second:
+        first.sendall(lines([7]))
+        wait_until(lambda: "write" in trace.read_text(), "the write of the first one's number")
+        second.sendall(lines([7]))
+        second.shutdown(socket.SHUT_WR)
+        assert is_closed(second)
+        assert server.logged() == [7]
+    assert server.terminate() == 0
+    assert server.reported() == (1, 1, 1)
 
 
 def test_a_ring_that_cannot_be_had_in_a_thread_is_refused_with_the_log_untouched(
