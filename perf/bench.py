@@ -11,7 +11,8 @@ Contenders, each a process of its own that gets the same load over loopback:
 - ingest: the same with the kernel, nothing written;
 - c: the same with the log: what the server would be without Python;
 - epoll, uring: this server on each backend with the best compiled kernel;
-- epoll-VARIANT: with another kernel; python, the specification, gets fewer numbers.
+- epoll-VARIANT: with another kernel; python, the specification, gets fewer numbers;
+- N reactors: with --reactors N, of which the load leaves as many processors as it can.
 
 Rates are of numbers taken in: the load half-closes each connection and waits for the server's
 close. Processor time is the server's own. A log that is not exactly the set of the numbers sent
@@ -53,6 +54,8 @@ PYTHON_KERNEL_NUMBERS_MAX = 1_000_000
 SERVE = [sys.executable, "-m", "numbers_uring", "serve", "--port", "0", "--max-clients", "6000"]
 
 COUNTERS = ("cycles", "instructions")
+BASES = ("discard", "c", "1 reactor")
+"""Contenders that the others of their scenario are compared with."""
 
 Command = Callable[[Path], list[str]]
 
@@ -308,28 +311,28 @@ def spread(values: list[float], digits: int = 1) -> str:
     return f"{statistics.median(values):.{digits}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
-def ratio(row: Row, base: Row | None) -> str:
+def ratio(row: Row, base: Row) -> str:
     """Return the median of the rounds' own ratios, in percent."""
-    if base is None:
-        return "-"
     pairs = zip(row.rounds, base.rounds, strict=True)
     return f"{100 * statistics.median(a.numbers_per_s / b.numbers_per_s for a, b in pairs):.0f} %"
 
 
 def print_scenario(rows: list[Row]) -> None:
-    by_name = {row.contender: row for row in rows}
+    bases = [row for row in rows if row.contender in BASES]
+    columns = [
+        *("contender", "M numbers/s", "CPU ns/number"),
+        *(f"of {base.contender}" for base in bases),
+        "resident MiB",
+    ]
     click.echo(f"\n### {rows[0].table}: {rows[0].scenario}\n")
-    click.echo("| contender | M numbers/s | CPU ns/number | of discard | of c | resident MiB |")
-    click.echo("|---|---|---|---|---|---|")
+    click.echo(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for row in rows:
         millions = [m.numbers_per_s / 1e6 for m in row.rounds]
         rates = spread(millions, digits=1 if max(millions) >= 10 else 3)
         cpu = spread([m.cpu_ns_per_number for m in row.rounds])
-        resident = max(m.resident_mib for m in row.rounds)
-        of_discard, of_c = ratio(row, by_name.get("discard")), ratio(row, by_name.get("c"))
-        click.echo(
-            f"| {row.contender} | {rates} | {cpu} | {of_discard} | {of_c} | {resident:.0f} |"
-        )
+        resident = f"{max(m.resident_mib for m in row.rounds):.0f}"
+        cells = [row.contender, rates, cpu, *(ratio(row, base) for base in bases), resident]
+        click.echo(f"| {' | '.join(cells)} |")
     for name in rows[0].rounds[0].counters_per_number:
         counted = [
             f"{row.contender} {spread([m.counters_per_number[name] for m in row.rounds])}"
@@ -399,6 +402,20 @@ def run_kernels(bench: Bench) -> None:
     bench.scenario("kernels", [C, *contenders], Mix.UNIQUE, 5, 256 * 1024)
 
 
+def run_reactors(bench: Bench) -> None:
+    for backend in backends():
+        contenders = [
+            Contender(
+                f"{count} reactor{'s' * (count > 1)}",
+                server("--backend", backend.name, "--reactors", str(count)),
+            )
+            for count in (1, 2, 4)
+        ]
+        for mix in (Mix.UNIQUE, Mix.DUPLICATE, Mix.SEQUENTIAL):
+            table = f"reactors, {backend.name}"
+            bench.scenario(table, [DISCARD, C, *contenders], mix, 8, 256 * 1024)
+
+
 def run_calls(bench: Bench) -> None:
     """Count system calls, with strace attached: the rates of such a run mean nothing."""
     click.echo("\n### calls: system calls for 1,000 numbers, by strace -c\n")
@@ -432,6 +449,7 @@ TABLES = {
     "sends": run_sends,
     "clients": run_clients,
     "kernels": run_kernels,
+    "reactors": run_reactors,
     "log": run_log,
     "calls": run_calls,
     "ring-log": run_ring_log,
