@@ -4,9 +4,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from typing import TYPE_CHECKING
 
 from numbers_uring.addresses import TcpAddress
@@ -16,27 +14,22 @@ from numbers_uring.choices import (
     choose_kernel,
     raise_descriptor_limit,
     require_metrics_library,
-    room_for_buffers,
 )
 from numbers_uring.config import (
-    BATCH_BYTES,
     BEAT_INTERVAL_S,
     DEFAULT_ADDRESS,
     LAST_REPORT_WAIT_S,
-    RECEIVE_BYTES_PYTHON,
     Config,
     StartError,
 )
 from numbers_uring.console import STDOUT, Diagnostics, Lines
-from numbers_uring.crew import Crew
 from numbers_uring.disconnect_lines import DisconnectLines
-from numbers_uring.epoll_reactor import EpollReactor
-from numbers_uring.intake import Intake
-from numbers_uring.kernel import Kernel, PythonKernel
+from numbers_uring.kernel import Kernel
 from numbers_uring.listeners import Listeners, address_text, listen, listen_for_metrics
 from numbers_uring.loop import Shared
 from numbers_uring.numbers_log import NumbersLog
 from numbers_uring.reactor import BackendError, Reactor
+from numbers_uring.reactors import open_reactors
 from numbers_uring.resume import resume
 from numbers_uring.server import Server
 from numbers_uring.service_manager import ServiceManager
@@ -88,12 +81,8 @@ def _serve(
 
             # Entered first and so left last: all is closed and said before a picture is drawn.
             profile = parts.enter_context(Profile(config.profile_path, config.log_path, say))
-        kernel = choose_kernel(config.kernel)
-        if config.reactors > 1:
-            kernel = kernel.shared
+        kernel = choose_kernel(config.kernel, shared=config.reactors > 1)
         backend, make_reactor = choose_backend(config.backend, say)
-        if make_reactor is EpollReactor and isinstance(kernel, PythonKernel):
-            make_reactor = partial(EpollReactor, receive_bytes=RECEIVE_BYTES_PYTHON)
         raise_descriptor_limit(config.connections_max, reactors=config.reactors)
         requests = Requests(say)
         metrics = None
@@ -103,9 +92,20 @@ def _serve(
         bitmap = allocate()
         listeners = _open_listeners(config, inherited)
         parts.callback(listeners.close)
-        reactor, intake, crew = _open_reactors(
-            config, backend, make_reactor, kernel, bitmap, listeners, requests, say, parts
+        reactor, intake, crew = open_reactors(
+            config,
+            backend,
+            make_reactor,
+            kernel,
+            bitmap,
+            listeners.sockets,
+            requests.wakeup_fd,
+            wake=requests.wake,
+            warn=say,
+            parts=parts,
         )
+        # Left first, while the sockets still listen.
+        parts.callback(listeners.remove_files)
         sink = _open_sink(config, requests, say)
         parts.callback(sink.close)
         if profile is not None:
@@ -163,54 +163,6 @@ def _serve(
         server.run()
         requests.ignore_stops()
         _tell_end(server, reactor, sink, say, manager)
-
-
-def _open_reactors(
-    config: Config,
-    backend: str,
-    make_reactor: Callable[..., Reactor],
-    kernel: Kernel,
-    bitmap: Bitmap,
-    listeners: Listeners,
-    requests: Requests,
-    say: Diagnostics,
-    parts: ExitStack,
-) -> tuple[Reactor, Intake, Crew | None]:
-    """Return the reactor that accepts, with its intake, and the further ones. Raises StartError."""
-
-    def make(sockets: list[socket.socket], wakeup_fd: int) -> Reactor:
-        return make_reactor(
-            sockets,
-            wakeup_fd,
-            connections_max=config.connections_max,
-            when_full=config.when_full,
-            warn=say,
-        )
-
-    def make_intake(reactor: Reactor) -> Intake:
-        return Intake(
-            kernel,
-            reactor.arena,
-            bitmap.memory,
-            connections_max=config.connections_max,
-            batch_bytes=BATCH_BYTES,
-        )
-
-    crew = None
-    with room_for_buffers(backend):
-        reactor = make(listeners.sockets, requests.wakeup_fd)
-        parts.callback(reactor.close)
-        parts.callback(listeners.remove_files)
-        intake = make_intake(reactor)
-        if config.reactors > 1:
-            crew = Crew(
-                config.reactors - 1,
-                make=partial(make, []),
-                make_intake=make_intake,
-                wake=requests.wake,
-            )
-            parts.callback(crew.close)
-    return reactor, intake, crew
 
 
 def _open_listeners(config: Config, inherited: list[socket.socket]) -> Listeners:

@@ -16,17 +16,19 @@ AUTO_BACKEND = "epoll"
 """What --backend auto takes where a ring can be had: perf/RESULTS.md has the figures."""
 
 
-def choose_kernel(name: str) -> Kernel:
+def choose_kernel(name: str, *, shared: bool = False) -> Kernel:
     """Return the kernel asked for; `auto` and `native` are the fastest compiled variant.
 
-    Raises StartError where this CPU does not run it.
+    `shared` stands for one whose bitmap others write to as well. Raises StartError where this CPU
+    does not run it.
     """
     if name == "python":
-        return PythonKernel()
+        python = PythonKernel()
+        return python.shared if shared else python
     found = variants()
     for kernel in found:
         if name in {"auto", "native", kernel.variant}:
-            return kernel
+            return kernel.shared if shared else kernel
     raise StartError(f"this CPU does not run the kernel {name}, only {found[0].variant} and slower")
 
 

@@ -20,7 +20,6 @@ from numbers_uring.choices import (
     descriptors_needed,
     raise_descriptor_limit,
     require_metrics_library,
-    room_for_buffers,
 )
 from numbers_uring.config import (
     BATCH_BYTES,
@@ -40,6 +39,7 @@ from numbers_uring.log_background import LogBackground
 from numbers_uring.native_kernel import variants
 from numbers_uring.profile import refuse_the_log
 from numbers_uring.reactor import Reactor
+from numbers_uring.reactors import open_reactors
 from numbers_uring.recorder import Names, start_recorder
 from numbers_uring.ring_trials import try_features
 from numbers_uring.streams import check_streams, connected, jetstream, url_text
@@ -172,7 +172,7 @@ class _Examination:
     def _look_at_kernel(self, values: dict[str, Value]) -> Finding:
         names = [kernel.variant for kernel in variants()]
         values |= {"asked_for": self._config.kernel, "taken": None, "variants": names}
-        self._kernel = choose_kernel(self._config.kernel)
+        self._kernel = choose_kernel(self._config.kernel, shared=self._config.reactors > 1)
         values["taken"] = self._kernel.variant
         return Finding(
             name="kernel",
@@ -328,32 +328,30 @@ class _Examination:
                 weight=Weight.NOTE,
                 text="not tried: the bitmap, the kernel or the backend can't be had",
             )
+        read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
+        for fd in (read_fd, write_fd):
+            self._parts.callback(os.close, fd)
         # Without listeners, which need next to nothing, and may be in use.
-        with room_for_buffers(str(self._backend)):
-            read_fd, write_fd = os.pipe2(os.O_CLOEXEC)
-            for fd in (read_fd, write_fd):
-                self._parts.callback(os.close, fd)
-            reactor = self._make_reactor(
-                [],
-                read_fd,
-                connections_max=self._config.connections_max,
-                when_full=self._config.when_full,
-                warn=lambda _: None,
-            )
-            self._parts.callback(reactor.close)
-            self._intake = Intake(
-                self._kernel,
-                reactor.arena,
-                self._bitmap.memory,
-                connections_max=self._config.connections_max,
-                batch_bytes=BATCH_BYTES,
-            )
+        reactor, self._intake, _ = open_reactors(
+            self._config,
+            str(self._backend),
+            self._make_reactor,
+            self._kernel,
+            self._bitmap,
+            [],
+            read_fd,
+            wake=lambda: None,
+            warn=lambda _: None,
+            parts=self._parts,
+        )
         background = LogBackground(-1, behind=None, syncs=False, on_failure=lambda: None)
         self._parts.callback(background.close)
+        reactors = "" if self._config.reactors == 1 else f", {self._config.reactors} reactors"
         return Finding(
             name="buffers",
             weight=Weight.OK,
-            text=f"for {self._config.connections_max} clients, and the log's thread: can be had",
+            text=f"for {self._config.connections_max} clients{reactors}, and the log's thread: "
+            "can be had",
             values=values | {"arena_bytes": len(reactor.arena), "batch_bytes": BATCH_BYTES},
         )
 

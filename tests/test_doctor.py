@@ -378,6 +378,16 @@ def no_memory_for_the_ring(scene: Scene) -> None:
     scene.options += ["--backend", "uring"]
 
 
+def no_memory_for_the_rings_of_all_reactors(scene: Scene) -> None:
+    scene.prefix = ["prlimit", f"--as={600 * MEGABYTE}"]
+    scene.options += ["--backend", "uring", "--reactors", "64"]
+
+
+def no_memory_for_the_threads_of_all_reactors(scene: Scene) -> None:
+    scene.prefix = ["prlimit", f"--as={400 * MEGABYTE}", f"--stack={64 * MEGABYTE}:"]
+    scene.options += ["--reactors", "16"]
+
+
 def a_group_without_memory(scene: Scene) -> None:
     group = scene.undo.enter_context(memory_group(96 * MEGABYTE))
     scene.prefix = ["sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh"]
@@ -465,6 +475,8 @@ DOES_NOT = {
     no_memory_for_the_bitmap: "memory",
     no_memory_for_the_thread: "buffers",
     no_memory_for_the_ring: "buffers",
+    no_memory_for_the_rings_of_all_reactors: "buffers",
+    no_memory_for_the_threads_of_all_reactors: "buffers",
     a_group_without_memory: "memory",
 }
 
