@@ -411,9 +411,15 @@ def run_reactors(bench: Bench) -> None:
             )
             for count in (1, 2, 4)
         ]
-        for mix in (Mix.UNIQUE, Mix.DUPLICATE, Mix.SEQUENTIAL):
+        for mix, send_bytes in (
+            (Mix.UNIQUE, 262_144),
+            (Mix.DUPLICATE, 262_144),
+            (Mix.SEQUENTIAL, 262_144),
+            (Mix.UNIQUE, 4096),
+            (Mix.UNIQUE, 100),
+        ):
             table = f"reactors, {backend.name}"
-            bench.scenario(table, [DISCARD, C, *contenders], mix, 8, 256 * 1024)
+            bench.scenario(table, [DISCARD, C, *contenders], mix, 8, send_bytes)
 
 
 def run_calls(bench: Bench) -> None:
