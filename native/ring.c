@@ -113,7 +113,7 @@ struct queue {
 
 struct connection {
     int32_t fd;       /* -1: the slot is free, or will be with the next pass */
-    int32_t ended_fd; /* to be closed by the next pass, or -1 */
+    int32_t ended_fd; /* kept until nu_ring_let_go, or -1 */
     uint32_t generation;
     int32_t first_buffer; /* received and not handed out, in order */
     int32_t last_buffer;
@@ -169,7 +169,8 @@ struct nu_ring {
     uint32_t occupied; /* connections elsewhere that count against connections_max */
     uint32_t *closed;  /* slots that the last pass handed out as NU_CLOSED */
     uint32_t closed_count;
-    struct queue ready;          /* with something to hand out */
+    uint32_t ended_count; /* connections whose client has ended them, and that are not let go */
+    struct queue ready;   /* with something to hand out */
     struct queue unarmed[POOLS]; /* waiting for a receive, by the pool it takes from */
 
     struct listener *listeners;
@@ -405,8 +406,8 @@ static void hand_out(struct nu_ring *ring, uint32_t kind, uint32_t connection, u
 
 /* Hands out the connection's next buffer or, once it had all of them, its end.
  *
- * Never both in one pass, and what the client has ended is closed by the next one: the client sees
- * that, and may take it to mean that all it sent is on file. */
+ * Never both in one pass, and what the client has ended is not closed here: the client sees that,
+ * and may take it to mean that all it sent is on file. */
 static void serve(struct nu_ring *ring, uint32_t index) {
     struct connection *connection = &ring->connections[index];
     leave(ring, index);
@@ -416,15 +417,16 @@ static void serve(struct nu_ring *ring, uint32_t index) {
         ring->leased[ring->leased_count++] = connection->first_buffer;
         connection->first_buffer = buffer->next;
     } else if (connection->ended && !connection->armed) {
-        if (connection->end == NU_DISCONNECTED)
+        if (connection->end == NU_DISCONNECTED) {
             /* Linux frees the descriptor whatever close(2) says. */
             close(connection->fd);
-        else
+            ring->closed[ring->closed_count++] = index;
+        } else {
             connection->ended_fd = connection->fd;
+            ring->ended_count++;
+        }
         connection->fd = -1;
         hand_out(ring, NU_CLOSED, index, connection->end, 0);
-        ring->closed[ring->closed_count++] = index;
-        ring->results->ended++;
         return;
     }
     sort(ring, index);
@@ -438,23 +440,14 @@ static void serve_ready(struct nu_ring *ring) {
     }
 }
 
-static void close_ended(struct nu_ring *ring) {
-    while (ring->closed_count) {
-        uint32_t index = ring->closed[--ring->closed_count];
-        if (ring->connections[index].ended_fd >= 0)
-            close(ring->connections[index].ended_fd);
-        ring->free[ring->free_count++] = index;
-    }
-}
-
 /* What the last pass handed out is the ring's again. */
 static void settle(struct nu_ring *ring) {
     for (uint32_t i = 0; i < ring->leased_count; i++)
         give_back(ring, ring->leased[i]);
-    close_ended(ring);
+    while (ring->closed_count)
+        ring->free[ring->free_count++] = ring->closed[--ring->closed_count];
     ring->leased_count = 0;
     ring->results->count = 0;
-    ring->results->ended = 0;
     ring->results->received_bytes = 0;
 }
 
@@ -601,8 +594,8 @@ static int accept_one(struct nu_ring *ring, int listener_fd, bool *gone) {
 static void accept_from(struct nu_ring *ring, struct listener *listener) {
     for (uint32_t i = 0; i < ring->accepts_per_pass_max; i++) {
         bool gone;
-        /* One that would be refused now has a slot by the next pass, where others have ended. */
-        if (!has_room(ring) && (!ring->refuse || ring->closed_count))
+        /* One that would be refused has a slot soon, where others have ended. */
+        if (!has_room(ring) && (!ring->refuse || ring->closed_count || ring->ended_count))
             return;
         if (ring->results->count == ring->completions_max)
             return;
@@ -693,6 +686,13 @@ void nu_ring_disconnect(struct nu_ring *ring, uint32_t index) {
     if (connection->armed && !connection->cancelling && !prepare_cancel(ring, index))
         cancel_failed(ring, index);
     sort(ring, index);
+}
+
+void nu_ring_let_go(struct nu_ring *ring, uint32_t index) {
+    close(ring->connections[index].ended_fd);
+    ring->connections[index].ended_fd = NONE;
+    ring->free[ring->free_count++] = index;
+    ring->ended_count--;
 }
 
 void nu_ring_listen(struct nu_ring *ring, int on) {
@@ -793,7 +793,7 @@ static int allocate(struct nu_ring *ring, const struct nu_ring_config *config) {
         !ring->listeners)
         return -ENOMEM;
     for (uint32_t i = 0; i < config->connections_max; i++) {
-        ring->connections[i].fd = -1;
+        ring->connections[i].fd = ring->connections[i].ended_fd = NONE;
         ring->free[i] = config->connections_max - 1 - i;
     }
     for (uint32_t i = 0; i < config->listeners; i++)
@@ -937,10 +937,12 @@ void nu_ring_close(struct nu_ring *ring) {
         return;
     if (ring->in_flight)
         end_requests(ring);
-    close_ended(ring);
-    for (uint32_t i = 0; ring->connections && i < ring->connections_max; i++)
+    for (uint32_t i = 0; ring->connections && i < ring->connections_max; i++) {
         if (ring->connections[i].fd >= 0)
             close(ring->connections[i].fd);
+        if (ring->connections[i].ended_fd >= 0)
+            close(ring->connections[i].ended_fd);
+    }
     if (ring->fd >= 0)
         close(ring->fd);
     if (ring->rings)

@@ -12,7 +12,7 @@
 enum nu_kind {
     NU_OPENED = 0,   /* a client was accepted into this slot */
     NU_RECEIVED = 1, /* size > 0 bytes of its stream lie at arena + start */
-    NU_CLOSED = 2    /* it is over; start is an nu_end */
+    NU_CLOSED = 2    /* it is over; start is an nu_end; see nu_ring_let_go */
 };
 
 enum nu_end {
@@ -37,7 +37,6 @@ struct nu_pool_config {
 /* What the last pass did, and what all did. */
 struct nu_ring_results {
     uint32_t count;          /* completions */
-    uint32_t ended;          /* of them NU_CLOSED: their slots are free with the next pass */
     uint64_t received_bytes; /* in all of them */
     int32_t accept_errno; /* why accepting was stopped by a lack of resources; 0 where it was not */
     uint64_t refused;     /* since the start, as all that follows */
@@ -84,8 +83,7 @@ void nu_ring_close(struct nu_ring *ring);
 
 /* One pass: takes back the buffers and slots that the last pass handed out, submits, waits for at
  * most timeout_ns until something has happened, and fills in results and completions: at most one
- * NU_RECEIVED for each connection, and never its last one and its NU_CLOSED. A connection that its
- * client has ended is closed by the beginning of the pass behind the one with its NU_CLOSED.
+ * NU_RECEIVED for each connection, and never its last one and its NU_CLOSED.
  *
  * Returns their count, 0 also after a signal or while the wake-up descriptor is readable; or
  * -errno.
@@ -95,6 +93,9 @@ int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns);
 /* Receives from the connection no more, and has it NU_CLOSED by one of the next passes. What is
  * among the completions already is the caller's to leave out. */
 void nu_ring_disconnect(struct nu_ring *ring, uint32_t connection);
+
+/* Closes what the client has ended, after its NU_CLOSED; only then is the slot free. */
+void nu_ring_let_go(struct nu_ring *ring, uint32_t connection);
 
 /* Starts or stops the accepting of clients; stopped by the ring itself when accept_errno is set. */
 void nu_ring_listen(struct nu_ring *ring, int on);

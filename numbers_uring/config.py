@@ -157,8 +157,8 @@ RING_QUEUED_MIN = 4096
 RING_COMPLETIONS_MAX = 4096
 """The most that one pass of the ring hands out."""
 
-APPENDS_POLL_S = 0.0005
-"""How often a loop looks whether others have appended what a client of its own waits for."""
+ENDED_POLL_S = 0.0005
+"""How often a loop looks whether what a client has sent is where it belongs, if that takes time."""
 
 NO_SPACE_RETRY_S = 1.0
 """How often a log that is out of space is tried again."""

@@ -54,8 +54,7 @@ class Worker(Loop):
     def _due_s(self) -> float:
         return self._clock() + self._crew.round_s
 
-    def _closed(self, connection: int, end: int) -> None:
-        super()._closed(connection, end)
+    def _left(self) -> None:
         self._post.closed += 1
         if self._crew.wake_at_close:
             self._crew.tell()

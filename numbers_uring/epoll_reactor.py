@@ -83,8 +83,8 @@ class EpollReactor:
         self._occupied = 0
         self._adopted: list[tuple[int, Peer]] = []
         self._disconnected: list[int] = []
-        self._ended: list[tuple[int, socket.socket]] = []
-        """Handed out as CLOSED, to be closed by the next wait."""
+        self._ended: dict[int, socket.socket] = {}
+        """Handed out as CLOSED, and not let go."""
         self._listening = False
         self._draining = False
         self._pacing = Pacing()
@@ -100,7 +100,6 @@ class EpollReactor:
     # Waiting.
 
     def wait(self, timeout_s: float) -> Iterator[Completion]:
-        self._close_ended()
         if self._backoff.active:
             timeout_s = self._end_backoff(timeout_s)
         if self._disconnected:
@@ -152,14 +151,15 @@ class EpollReactor:
         return self._end(connection, _EOF)
 
     def _end(self, connection: int, end: int) -> Completion:
-        self._ended.append((connection, self._take_out(connection)))
+        sock = self._take_out(connection)
+        # It would be ready for ever.
+        self._epoll.unregister(sock)
+        self._ended[connection] = sock
         return _CLOSED, connection, end, 0
 
-    def _close_ended(self) -> None:
-        while self._ended:
-            connection, sock = self._ended.pop()
-            sock.close()
-            self._free_slot(connection)
+    def let_go(self, connection: int) -> None:
+        self._ended.pop(connection).close()
+        self._free_slot(connection)
 
     def disconnect(self, connection: int) -> None:
         self._take_out(connection).close()
@@ -204,7 +204,7 @@ class EpollReactor:
 
     def _accept(self, listener: socket.socket) -> Iterator[Completion]:
         for _ in range(ACCEPTS_PER_PASS_MAX):
-            # One that would be refused now has a slot by the next wait, where others have ended.
+            # One that would be refused has a slot soon, where others have ended.
             if not self._listening or (self._ended and not self._has_room):
                 return
             connection = self._accept_one(listener)
@@ -298,7 +298,6 @@ class EpollReactor:
         yield from self._take_disconnected()
         yield from self._take_adopted()
         while True:
-            self._close_ended()
             yield from self._accept_waiting(waiting)
             if not (self._slots or self._disconnected):
                 return
@@ -334,8 +333,6 @@ class EpollReactor:
                 enough = owed_bytes[connection] <= (0 if late else -DRAIN_BYTES_MAX)
                 if kind == _RECEIVED and enough and self._sockets[connection] is not None:
                     self.disconnect(connection)
-            # Or they would be ready for ever.
-            self._close_ended()
 
     def _accept_waiting(self, waiting: dict[socket.socket, int]) -> Iterator[Completion]:
         """Accept, of those that were in the backlog when the stop began, as many as may come in."""
@@ -349,8 +346,7 @@ class EpollReactor:
                     yield _OPENED, connection, 0, 0
 
     def close(self) -> None:
-        ended = [sock for _, sock in self._ended]
-        for sock in (*self._sockets, *ended, *self._listeners.values()):
+        for sock in (*self._sockets, *self._ended.values(), *self._listeners.values()):
             if sock is not None:
                 sock.close()
         for fd, _ in self._adopted:

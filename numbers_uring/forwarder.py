@@ -125,6 +125,13 @@ class Forwarder:
         """There is no file of ours that could have been rotated."""
         self._inform("numbers are forwarded, there is no log to be reopened")
 
+    def mark(self) -> int:
+        return self._outbox.mark()
+
+    def has(self, mark: int) -> bool:
+        """Say whether the engine has acknowledged everything up to the mark."""
+        return self._outbox.has_acknowledged(mark)
+
     def begin_stop(self) -> None:
         self._outbox.begin_stop()
 

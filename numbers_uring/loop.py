@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from numbers_uring.config import (
-    APPENDS_POLL_S,
+    ENDED_POLL_S,
     NO_SPACE_RETRY_S,
     PIECE_BYTES_MAX,
     STOP_RETRY_S,
@@ -61,6 +61,17 @@ class Shared:
     """All of them, each from its constructor on."""
 
 
+@dataclass(slots=True)
+class _Ended:
+    """A connection that its client has ended, and sees closed when its numbers are settled."""
+
+    connection: int
+    others: "list[tuple[Loop, int]]"
+    """The other loops, each with its appends at that moment."""
+    mark: int | None = None
+    """Of the sink, once those loops have appended what they had."""
+
+
 class Loop:
     """What every reactor's loop does, whether it is the only one or one of several."""
 
@@ -88,7 +99,8 @@ class Loop:
         self._terminated = False
         self._held = False
         self._retry_due_s = 0.0
-        self._ended = False
+        self._ended: list[_Ended] = []
+        self._draining = False
         self._loops = shared.loops
         self.unwritten = False
         """Whether it has taken in anything that the sink does not have; from any thread."""
@@ -120,7 +132,7 @@ class Loop:
             self._held = True
             self._reactor.sleep(min(self._retry_due_s, self._due_s()) - self._clock())
         elif self._append():
-            if self._space.full or not self._may_close():
+            if self._space.full:
                 # It is another loop's batch that found no room.
                 self._retry_due_s = self._clock() + NO_SPACE_RETRY_S
                 return
@@ -128,6 +140,7 @@ class Loop:
                 self._held = False
                 if self._idle is not None:
                     self._idle.touch_all(self._clock())
+            self._let_go()
             self._pass()
             self._end_idle()
 
@@ -178,7 +191,6 @@ class Loop:
             self._idle.touch(connection, self._clock())
 
     def _closed(self, connection: int, end: int) -> None:
-        self._ended = self._ended or end != End.DISCONNECTED
         reason = self._reasons[connection]
         if reason is None:
             if end == End.DISCONNECTED:
@@ -193,6 +205,38 @@ class Loop:
             self._disconnects.note(self._reactor.peer(connection), reason, rejected)
         if self._idle is not None:
             self._idle.forget(connection)
+        if end == End.DISCONNECTED:
+            self._left()
+        else:
+            others = [(loop, loop.appends) for loop in self._loops if loop.unwritten]
+            self._ended.append(_Ended(connection, others))
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Close the connections whose clients have ended them, once that is true which they see.
+
+        They may take it to mean that all that they sent is where it belongs, and so must be what
+        was a repeat of numbers in another loop's batch.
+        """
+        if self._ended:
+            ended, self._ended = self._ended, []
+            for each in ended:
+                if self._draining or self._is_settled(each):
+                    self._reactor.let_go(each.connection)
+                    self._left()
+                else:
+                    self._ended.append(each)
+
+    def _is_settled(self, ended: "_Ended") -> bool:
+        if ended.mark is None:
+            if any(loop.unwritten and loop.appends == appends for loop, appends in ended.others):
+                return False
+            # The sink has the others' numbers by now.
+            ended.mark = self._sink.mark()
+        return self._sink.has(ended.mark)
+
+    def _left(self) -> None:
+        """Know that one of this loop's slots is free again."""
 
     def _disconnect(self, connection: int, reason: str) -> None:
         self._reasons[connection] = reason
@@ -211,6 +255,8 @@ class Loop:
         due_s = self._due_s()
         if self._idle is not None:
             due_s = min(due_s, self._idle.next_due_s() or math.inf)
+        if self._ended:
+            due_s = min(due_s, self._clock() + ENDED_POLL_S)
         return min(max(due_s - self._clock(), 0), _NEVER_S)
 
     # The sink.
@@ -236,29 +282,13 @@ class Loop:
             self.appends += 1
             self.unwritten = False
 
-    def _may_close(self) -> bool:
-        """Wait, where the next wait closes a connection, for what its client takes that to mean.
-
-        All that it sent is on file then, also what was a repeat of what another loop has in its
-        batch. False where there is no room for that.
-        """
-        if not self._ended:
-            return True
-        before = [(loop, loop.appends) for loop in self._loops if loop is not self]
-        while any(loop.unwritten and loop.appends == appends for loop, appends in before):
-            if self.stopping:
-                break
-            if self._space.full:
-                return False
-            self._sleep(APPENDS_POLL_S)
-        self._ended = False
-        return True
-
     # Stopping.
 
     def _drain(self, end_s: float) -> None:
         """Take in what the clients had delivered, and until `end_s` what comes on top."""
         self._append_or_fail()
+        self._draining = True
+        self._let_go()
         for completion in self._reactor.drain(end_s):
             if not self._handle(*completion):
                 self._append_or_fail()

@@ -225,6 +225,13 @@ class NumbersLog:
         if self._background is not None and self._background.failure is not None:
             raise self._sync_error(self._background.failure)
 
+    def mark(self) -> int:
+        return self.written_lines
+
+    def has(self, mark: int) -> bool:
+        """Say whether so many lines were written; whatever was appended is."""
+        return self.written_lines >= mark
+
     def begin_stop(self) -> None:
         """A stop makes no difference to a file."""
 

@@ -29,6 +29,8 @@ class Batch:
     number: int
     """Of this process' batches: what makes its message's id."""
     payload: bytes
+    since: int
+    """None of its numbers was among the first so many that were put."""
     due_s: float = 0.0
     failures: int = 0
 
@@ -59,8 +61,10 @@ class Outbox:
         self._full: deque[Batch] = deque()
         self._failed: deque[Batch] = deque()
         self._failing: Counter[int] = Counter()
-        self._outstanding = 0
+        self._outstanding: set[Batch] = set()
         self._outstanding_of = [0] * partitions
+        self._area_since = [0] * partitions
+        """What `since` will be of the next batch of each partition."""
         self._batches = 0
         self._swept: deque[int] = deque()
         self._first_s: float | None = None
@@ -131,6 +135,23 @@ class Outbox:
                 self._changed.wait(left_s)
             return True
 
+    def mark(self) -> int:
+        """Return what stands for all that was put up to now; from any thread."""
+        with self._changed:
+            return self._appended
+
+    def has_acknowledged(self, mark: int) -> bool:
+        """Say whether everything up to the mark is acknowledged; from any thread.
+
+        It is said a little late where a partition's area has numbers from both sides of the mark.
+        """
+        with self._changed:
+            if self._acknowledged == self._appended:
+                return True
+            return all(batch.since >= mark for batch in self._outstanding) and all(
+                self._area_since[partition] >= mark for partition in self._packer.occupied()
+            )
+
     @property
     def forwarded(self) -> Forwarded:
         """The counters at this moment; from any thread."""
@@ -171,7 +192,7 @@ class Outbox:
         if self._first_s is not None and now_s >= self._first_s + FORWARD_LINGER_S:
             self._first_s = None
             self._swept.extend(self._packer.occupied())
-        while self._swept and self._outstanding < FORWARD_BATCHES_MAX:
+        while self._swept and len(self._outstanding) < FORWARD_BATCHES_MAX:
             partition = self._swept.popleft()
             if not self._outstanding_of[partition] and self._packer.used(partition):
                 return self._seal(partition)
@@ -181,7 +202,7 @@ class Outbox:
         """Return how long `take` will have nothing; None where that depends on others."""
         with self._changed:
             due = [self._failed[0].due_s] if self._failed else []
-            if self._first_s is not None and self._outstanding < FORWARD_BATCHES_MAX:
+            if self._first_s is not None and len(self._outstanding) < FORWARD_BATCHES_MAX:
                 due.append(self._first_s + FORWARD_LINGER_S)
             return max(min(due) - self._clock(), 0) if due else None
 
@@ -189,7 +210,7 @@ class Outbox:
         """Forget the batch, which is where it belongs. Returns whether that ends a failure."""
         with self._changed:
             self._acknowledged += len(batch.payload) // NUMBER_BYTES
-            self._outstanding -= 1
+            self._outstanding.remove(batch)
             self._progress_s = self._clock()
             if batch.failures:
                 self._failing[batch.partition] -= 1
@@ -211,10 +232,12 @@ class Outbox:
             self._failed.append(batch)
 
     def _may_seal(self, partition: int) -> bool:
-        return self._outstanding < FORWARD_BATCHES_MAX and not self._failing[partition]
+        return len(self._outstanding) < FORWARD_BATCHES_MAX and not self._failing[partition]
 
     def _seal(self, partition: int) -> Batch:
-        self._outstanding += 1
         self._outstanding_of[partition] += 1
         self._batches += 1
-        return Batch(partition, self._batches, self._packer.take(partition))
+        since, self._area_since[partition] = self._area_since[partition], self._appended
+        batch = Batch(partition, self._batches, self._packer.take(partition), since)
+        self._outstanding.add(batch)
+        return batch

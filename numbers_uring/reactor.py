@@ -16,7 +16,7 @@ class Kind(IntEnum):
     RECEIVED = 1
     """`size` > 0 bytes of the client's stream lie in the arena from `start` on."""
     CLOSED = 2
-    """The connection is over. `start` is an End."""
+    """The connection is over. `start` is an End; but for DISCONNECTED, `let_go` is owed to it."""
 
 
 class End(IntEnum):
@@ -59,10 +59,8 @@ class Reactor(Protocol):
         the iterator. An iterator that is left early loses nothing: what was not handed out comes
         with the next wait. Ends early when the wake-up descriptor is readable.
 
-        The CLOSED of a connection whose client has ended it comes with a later wait than its last
-        bytes, and its descriptor is closed by the beginning of the next wait or drain; its slot is
-        used again only then. So a client may take the close to mean that all it sent was dealt
-        with, if the caller has done so before it waits.
+        The CLOSED of a connection that its client has ended comes with a later wait than its last
+        bytes.
         """
 
     def drain(self, end_s: float) -> Iterator[Completion]:
@@ -71,6 +69,13 @@ class Reactor(Protocol):
         Everything that a connected client, or one that waits in the backlog, had delivered to this
         host is handed out. Bytes that come later may be, until `end_s` on the monotonic clock
         and in a bounded number. Nothing but `close` may follow.
+        """
+
+    def let_go(self, connection: int) -> None:
+        """Close what the client has ended, after its CLOSED; only then is the slot used again.
+
+        It is the caller's to say when, because a client may take the close to mean that all it sent
+        was dealt with.
         """
 
     def disconnect(self, connection: int) -> None:

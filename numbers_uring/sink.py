@@ -72,6 +72,12 @@ class Sink(Protocol):
     def reopen(self) -> None:
         """Go on in what the name stands for now. Raises SinkError."""
 
+    def mark(self) -> int:
+        """Return what stands for all that was appended up to now."""
+
+    def has(self, mark: int) -> bool:
+        """Say whether everything up to the mark is where it belongs, for good or for the kernel."""
+
     def begin_stop(self) -> None:
         """Know that the server is stopping: whatever comes now is the last."""
 

@@ -137,8 +137,7 @@ class UringReactor:
             if self._to_adopt:
                 return self._take_adopted()
             sleep_s = self._pacing.sleep_s()
-            # Whoever has ended is not to wait for being closed.
-            if sleep_s and not self._results.ended:
+            if sleep_s:
                 time.sleep(sleep_s)
             self._pass(timeout_s)
             self._pacing.note_pass(
@@ -161,12 +160,19 @@ class UringReactor:
                 if row[0] == _RECEIVED:
                     continue
                 self._disconnected.discard(row[1])
+                if row[2] != _DISCONNECTED:
+                    # Its client was faster, and has ended it in the pass before.
+                    self.let_go(row[1])
                 yield _CLOSED, row[1], _DISCONNECTED, 0
             else:
                 yield row
 
     def sleep(self, timeout_s: float) -> None:
         self._wakeup.poll(max(timeout_s, 0) * 1000)
+
+    def let_go(self, connection: int) -> None:
+        assert 0 <= connection < self._connections_max
+        lib.nu_ring_let_go(self._ring, connection)
 
     def disconnect(self, connection: int) -> None:
         assert 0 <= connection < self._connections_max

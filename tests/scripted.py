@@ -31,6 +31,7 @@ class ScriptedReactor:
         self.now_s = 1000.0
         self.slept: list[float] = []
         self.disconnected: list[int] = []
+        self.let_gone: list[int] = []
         self.waits: list[float] = []
         self.on_wait: Callable[[], None] = lambda: None
         self.on_sleep: Callable[[], None] = lambda: None
@@ -76,6 +77,9 @@ class ScriptedReactor:
     def _take_disconnected(self) -> Iterator[Completion]:
         while self._just_disconnected:
             yield Kind.CLOSED, self._just_disconnected.pop(), End.DISCONNECTED, 0
+
+    def let_go(self, connection: int) -> None:
+        self.let_gone.append(connection)
 
     def disconnect(self, connection: int) -> None:
         self.disconnected.append(connection)

@@ -1,6 +1,7 @@
 """Ingest nodes on a real engine: what is acknowledged is in the streams, once, whatever happens."""
 
 import json
+import select
 import signal
 import socket
 import struct
@@ -23,6 +24,7 @@ from support import (
     DEADLINE_S,
     ServerProcess,
     assert_one_line_error,
+    is_closed,
     lines,
     run_command,
     wait_until,
@@ -48,7 +50,7 @@ def stored(engine: Engine, partitions: int = PARTITIONS) -> list[int]:
         numbers: list[int] = []
         for partition in range(partitions):
             state = (await js.stream_info(stream_name(partition))).state
-            for sequence in range(state.first_seq, state.last_seq + 1):
+            for sequence in range(max(state.first_seq, 1), state.last_seq + 1):
                 message = await js.get_msg(stream_name(partition), sequence)
                 packed = [number for (number,) in struct.iter_unpack("<I", message.data)]
                 first, end = range_of(partition, partitions)
@@ -211,7 +213,7 @@ def test_an_engine_that_is_killed_and_started_again_loses_and_doubles_nothing(ow
 
 def test_an_engine_that_stands_still_is_said_to_and_gets_each_number_once(own: Engine) -> None:
     assert own.process is not None
-    few, many = list(range(0, LAST, 99_991)), list(range(1, 200_000, 2))
+    few, many = list(range(0, LAST, 99_991)), list(range(1, 1_200_000, 2))
     with node(own) as server:
         own.process.send_signal(signal.SIGSTOP)
         server.send(lines(few))
@@ -225,6 +227,42 @@ def test_an_engine_that_stands_still_is_said_to_and_gets_each_number_once(own: E
         assert server.terminate() == 0
         assert server.reported()[0] == len({*few, *many})
     assert stored_once(own) == {*few, *many}
+
+
+@pytest.mark.parametrize("reactors", ["1", "2"])
+def test_the_close_that_a_client_waits_for_says_that_the_engine_has_its_numbers(
+    own: Engine, reactors: str
+) -> None:
+    assert own.process is not None
+    with node(own, "--reactors", reactors) as server:
+        for number in range(5):
+            with server.connect() as first, server.connect() as second:
+                own.process.send_signal(signal.SIGSTOP)
+                first.sendall(lines([number]))
+                # A repeat is settled no sooner than its number.
+                second.sendall(lines([number]))
+                for client in (first, second):
+                    client.shutdown(socket.SHUT_WR)
+                assert select.select([first, second], [], [], 0.05)[0] == []
+                own.process.send_signal(signal.SIGCONT)
+                assert is_closed(first)
+                assert is_closed(second)
+            assert sorted(stored(own)) == list(range(number + 1))
+        assert server.terminate() == 0
+
+
+def test_a_stop_does_not_wait_for_clients_whose_numbers_are_under_way(own: Engine) -> None:
+    assert own.process is not None
+    with node(own) as server, server.connect() as client:
+        own.process.send_signal(signal.SIGSTOP)
+        client.sendall(lines([1]))
+        client.shutdown(socket.SHUT_WR)
+        assert select.select([client], [], [], 0.05)[0] == []
+        server.process.send_signal(signal.SIGTERM)
+        assert is_closed(client)
+        own.process.send_signal(signal.SIGCONT)
+        assert server.wait() == 0
+    assert stored(own) == [1]
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The outbox: what goes in comes out, packed and once, and never more than it may hold."""
 
+import random
 import struct
 import threading
 from collections.abc import Callable
@@ -234,3 +235,47 @@ def test_a_batch_that_is_not_full_waits_for_those_before_it(
     assert full is not None
     outbox.acknowledge(full)
     assert unpack(outbox.take()) == [4, 5, 6]
+
+
+def test_what_was_put_before_a_mark_is_known_to_be_acknowledged_when_it_is(
+    make: Callable[..., Outbox], clock: Clock
+) -> None:
+    outbox, chance = make(partitions=3), random.Random(7)
+    marks: dict[int, set[int]] = {}
+    put_so_far: set[int] = set()
+    acknowledged: set[int] = set()
+    under_way: list[Batch] = []
+    for number in chance.sample(range(NUMBERS), 3000):
+        if put(outbox, number):
+            put_so_far.add(number)
+        if chance.random() < 0.1:
+            marks[outbox.mark()] = set(put_so_far)
+        clock.now_s += chance.choice([0, FORWARD_LINGER_S])
+        while (batch := outbox.take()) is not None:
+            under_way.append(batch)
+        chance.shuffle(under_way)
+        while under_way and chance.random() < 0.7:
+            acknowledged |= set(unpack(under_way[-1]))
+            outbox.acknowledge(under_way.pop())
+        for mark, before in list(marks.items()):
+            if outbox.has_acknowledged(mark):
+                assert before <= acknowledged
+                del marks[mark]
+    assert len(marks) < 100, "a mark is known only when there is nothing under way"
+
+
+def test_a_mark_is_reached_beside_numbers_that_go_on_coming(
+    make: Callable[..., Outbox], clock: Clock
+) -> None:
+    outbox = make()
+    assert put(outbox, 1, 999_999_999) == 2
+    mark = outbox.mark()
+    for number in range(10, 100, 2):
+        assert put(outbox, number, NUMBERS - number) == 2
+        if outbox.has_acknowledged(mark):
+            break
+        clock.now_s += FORWARD_LINGER_S
+        while (batch := outbox.take()) is not None:
+            outbox.acknowledge(batch)
+        assert put(outbox, number + 1, NUMBERS - number - 1) == 2
+    assert number < 20

@@ -49,6 +49,7 @@ class Bench:
         self.open: set[int] = set()
         self.streams: dict[int, bytes] = {}
         self.ends: list[tuple[int, End]] = []
+        self.let_go = True
         self.order: list[int] = []
 
     def client(self) -> socket.socket:
@@ -75,6 +76,8 @@ class Bench:
             assert connection in self.open, "closed twice, or never opened"
             self.open.remove(connection)
             self.ends.append((connection, End(start)))
+            if self.let_go and start != End.DISCONNECTED:
+                self.reactor.let_go(connection)
 
     def turn(self, timeout_s: float = PASS_S) -> list[Completion]:
         completions = []
@@ -156,10 +159,9 @@ def test_what_came_before_the_end_is_handed_out_before_it(make_bench: MakeBench)
     assert [end for _, end in bench.ends] == [End.EOF, End.RESET]
 
 
-def test_the_close_that_a_client_sees_comes_after_the_pass_with_its_last_bytes(
-    make_bench: MakeBench,
-) -> None:
-    bench = make_bench()
+def test_the_close_that_a_client_sees_comes_when_it_is_let_go(make_bench: MakeBench) -> None:
+    bench = make_bench(connections_max=1)
+    bench.let_go = False
     for _ in range(20):
         client, connection = bench.opened_client()
         client.sendall(b"all that I have")
@@ -168,9 +170,31 @@ def test_the_close_that_a_client_sees_comes_after_the_pass_with_its_last_bytes(
             bench.turn()
         assert select.select([client], [], [], 0)[0] == [], "closed in the same pass"
         bench.turn_until(lambda: not bench.open)
-        assert select.select([client], [], [], 0)[0] == [], "closed before the next wait"
-        bench.turn()
+        following = bench.client()
+        assert bench.turn() == bench.turn() == [], "something happens on what has ended"
+        assert select.select([client], [], [], 0)[0] == [], "closed before it was let go"
+        bench.reactor.let_go(connection)
         assert is_closed(client)
+        following.close()
+        bench.turn_until(lambda: bench.open)
+        bench.turn_until(lambda: not bench.open)
+        bench.reactor.let_go(bench.order[-1])
+
+
+def test_a_disconnect_after_the_client_has_ended_frees_the_slot(make_bench: MakeBench) -> None:
+    bench = make_bench(connections_max=3)
+    for _ in range(20):
+        clients = [bench.opened_client()[0] for _ in range(3)]
+        for client in clients:
+            client.close()
+        # All have ended; the last ones are disconnected before they are handed out.
+        for completion in bench.reactor.wait(DEADLINE_S):
+            bench.take(completion)
+            for connection in list(bench.open):
+                bench.reactor.disconnect(connection)
+            break
+        bench.turn_until(lambda: not bench.open)
+    assert len(bench.ends) == 60
 
 
 def test_a_pass_receives_once_from_each_ready_connection(make_bench: MakeBench) -> None:
