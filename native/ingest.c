@@ -68,10 +68,12 @@ static inline bool parse_block_swar(const uint8_t *lines, uint32_t numbers[BLOCK
 }
 
 int nu_ingest_swar(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop) {
-    return ingest_through_ring(ingest, arena, start, stop, parse_block_swar, test_and_set_alone);
+    return ingest_through_ring(ingest, arena, start, stop, parse_block_swar, probe_block_alone,
+                               test_and_set_alone);
 }
 
 int nu_ingest_swar_shared(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
                           size_t stop) {
-    return ingest_through_ring(ingest, arena, start, stop, parse_block_swar, test_and_set_shared);
+    return ingest_through_ring(ingest, arena, start, stop, parse_block_swar, probe_block_shared,
+                               test_and_set_shared);
 }

@@ -53,6 +53,11 @@ static inline bool test_and_set_alone(uint8_t *bitmap, uint32_t number) {
     return clear;
 }
 
+/* NU_BITMAP_BYTES is a multiple of 8, and little-endian words number the bits as bytes do. */
+static inline uint64_t *shared_words(uint8_t *bitmap) {
+    return (uint64_t *)__builtin_assume_aligned(bitmap, sizeof(uint64_t));
+}
+
 /* For a bitmap that several threads write to: of those that set a bit at once, one is told so.
  *
  * A locked instruction takes some 20 cycles and keeps later loads waiting, so a bit that is set
@@ -60,25 +65,60 @@ static inline bool test_and_set_alone(uint8_t *bitmap, uint32_t number) {
  * thread to thread, so no order is asked for.
  */
 static inline bool test_and_set_shared(uint8_t *bitmap, uint32_t number) {
-    uint32_t *word = (uint32_t *)__builtin_assume_aligned(bitmap, sizeof(uint32_t)) + (number >> 5);
-    uint32_t bit = 1u << (number & 31);
+    uint64_t *word = shared_words(bitmap) + (number >> 6);
+    uint64_t bit = 1ull << (number & 63);
     if (__atomic_load_n(word, __ATOMIC_RELAXED) & bit)
         return false;
     return !(__atomic_fetch_or(word, bit, __ATOMIC_RELAXED) & bit);
 }
 
-/* Appends the block's new lines and returns the batch's new end.
- *
- * Each line is written and only the new ones are kept: a branch here would be a coin toss. A block
+/* Probes a block: appends its new lines and returns the batch's new end. */
+typedef uint8_t *probe_block_fn(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
+                                const uint8_t *lines, uint8_t *out);
+
+/* Each line is written and only the new ones are kept: a branch here would be a coin toss. A block
  * has COPY_BYTES to read from each of its lines, and the batch has as much room as the input has
  * bytes, so what is written beyond a line stays in the batch too.
  */
 static inline __attribute__((always_inline)) uint8_t *
-probe_block(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES], const uint8_t *lines,
-            uint8_t *out, test_and_set_fn test_and_set) {
+probe_each(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES], const uint8_t *lines, uint8_t *out,
+           test_and_set_fn test_and_set) {
     for (int i = 0; i < BLOCK_LINES; i++) {
         memcpy(out, lines + i * NU_LINE_BYTES, COPY_BYTES);
         out += test_and_set(bitmap, numbers[i]) ? NU_LINE_BYTES : 0;
+    }
+    return out;
+}
+
+static inline __attribute__((always_inline)) uint8_t *
+probe_block_alone(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES], const uint8_t *lines,
+                  uint8_t *out) {
+    return probe_each(bitmap, numbers, lines, out, test_and_set_alone);
+}
+
+/* Numbers that follow each other have their bits in one word, and then one locked instruction sets
+ * all of them. Of the threads that set a bit at once, again one alone finds it clear before.
+ */
+static inline __attribute__((always_inline)) uint8_t *
+probe_block_shared(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES], const uint8_t *lines,
+                   uint8_t *out) {
+    uint32_t spread = 0;
+    for (int i = 1; i < BLOCK_LINES; i++)
+        spread |= numbers[0] ^ numbers[i];
+    if (spread >> 6)
+        return probe_each(bitmap, numbers, lines, out, test_and_set_shared);
+    uint64_t *word = shared_words(bitmap) + (numbers[0] >> 6);
+    uint64_t bits = 0;
+    for (int i = 0; i < BLOCK_LINES; i++)
+        bits |= 1ull << (numbers[i] & 63);
+    uint64_t seen = __atomic_load_n(word, __ATOMIC_RELAXED);
+    if ((seen & bits) != bits)
+        seen = __atomic_fetch_or(word, bits, __ATOMIC_RELAXED);
+    for (int i = 0; i < BLOCK_LINES; i++) {
+        uint64_t bit = 1ull << (numbers[i] & 63);
+        memcpy(out, lines + i * NU_LINE_BYTES, COPY_BYTES);
+        out += seen & bit ? 0 : NU_LINE_BYTES;
+        seen |= bit;
     }
     return out;
 }
@@ -126,14 +166,15 @@ static inline bool parse_line(const uint8_t *line, uint32_t *number) {
     return line[NU_LINE_BYTES - 1] == '\n';
 }
 
-/* A whole kernel around one way to parse a block and one to set bits.
+/* A whole kernel around one way to parse a block and one to set bits, by the block and alone.
  *
  * Only the last few lines, and the block with the first line that is no number, are left for the
  * loop at the end, which takes one line at a time and touches no byte too many.
  */
 static inline __attribute__((always_inline)) int
 ingest_through_ring(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop,
-                    parse_block_fn parse_block, test_and_set_fn test_and_set) {
+                    parse_block_fn parse_block, probe_block_fn probe_block,
+                    test_and_set_fn test_and_set) {
     if (lacks_room(ingest, stop - start))
         return -ENOBUFS;
     uint8_t *bitmap = ingest->bitmap;
@@ -148,15 +189,14 @@ ingest_through_ring(struct nu_ingest *ingest, const uint8_t *arena, size_t start
     for (; end - line >= BLOCK_REACH_BYTES && parse_block(line, block); line += BLOCK_BYTES) {
         uint32_t *slot = &ring[parsed % RING_LINES];
         if (parsed >= RING_LINES)
-            out = probe_block(bitmap, slot, line - RING_BYTES, out, test_and_set);
+            out = probe_block(bitmap, slot, line - RING_BYTES, out);
         memcpy(slot, block, sizeof block);
         for (int i = 0; i < BLOCK_LINES; i++)
             __builtin_prefetch(&bitmap[block[i] >> 3]);
         parsed += BLOCK_LINES;
     }
     for (size_t i = parsed > RING_LINES ? parsed - RING_LINES : 0; i < parsed; i += BLOCK_LINES)
-        out = probe_block(bitmap, &ring[i % RING_LINES], lines + i * NU_LINE_BYTES, out,
-                          test_and_set);
+        out = probe_block(bitmap, &ring[i % RING_LINES], lines + i * NU_LINE_BYTES, out);
 
     uint32_t number;
     for (; end - line >= NU_LINE_BYTES && parse_line(line, &number); line += NU_LINE_BYTES)

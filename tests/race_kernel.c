@@ -62,9 +62,11 @@ int main(void) {
     uint8_t *lines = malloc(BYTES + 1);
     if (!bitmap || !lines)
         return 2;
-    /* Neighbours, so that threads meet in the same words. */
+    /* Neighbours, so that threads meet in the same words, and others a little further apart: the
+     * bits of a block of lines are set at once, or one by one. */
     for (int i = 0; i < LINES; i++)
-        snprintf((char *)lines + (size_t)i * NU_LINE_BYTES, NU_LINE_BYTES + 1, "%09d\n", i * 3);
+        snprintf((char *)lines + (size_t)i * NU_LINE_BYTES, NU_LINE_BYTES + 1, "%09d\n",
+                 i % 100 < 50 ? i * 3 : 10000000 + i * 17);
     bool right = each_is_new_once(nu_ingest_scalar_shared, bitmap, lines) &&
                  each_is_new_once(nu_ingest_swar_shared, bitmap, lines);
     if (nu_cpu_has_avx2())
