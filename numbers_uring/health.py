@@ -31,7 +31,7 @@ class Loop(Protocol):
     @property
     def stopping(self) -> bool: ...
     @property
-    def out_of_space(self) -> bool: ...
+    def held_back(self) -> bool: ...
 
 
 class Health:
@@ -60,4 +60,4 @@ class Health:
             return State.STOPPING
         if self._clock() - self._beat_s > BEAT_STALE_S:
             return State.STUCK
-        return State.HELD_BACK if loop.out_of_space else State.OK
+        return State.HELD_BACK if loop.held_back else State.OK
