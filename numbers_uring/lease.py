@@ -72,14 +72,21 @@ class Lease:
         self._say = say
         self._clock = clock
         self._revision = 0
-        self._refreshed_s = 0.0
+        self._refreshed_s: float | None = None
         self._told = Progress(), clock()
         self._recorded_numbers: int | None = None
 
     @property
     def fresh(self) -> bool:
         """Whether it can't have run out, and will not for the next moments."""
-        return self._clock() - self._refreshed_s < LEASE_S - LEASE_REFRESH_S
+        age_s = self.age_s
+        return age_s is not None and age_s < LEASE_S - LEASE_REFRESH_S
+
+    @property
+    def age_s(self) -> float | None:
+        """How long ago it was said last; None before that. From any thread."""
+        refreshed_s = self._refreshed_s
+        return None if refreshed_s is None else self._clock() - refreshed_s
 
     async def take(self) -> int:
         """Take it; return how many numbers its last owner said the log has.
