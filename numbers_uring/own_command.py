@@ -72,7 +72,7 @@ def own(say: Diagnostics, /, **options: Any) -> None:
     """
     run_owners(
         OwnConfig(
-            url=options["url"],
+            url=options["nats"],
             partitions=options["partitions"],
             log_dir=options["log_dir"].absolute(),
             replay=options["replay"],

@@ -166,6 +166,15 @@ def test_every_option_is_in_the_documentation(command: str) -> None:
                     assert re.search(rf"`[^`\n]*{option}\b", text), f"{command} {option}"
 
 
+@pytest.mark.parametrize("command", ["serve", "own", "cluster init", "cluster status"])
+def test_options_are_named_in_the_environment_as_they_are_spelled(command: str) -> None:
+    """What a parameter is called is what its variable is called."""
+    for parameter in COMMANDS[command].params:
+        if isinstance(parameter, click.Option) and parameter.name not in {"as_json", "version"}:
+            spelled = [option.lstrip("-").replace("-", "_") for option in parameter.opts]
+            assert parameter.name in spelled
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_options_within_the_text_exist(page: Path) -> None:
     ours = {
