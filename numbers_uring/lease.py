@@ -215,6 +215,13 @@ async def read_object(bucket: "KeyValue", key: str) -> tuple[dict[str, Any] | No
 
 
 def log_identity(path: Path) -> str:
-    """Return what no other file has, on this host since it was booted, or on any other."""
+    """Return what no other file has, on this host since it was booted, or on any other.
+
+    Raises StartError where the boot can't be told from others, as where /proc is hidden.
+    """
+    try:
+        boot_id = _BOOT_ID.read_text().strip()
+    except OSError as error:
+        raise StartError(f"cannot read {_BOOT_ID}: {error.strerror}") from error
     state = path.stat()
-    return f"{_BOOT_ID.read_text().strip()}:{state.st_dev}:{state.st_ino}"
+    return f"{boot_id}:{state.st_dev}:{state.st_ino}"

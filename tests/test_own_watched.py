@@ -17,8 +17,8 @@ from nats.js import JetStreamContext
 
 from engine import Engine, free_port
 from notify_socket import NotifySocket
-from numbers_uring import __version__
-from numbers_uring.config import BEAT_STALE_S
+from numbers_uring import __version__, lease
+from numbers_uring.config import BEAT_STALE_S, StartError
 from numbers_uring.health import Health, State
 from numbers_uring.owner import CONSUMER, PartitionOwner
 from numbers_uring.owner_metrics import (
@@ -378,6 +378,14 @@ def test_without_the_library_it_is_named_and_not_needed_where_not_asked_for(
 def test_what_is_no_address_is_wrong_usage(tmp_path: Path) -> None:
     done = run_command("own", "--partitions=0", f"--log-dir={tmp_path}", "--metrics", "4001")
     assert_one_line_error(done, 2, "--metrics", "own --help")
+
+
+def test_where_the_boots_id_is_hidden_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lease, "_BOOT_ID", tmp_path / "missing")
+    with pytest.raises(StartError, match=r"cannot read .*missing: No such file"):
+        lease.log_identity(tmp_path)
 
 
 # The service manager.
