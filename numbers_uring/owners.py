@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from numbers_uring._native import ffi, lib
 from numbers_uring.addresses import TcpAddress
-from numbers_uring.choices import require_metrics_library
+from numbers_uring.choices import raise_descriptor_limit, require_metrics_library
 from numbers_uring.config import (
     BEAT_INTERVAL_S,
     BITMAP_BYTES,
@@ -195,6 +195,7 @@ class _Owners:
             chosen = parse_partitions(self._config.partitions, partitions)
         except ValueError as error:
             raise StartError(f"the cluster has {partitions} partitions: {error}") from error
+        raise_descriptor_limit(len(chosen), f"--partitions {self._config.partitions}")
         await check_streams(js, partitions)
         return chosen, partitions
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 import signal
 import subprocess
 import time
@@ -408,6 +409,21 @@ async def publish_until_acknowledged(js: JetStreamContext, data: bytes, message_
         else:
             return
     raise AssertionError("the engine did not come back")
+
+
+def test_descriptors_for_all_logs_are_taken_or_their_lack_said(
+    engine: Engine, partition: int, tmp_path: Path
+) -> None:
+    arguments = own_arguments(engine.url, partition, tmp_path / "logs")
+    done = run_command(*arguments, prefix=["prlimit", "--nofile=40:45"])
+    assert_one_line_error(done, 3, f"--partitions {partition} needs 49 file descriptors", "45")
+    assert not (tmp_path / "logs").exists()
+    owner = owner_process(
+        engine.url, partition, tmp_path, prefix=["prlimit", "--nofile=40:4096", "--"]
+    )
+    limits = Path(f"/proc/{owner.process.pid}/limits").read_text()
+    assert re.search(r"^Max open files +4096 ", limits, re.MULTILINE)
+    assert owner.stop(signal.SIGTERM) == 0
 
 
 def test_wrong_usage_is_one_line(tmp_path: Path) -> None:
