@@ -418,12 +418,11 @@ def test_descriptors_for_all_logs_are_taken_or_their_lack_said(
     done = run_command(*arguments, prefix=["prlimit", "--nofile=40:45"])
     assert_one_line_error(done, 3, f"--partitions {partition} needs 49 file descriptors", "45")
     assert not (tmp_path / "logs").exists()
-    owner = owner_process(
-        engine.url, partition, tmp_path, prefix=["prlimit", "--nofile=40:4096", "--"]
-    )
-    limits = Path(f"/proc/{owner.process.pid}/limits").read_text()
-    assert re.search(r"^Max open files +4096 ", limits, re.MULTILINE)
-    assert owner.stop(signal.SIGTERM) == 0
+    prefix = ["prlimit", "--nofile=40:4096"]
+    with owner_process(engine.url, partition, tmp_path, prefix=prefix) as owner:
+        limits = Path(f"/proc/{owner.process.pid}/limits").read_text()
+        assert re.search(r"^Max open files +4096 ", limits, re.MULTILINE)
+        assert owner.stop(signal.SIGTERM) == 0
 
 
 def test_wrong_usage_is_one_line(tmp_path: Path) -> None:
