@@ -58,16 +58,16 @@ def descriptors_needed(connections_max: int, reactors: int = 1) -> int:
 
 
 def raise_descriptor_limit(
-    connections_max: int, option: str = "--max-clients", *, reactors: int = 1
+    connections_max: int, wish: str | None = None, *, reactors: int = 1
 ) -> None:
-    """See to it that `connections_max` clients, set by `option`, fit. Raises StartError."""
+    """See to it that so many clients, or logs, fit, as `wish` asks for. Raises StartError."""
     needed = descriptors_needed(connections_max, reactors)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise StartError(
-            f"{option} {connections_max} needs {needed} file descriptors, "
+            f"{wish or f'--max-clients {connections_max}'} needs {needed} file descriptors, "
             f"and the hard limit is {hard} (ulimit -Hn)"
         )
     target = needed if hard == resource.RLIM_INFINITY else hard

@@ -59,7 +59,7 @@ def serve(say: Diagnostics, /, **options: Any) -> None:
 def load(say: Diagnostics, /, *, as_json: bool, plot_path: Path | None, **options: Any) -> int:
     """Run one load."""
     parameters = load_parameters(options)
-    raise_descriptor_limit(parameters.clients, "--clients")
+    raise_descriptor_limit(parameters.clients, f"--clients {parameters.clients}")
     return load_and_print(parameters, as_json=as_json, say=say, plot_path=plot_path)
 
 

@@ -22,7 +22,6 @@ DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 
 nats_option = click.option(
     "--nats",
-    "url",
     metavar="URL",
     default=DEFAULT_NATS_URL,
     help="The engine: nats://HOST:PORT, or several servers of it with commas between.",
@@ -61,7 +60,7 @@ def cluster() -> None:
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_obj
 def init(
-    say: Diagnostics, /, url: str, partitions: int, replicas: str, max_bytes: int | None
+    say: Diagnostics, /, nats: str, partitions: int, replicas: str, max_bytes: int | None
 ) -> None:
     """Make the streams and buckets of a cluster that are not there yet, and check the others.
 
@@ -70,7 +69,7 @@ def init(
     """
 
     async def run() -> int:
-        async with connected(url, f"{PROGRAM} cluster init") as client:
+        async with connected(nats, f"{PROGRAM} cluster init") as client:
             return await init_cluster(
                 jetstream(client),
                 partitions,
@@ -80,7 +79,7 @@ def init(
 
     made = asyncio.run(run())
     say.info(
-        f"the cluster at {url_text(url)} is ready: {partitions} partitions, {made} streams made, "
+        f"the cluster at {url_text(nats)} is ready: {partitions} partitions, {made} streams made, "
         f"{partitions - made} there before"
     )
 
@@ -89,7 +88,7 @@ def init(
 @nats_option
 @click.option("--json", "as_json", is_flag=True, help="Tell it as one JSON object.")
 @click.version_option(__version__, prog_name=PROGRAM)
-def status(url: str, as_json: bool) -> None:
+def status(nats: str, as_json: bool) -> None:
     """Tell of nodes, partitions, owners, what waits in the streams, and totals.
 
     What owners and nodes say of themselves is some seconds old.
@@ -98,7 +97,7 @@ def status(url: str, as_json: bool) -> None:
     """
 
     async def run() -> ClusterStatus:
-        async with connected(url, f"{PROGRAM} cluster status") as client:
+        async with connected(nats, f"{PROGRAM} cluster status") as client:
             return await read_status(jetstream(client))
 
     found = asyncio.run(run())

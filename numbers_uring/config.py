@@ -261,6 +261,12 @@ FETCH_BUSY_S = 0.1
 FETCH_IDLE_S = 2.0
 """How long an owner waits for messages while they come, and for one when none came."""
 
+LAG_INTERVAL_S = 5.0
+"""How often the engine is asked how far an owner is behind a stream, where that is shown."""
+
+LAG_PAUSE_S = 0.05
+"""The least time between two such questions of one process, however many partitions it owns."""
+
 LEASE_S = 15.0
 """A partition is free so long after its owner has vanished."""
 

@@ -1,4 +1,4 @@
-"""Whether the server's loop is alive: what a supervisor's probe asks for."""
+"""Whether a loop, the server's or the owners', is alive: what a supervisor's probe asks for."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class State(StrEnum):
     """It does not run yet; a long --resume may be under way."""
     OK = "ok"
     HELD_BACK = "held back"
-    """It runs, and receives nothing because there is no space for the log."""
+    """It runs, and receives nothing because there is no space for the log, or no engine."""
     STUCK = "stuck"
     """It has not come round for BEAT_STALE_S: it waits for the disk, most likely."""
     STOPPING = "stopping"
@@ -26,12 +26,12 @@ HEALTHY = frozenset({State.OK, State.HELD_BACK})
 
 
 class Loop(Protocol):
-    """What is asked of the server."""
+    """What is asked of the server, or of owners."""
 
     @property
     def stopping(self) -> bool: ...
     @property
-    def out_of_space(self) -> bool: ...
+    def held_back(self) -> bool: ...
 
 
 class Health:
@@ -47,9 +47,9 @@ class Health:
         self.beat()
         self._loop = loop
 
-    def beat(self) -> None:
-        """Note that the loop came round."""
-        self._beat_s = self._clock()
+    def beat(self, since_s: float | None = None) -> None:
+        """Note that the loop came round, and waits since then for something that it needs."""
+        self._beat_s = self._clock() if since_s is None else since_s
 
     def state(self) -> State:
         """Return what the loop does at this moment."""
@@ -60,4 +60,4 @@ class Health:
             return State.STOPPING
         if self._clock() - self._beat_s > BEAT_STALE_S:
             return State.STUCK
-        return State.HELD_BACK if loop.out_of_space else State.OK
+        return State.HELD_BACK if loop.held_back else State.OK

@@ -72,14 +72,21 @@ class Lease:
         self._say = say
         self._clock = clock
         self._revision = 0
-        self._refreshed_s = 0.0
+        self._refreshed_s: float | None = None
         self._told = Progress(), clock()
         self._recorded_numbers: int | None = None
 
     @property
     def fresh(self) -> bool:
         """Whether it can't have run out, and will not for the next moments."""
-        return self._clock() - self._refreshed_s < LEASE_S - LEASE_REFRESH_S
+        age_s = self.age_s
+        return age_s is not None and age_s < LEASE_S - LEASE_REFRESH_S
+
+    @property
+    def age_s(self) -> float | None:
+        """How long ago it was said last; None before that. From any thread."""
+        refreshed_s = self._refreshed_s
+        return None if refreshed_s is None else self._clock() - refreshed_s
 
     async def take(self) -> int:
         """Take it; return how many numbers its last owner said the log has.
@@ -208,6 +215,13 @@ async def read_object(bucket: "KeyValue", key: str) -> tuple[dict[str, Any] | No
 
 
 def log_identity(path: Path) -> str:
-    """Return what no other file has, on this host since it was booted, or on any other."""
+    """Return what no other file has, on this host since it was booted, or on any other.
+
+    Raises StartError where the boot can't be told from others, as where /proc is hidden.
+    """
+    try:
+        boot_id = _BOOT_ID.read_text().strip()
+    except OSError as error:
+        raise StartError(f"cannot read {_BOOT_ID}: {error.strerror}") from error
     state = path.stat()
-    return f"{_BOOT_ID.read_text().strip()}:{state.st_dev}:{state.st_ino}"
+    return f"{boot_id}:{state.st_dev}:{state.st_ino}"

@@ -1,31 +1,18 @@
-"""The server's counters for Prometheus, and its health, over HTTP.
+"""The server's counters for Prometheus.
 
-Counters are read when somebody asks; the reactor does nothing for it. The only room that needs the
-prometheus-client library.
+Counters are read when somebody asks; the reactor does nothing for it.
 """
 
-import json
-import platform
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from http import HTTPStatus
-from typing import Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from numbers_uring import __version__
 from numbers_uring.config import LINE_BYTES
-from numbers_uring.health import HEALTHY, Health
-from numbers_uring.http_server import Answer, HttpServer, Request, not_found
-from numbers_uring.listeners import address_text
+from numbers_uring.exposition import Exposition, dropped_reports, info
+from numbers_uring.health import Health
 from numbers_uring.reactor import Reactor
 from numbers_uring.server import Server
 from numbers_uring.sink import Forwarded, Sink
@@ -83,16 +70,11 @@ class NumbersCollector(Collector):
     ) -> None:
         self.read = read
         self._connections_max = connections_max
-        self._info = {
-            "version": __version__,
-            "backend": backend,
-            "kernel": kernel,
-            "python": platform.python_version(),
-        }
+        self._info = {"backend": backend, "kernel": kernel}
 
     def collect(self) -> Iterator[Metric]:
         now = self.read()
-        yield InfoMetricFamily("numbers_uring", "Version and ways of working", value=self._info)
+        yield info(**self._info)
         numbers = CounterMetricFamily(
             "numbers_uring_numbers", "Numbers taken in, by what they were", labels=["result"]
         )
@@ -137,11 +119,7 @@ class NumbersCollector(Collector):
             "Time in which clients were held back because the log, or the engine, had no space",
             now.held_back_s,
         )
-        yield CounterMetricFamily(
-            "numbers_uring_reports_dropped",
-            "Reports that nobody read, each folded into the next",
-            now.reports_dropped,
-        )
+        yield dropped_reports(now.reports_dropped)
         if now.forwarded is not None:
             yield from _forward_metrics(now.forwarded)
 
@@ -184,17 +162,11 @@ class Metrics:
         connections_max: int,
     ) -> None:
         self.health = Health()
-        self.urls = [f"http://{address_text(listener)}/metrics" for listener in listeners]
-        """Where the metrics are, one for each of the listeners."""
         self._collector = NumbersCollector(
             Counters, backend=backend, kernel=kernel, connections_max=connections_max
         )
-        # With descriptions, so that ?name[]= can be answered with a part of them.
-        registry = CollectorRegistry(auto_describe=True)
-        registry.register(self._collector)
-        ProcessCollector(registry=registry)
-        self._exposition = make_wsgi_app(registry)
-        self._http = HttpServer(listeners, self._answer)
+        self._exposition = Exposition(listeners, self._collector, self.health)
+        self.urls = self._exposition.urls
 
     def watch(self, server: Server, reactor: Reactor, sink: Sink) -> None:
         """Tell of this server from now on."""
@@ -202,37 +174,4 @@ class Metrics:
         self.health.watch(server)
 
     def close(self) -> None:
-        self._http.close()
-
-    def _answer(self, request: Request) -> Answer:
-        if request.path == "/metrics":
-            return self._expose(request)
-        if request.path == "/healthz":
-            return _health_answer(self.health)
-        return not_found()
-
-    def _expose(self, request: Request) -> Answer:
-        """Let the library choose the format and the compression by what the client accepts."""
-        environ = {
-            "REQUEST_METHOD": "GET",
-            "PATH_INFO": request.path,
-            "QUERY_STRING": request.query,
-            "HTTP_ACCEPT": request.headers.get("Accept", ""),
-            "HTTP_ACCEPT_ENCODING": request.headers.get("Accept-Encoding", ""),
-        }
-        status, headers = HTTPStatus.OK, [("Vary", "Accept, Accept-Encoding")]
-
-        def start_response(status_line: str, more: list[tuple[str, str]], *_: Any) -> Any:
-            nonlocal status
-            status = HTTPStatus(int(status_line.split(maxsplit=1)[0]))
-            headers.extend(more)
-
-        body = b"".join(self._exposition(environ, start_response))
-        return Answer(status, body, headers)
-
-
-def _health_answer(health: Health) -> Answer:
-    state = health.state()
-    status = HTTPStatus.OK if state in HEALTHY else HTTPStatus.SERVICE_UNAVAILABLE
-    body = json.dumps({"status": state}).encode() + b"\n"
-    return Answer(status, body, (("Content-Type", "application/json"),))
+        self._exposition.close()

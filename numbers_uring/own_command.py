@@ -10,7 +10,7 @@ from numbers_uring.cluster_command import nats_option
 from numbers_uring.console import PROGRAM, Diagnostics
 from numbers_uring.owners import OwnConfig, run_owners
 from numbers_uring.partitions import PARTITIONS_MAX, parse_partitions
-from numbers_uring.serve_options import Seconds, diagnostic_options
+from numbers_uring.serve_options import Seconds, diagnostic_options, metrics_option
 
 
 def _partitions(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
@@ -48,6 +48,7 @@ def _partitions(_context: click.Context, _parameter: click.Parameter, text: str)
     default=10.0,
     help="Seconds between two reports on standard output.",
 )
+@metrics_option
 @diagnostic_options
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_obj
@@ -71,11 +72,12 @@ def own(say: Diagnostics, /, **options: Any) -> None:
     """
     run_owners(
         OwnConfig(
-            url=options["url"],
+            url=options["nats"],
             partitions=options["partitions"],
             log_dir=options["log_dir"].absolute(),
             replay=options["replay"],
             report_interval_s=options["report_interval"],
+            metrics=options["metrics"],
         ),
         say,
     )

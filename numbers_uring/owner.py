@@ -8,6 +8,7 @@ exactly once.
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -28,6 +29,7 @@ from numbers_uring.lease import Lease, Progress
 from numbers_uring.numbers_log import LogError, NumbersLog
 from numbers_uring.own_kernel import NotOwnedError, OwnKernel
 from numbers_uring.partitions import stream_name
+from numbers_uring.stopwatch import Stopwatch
 from numbers_uring.streams import engine_errors
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class PartitionOwner:
     """Takes in one partition. `log` is synced with each append; `resumed` lines are in it.
 
     `halt` ends a wait for space; `say` takes one line for the operator, `inform` one that is no
-    warning.
+    warning. What it counts may be read from any thread.
     """
 
     def __init__(
@@ -66,8 +68,16 @@ class PartitionOwner:
         self.partition = partition
         self.log = log
         self.lease = lease
-        self.out_of_space = False
+        self.out_of_space = Stopwatch()
         self.resumed_lines = 0
+        self.received_messages = 0
+        self.received_bytes = 0
+        self.redelivered_messages = 0
+        self.acknowledged_messages = 0
+        self.lag_messages: int | None = None
+        """How many of the stream are not acknowledged; None where the engine does not say it."""
+        self.step_s: float | None = None
+        """Since when a thread is in a step, of which the longest is a sync; None where in none."""
         self._stream = stream_name(partition)
         self._js = js
         self._kernel = kernel
@@ -112,9 +122,10 @@ class PartitionOwner:
                 f"{self._stream} from its start"
             )
         if info is None:
-            await self._make_consumer()
+            info = await self._make_consumer()
         else:
             self._check_consumer(info.config)
+        self._note_lag(info)
 
     async def _require_whole_stream(self, recorded_lines: int) -> None:
         state = (await self._js.stream_info(self._stream)).state
@@ -134,10 +145,25 @@ class PartitionOwner:
         except NotFoundError:
             return None
 
-    async def _make_consumer(self) -> None:
+    def _note_lag(self, info: "ConsumerInfo") -> None:
+        self.lag_messages = (info.num_pending or 0) + (info.num_ack_pending or 0)
+
+    async def ask_lag(self) -> None:
+        """Ask the engine for `lag_messages`."""
+        import nats  # noqa: PLC0415
+
+        info = None
+        with suppress(nats.errors.Error, TimeoutError, OSError):
+            info = await self._consumer_info()
+        if info is None:
+            self.lag_messages = None
+        else:
+            self._note_lag(info)
+
+    async def _make_consumer(self) -> "ConsumerInfo":
         from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy  # noqa: PLC0415
 
-        await self._js.add_consumer(
+        return await self._js.add_consumer(
             self._stream,
             ConsumerConfig(
                 durable_name=CONSUMER,
@@ -201,6 +227,9 @@ class PartitionOwner:
         except nats.errors.Error:
             await self._look_after_consumer()
         self._busy = bool(messages)
+        self.received_messages += len(messages)
+        self.received_bytes += sum(len(message.data) for message in messages)
+        self.redelivered_messages += sum(message.metadata.num_delivered > 1 for message in messages)
         return messages
 
     async def _look_after_consumer(self) -> None:
@@ -237,6 +266,7 @@ class PartitionOwner:
         with suppress(nats.errors.Error):
             for message in messages[:taken]:
                 await message.ack()
+                self.acknowledged_messages += 1
         if self._bad is not None:
             sequence = messages[taken].metadata.sequence.stream
             raise OwnerError(
@@ -259,6 +289,13 @@ class PartitionOwner:
 
     def _take_in(self, datas: Sequence[bytes]) -> int:
         """Return how many of the messages, from the first on, are on disk. Raises LogError."""
+        self.step_s = time.monotonic()
+        try:
+            return self._take_in_by_steps(datas)
+        finally:
+            self.step_s = None
+
+    def _take_in_by_steps(self, datas: Sequence[bytes]) -> int:
         count = 0
         for data in datas:
             if len(data) > MESSAGE_BYTES_MAX:
@@ -280,20 +317,23 @@ class PartitionOwner:
         self._require_file()
         offset = self.log.append(lines)
         while offset < len(lines):
-            if not self.out_of_space:
-                self.out_of_space = True
+            if not self.out_of_space.runs:
+                self.out_of_space.start()
                 self._say(
                     f"no space for the log {self.log.path}: its stream waits, trying again every "
                     f"{NO_SPACE_RETRY_S:g} s"
                 )
+            self.step_s = None
             if self._halt.wait(NO_SPACE_RETRY_S):
                 return False
+            self.step_s = time.monotonic()
             offset += self.log.append(lines[offset:])
-        if self.out_of_space:
-            self.out_of_space = False
+        if self.out_of_space.runs:
+            self.out_of_space.stop()
             self._say(f"there is space for the log {self.log.path} again: going on")
         self._kernel.clear()
         self._duplicate = self._kernel.duplicate
+        self.step_s = time.monotonic()
         return True
 
     def _require_file(self) -> None:

@@ -5,14 +5,17 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from numbers_uring._native import ffi, lib
+from numbers_uring.addresses import TcpAddress
+from numbers_uring.choices import raise_descriptor_limit, require_metrics_library
 from numbers_uring.config import (
+    BEAT_INTERVAL_S,
     BITMAP_BYTES,
     ENGINE_GOODBYE_S,
     LAST_REPORT_WAIT_S,
@@ -25,14 +28,18 @@ from numbers_uring.config import (
 )
 from numbers_uring.console import PROGRAM, STDOUT, Diagnostics, Lines
 from numbers_uring.kernel import Kernel, Memory
+from numbers_uring.lag import tend_lag
 from numbers_uring.lease import Lease, LeaseLostError, log_identity
+from numbers_uring.listeners import listen_for_metrics
 from numbers_uring.native_kernel import variants
 from numbers_uring.numbers_log import NumbersLog
 from numbers_uring.own_kernel import OwnKernel
 from numbers_uring.owner import OwnerError, PartitionOwner
+from numbers_uring.owners_state import OwnersState
 from numbers_uring.partitions import (
     CLUSTER_BUCKET,
     LEASES_BUCKET,
+    PARTITIONS_MAX,
     Range,
     log_name,
     parse_partitions,
@@ -42,6 +49,7 @@ from numbers_uring.report import Counts, next_due_s, report_line
 from numbers_uring.resume import resume
 from numbers_uring.service_manager import ServiceManager
 from numbers_uring.signals import Requests
+from numbers_uring.sink import SinkError
 from numbers_uring.streams import (
     check_streams,
     connected,
@@ -56,8 +64,7 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js import JetStreamContext
 
-_TICK_S = 1.0
-"""How often the report is looked after where nothing else asks for it."""
+    from numbers_uring.owner_metrics import OwnerMetrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,35 +76,64 @@ class OwnConfig:
     log_dir: Path
     replay: bool
     report_interval_s: float
+    metrics: TcpAddress | None
+    """Where metrics are served; None where they are not."""
 
 
 def run_owners(config: OwnConfig, say: Diagnostics) -> None:
     """Own until a signal. Raises StartError, StopRequestedError, LogError or OwnerError."""
-    require_nats_library()
     manager = ServiceManager.from_environment(os.environ, say)
-    requests = Requests(say)
     try:
         manager.status("Starting")
-        asyncio.run(_Owners(config, say, requests, manager).run())
+        require_nats_library()
+        requests = Requests(say)
+        with ExitStack() as parts:
+            metrics = None
+            if config.metrics is not None:
+                metrics = _serve_metrics(config.metrics, config.partitions)
+                parts.callback(metrics.close)
+            asyncio.run(_Owners(config, say, requests, manager, metrics).run())
         requests.ignore_stops()
+    except (StartError, SinkError, OwnerError) as error:
+        manager.status(str(error))
+        raise
     finally:
         manager.close()
 
 
+def _serve_metrics(address: TcpAddress, partitions: str) -> "OwnerMetrics":
+    """Bind and answer from now on. Raises StartError."""
+    require_metrics_library()
+    from numbers_uring.owner_metrics import OwnerMetrics  # noqa: PLC0415 - it imports the library
+
+    return OwnerMetrics(
+        listen_for_metrics(address),
+        parse_partitions(partitions, PARTITIONS_MAX),
+        kernel=variants()[0].variant,
+    )
+
+
 class _Owners:
     def __init__(
-        self, config: OwnConfig, say: Diagnostics, requests: Requests, manager: ServiceManager
+        self,
+        config: OwnConfig,
+        say: Diagnostics,
+        requests: Requests,
+        manager: ServiceManager,
+        metrics: "OwnerMetrics | None",
     ) -> None:
         self._config = config
         self._say = say
         self._requests = requests
         self._manager = manager
+        self._metrics = metrics
         self._stdout = Lines(STDOUT)
         self._owners: list[PartitionOwner] = []
         self._stop = asyncio.Event()
         self._halt = threading.Event()
         self._report_now = asyncio.Event()
         self._reported = Counts(0, 0)
+        self._reports_dropped = 0
         self._failure: Exception | None = None
 
     async def run(self) -> None:
@@ -107,6 +143,15 @@ class _Owners:
         async with AsyncExitStack() as parts:
             client = await parts.enter_async_context(
                 connected(self._config.url, f"{PROGRAM} own", say=self._say)
+            )
+            self._state = OwnersState(
+                self._names,
+                self._owners,
+                client,
+                self._manager,
+                None if self._metrics is None else self._metrics.health,
+                counts=lambda: self._counts,
+                stopped=self._stop.is_set,
             )
             js = jetstream(client)
             with engine_errors("ask the engine for the partitions"):
@@ -119,6 +164,13 @@ class _Owners:
             bitmap = mmap(-1, BITMAP_BYTES)
             with engine_errors("take the partitions"):
                 recorded = await self._open(parts, js, chosen, partitions, bitmap, pool)
+            if self._metrics is not None:
+                self._metrics.tell(
+                    self._owners,
+                    partitions,
+                    engine=lambda: (client.is_connected, client.stats["reconnects"]),
+                    reports_dropped=lambda: self._reports_dropped,
+                )
             # From here on, leases are refreshed: to resume long logs takes longer than they last.
             parts.push_async_callback(_cancel, asyncio.create_task(self._tend_leases()))
             kernel = variants()[0]
@@ -130,7 +182,6 @@ class _Owners:
                     await owner.lease.record(owner.progress)
             self._tell_start(partitions, time.monotonic() - begin_s)
             await self._serve()
-            self._manager.stopping("Stopping")
             self._report(LAST_REPORT_WAIT_S)
         if self._failure is not None:
             raise self._failure
@@ -144,6 +195,7 @@ class _Owners:
             chosen = parse_partitions(self._config.partitions, partitions)
         except ValueError as error:
             raise StartError(f"the cluster has {partitions} partitions: {error}") from error
+        raise_descriptor_limit(len(chosen), f"--partitions {self._config.partitions}")
         await check_streams(js, partitions)
         return chosen, partitions
 
@@ -224,19 +276,24 @@ class _Owners:
 
     async def _serve(self) -> None:
         """Return when all owners have ended: each as asked, or the first for what it says."""
-        tending = asyncio.create_task(self._tend_report())
+        tending = [asyncio.create_task(self._tend_report())]
+        if self._metrics is not None:
+            tending.append(asyncio.create_task(tend_lag(self._owners)))
         try:
             tasks = [asyncio.create_task(owner.run(self._stop)) for owner in self._owners]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             self._end()
             results = await asyncio.gather(*tasks, return_exceptions=True)
         finally:
-            await _cancel(tending)
+            for task in tending:
+                await _cancel(task)
         for result in results:
             if isinstance(result, Exception) and self._failure is None:
                 self._failure = result
 
     def _end(self) -> None:
+        if not self._stop.is_set():
+            self._manager.stopping("Stopping")
         self._stop.set()
         self._halt.set()
 
@@ -280,17 +337,19 @@ class _Owners:
         interval_s = self._config.report_interval_s
         due_s = time.monotonic() + interval_s
         while True:
-            wait_s = min(due_s - time.monotonic(), self._manager.beat_interval_s, _TICK_S)
+            wait_s = min(due_s - time.monotonic(), self._manager.beat_interval_s, BEAT_INTERVAL_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(wait_s, 0)):
                     await self._report_now.wait()
-            self._manager.beat()
+            self._state.beat()
             now_s = time.monotonic()
             if now_s >= due_s or self._report_now.is_set():
                 if now_s >= due_s:
                     due_s = next_due_s(due_s, now_s, interval_s)
                 self._report_now.clear()
                 self._report(0)
+            else:
+                self._state.tell(if_changed=True)
 
     @property
     def _counts(self) -> Counts:
@@ -303,7 +362,9 @@ class _Owners:
         now = self._counts
         if self._stdout.write(report_line(self._reported, now), wait_s=wait_s):
             self._reported = now
-        self._manager.status(f"Owning {self._names}; {now.unique} unique, {now.duplicate} repeats")
+        else:
+            self._reports_dropped += 1
+        self._state.tell()
 
     # Ending.
 
@@ -327,21 +388,28 @@ class _Owners:
 
     def _tell_start(self, partitions: int, took_s: float) -> None:
         numbers = sum(owner.progress.numbers for owner in self._owners)
+        urls = [] if self._metrics is None else self._metrics.urls
         self._say.info(
             f"owning {self._names} of {partitions} at {url_text(self._config.url)}, "
-            f"logs in {self._config.log_dir} with {numbers} numbers, started in {took_s:.2f} s",
+            f"logs in {self._config.log_dir} with {numbers} numbers, started in {took_s:.2f} s"
+            f"{', metrics on ' if urls else ''}{' and '.join(urls)}",
             event="started",
             partitions=[owner.partition for owner in self._owners],
             log_dir=self._config.log_dir,
+            metrics=urls,
         )
-        self._manager.ready(f"Owning {self._names}")
+        self._state.ready()
 
     def _tell_end(self) -> None:
         counts = self._counts
         by = "nobody" if self._requests.stop is None else self._requests.stop.name
-        self._say.info(
+        summary = (
             f"stopped by {by}: {counts.unique} numbers written to {self._config.log_dir}, "
-            f"{counts.duplicate} repeats",
+            f"{counts.duplicate} repeats"
+        )
+        self._manager.status(summary)
+        self._say.info(
+            summary,
             event="stopped",
             by=by,
             unique=counts.unique,

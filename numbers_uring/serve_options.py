@@ -137,6 +137,15 @@ _DIAGNOSTIC_OPTIONS = (
     ),
 )
 
+metrics_option = click.option(
+    "--metrics",
+    type=_Address(parse_tcp_address),
+    metavar="HOST:PORT",
+    help="Serve metrics for Prometheus there, and /healthz for probes; or [IPV6]:PORT. Needs "
+    "an extra: pip install 'numbers-uring[metrics]'.",
+)
+"""Of `serve` and `own`."""
+
 _OPTIONS = (
     click.option(
         "--backend",
@@ -281,13 +290,7 @@ _OPTIONS = (
         help="Record where the time goes with perf, or py-spy where perf is not allowed, and draw "
         "it as a flame graph (SVG) after the stop.",
     ),
-    click.option(
-        "--metrics",
-        type=_Address(parse_tcp_address),
-        metavar="HOST:PORT",
-        help="Serve metrics for Prometheus there, and /healthz for probes; or [IPV6]:PORT. Needs "
-        "an extra: pip install 'numbers-uring[metrics]'.",
-    ),
+    metrics_option,
     *_DIAGNOSTIC_OPTIONS,
     click.option(
         "--verbose",

@@ -187,7 +187,7 @@ class Server(Loop):
         return own if self._crew is None else self._crew.add_statistics(own)
 
     @property
-    def out_of_space(self) -> bool:
+    def held_back(self) -> bool:
         """Whether clients are held back because there is no space in the sink; from any thread."""
         return self._space.full
 

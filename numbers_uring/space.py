@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from numbers_uring.config import NO_SPACE_RETRY_S
 from numbers_uring.sink import Sink
+from numbers_uring.stopwatch import Stopwatch
 
 
 class Space:
@@ -22,11 +23,9 @@ class Space:
     ) -> None:
         self._sink = sink
         self._say = say
-        self._clock = clock
         self._lock = threading.Lock()
         self._short: set[object] = set()
-        # What is over, and since when it goes on: one object, because others ask meanwhile.
-        self._held_back: tuple[float, float | None] = (0.0, None)
+        self._held_back = Stopwatch(clock)
 
     @property
     def full(self) -> bool:
@@ -36,8 +35,7 @@ class Space:
     @property
     def held_back_s(self) -> float:
         """How long clients were held back, up to now."""
-        over_s, since_s = self._held_back
-        return over_s if since_s is None else over_s + self._clock() - since_s
+        return self._held_back.total_s
 
     def note(self, loop: object, *, full: bool) -> None:
         """Note whether this loop's batch found no room."""
@@ -49,10 +47,11 @@ class Space:
                 self._short.discard(loop)
             if self.full == before:
                 return
-            self._held_back = self.held_back_s, None if before else self._clock()
             if before:
+                self._held_back.stop()
                 self._say(f"{self._sink.relief}: going on")
             else:
+                self._held_back.start()
                 self._say(
                     f"{self._sink.lack}: holding the clients back, "
                     f"trying again every {NO_SPACE_RETRY_S:g} s"

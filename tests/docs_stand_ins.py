@@ -132,7 +132,9 @@ def systemctl(arguments: Arguments) -> None:
     expect(verb in {"enable", "reload", "restart", "start", "status", "stop"}, f"no verb {verb}")
     units = [word for word in rest if word != "--now"]
     expect(units and (verb == "enable" or "--now" not in rest), "wrong arguments")
-    for unit in units:
+    for name in units:
+        # Of an instance, the template is what there is.
+        unit = re.sub(r"@[^.]+", "@", name)
         expect((UNITS / unit).read_bytes() == (ROOT / "deploy" / unit).read_bytes(), f"not {unit}")
         said = output("systemd-analyze", "verify", UNITS / unit)
         expect(not said, said)
@@ -140,7 +142,8 @@ def systemctl(arguments: Arguments) -> None:
 
 def journalctl(arguments: Arguments) -> None:
     expect(arguments[0] == "-u" and list(arguments[2:]) == ["-f"], "wrong arguments")
-    expect((ROOT / "deploy" / arguments[1]).is_file(), f"no unit {arguments[1]}")
+    unit = re.sub(r"@[^.]+", "@", arguments[1])
+    expect((ROOT / "deploy" / unit).is_file(), f"no unit {unit}")
 
 
 def sysctl(arguments: Arguments) -> None:

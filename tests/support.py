@@ -168,14 +168,20 @@ class ServerProcess:
 class CommandProcess:
     """A real `numbers-uring` in the background, with its output collected."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        prefix: Iterable[str] = (),
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self.stdout_lines: list[str] = []
         self.stderr_lines: list[str] = []
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "numbers_uring", *arguments],
+            [*prefix, sys.executable, "-m", "numbers_uring", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env={**os.environ, **(environment or {})},
             text=True,
         )
         self._readers = [

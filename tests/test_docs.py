@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import pytest
+from prometheus_client.registry import Collector
 
 import docs_sandbox
 import docs_stand_ins
@@ -19,6 +20,9 @@ from docs_pages import PAGES, ROOT, anchors, blocks, commands, links, name, with
 from docs_stand_ins import STAND_INS
 from numbers_uring.cli import cli
 from numbers_uring.cluster_command import cluster
+from numbers_uring.metrics import Counters, NumbersCollector
+from numbers_uring.owner_metrics import OwnersCollector, OwnersCounters
+from numbers_uring.sink import Forwarded
 from support import REPORT, lines
 
 WITH_COMMANDS = [page for page in PAGES if blocks(page.read_text())]
@@ -162,6 +166,15 @@ def test_every_option_is_in_the_documentation(command: str) -> None:
                     assert re.search(rf"`[^`\n]*{option}\b", text), f"{command} {option}"
 
 
+@pytest.mark.parametrize("command", ["serve", "own", "cluster init", "cluster status"])
+def test_options_are_named_in_the_environment_as_they_are_spelled(command: str) -> None:
+    """What a parameter is called is what its variable is called."""
+    for parameter in COMMANDS[command].params:
+        if isinstance(parameter, click.Option) and parameter.name not in {"as_json", "version"}:
+            spelled = [option.lstrip("-").replace("-", "_") for option in parameter.opts]
+            assert parameter.name in spelled
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_options_within_the_text_exist(page: Path) -> None:
     ours = {
@@ -180,6 +193,26 @@ def test_commands_within_the_text_exist(page: Path) -> None:
         if ours := re.match(r"numbers-uring ((?:cluster )?[a-z]+)(.*)", code):
             known = {option for each in COMMANDS[ours[1]].params for option in each.opts}
             assert set(re.findall(r"--[a-z-]+", ours[2])) <= known | {"--help"}, code
+
+
+@pytest.mark.parametrize(
+    "collector",
+    [
+        NumbersCollector(
+            lambda: Counters(forwarded=Forwarded(0, 0, 0, 0)),
+            backend="",
+            kernel="",
+            connections_max=0,
+        ),
+        OwnersCollector(OwnersCounters, kernel=""),
+    ],
+    ids=["server", "owners"],
+)
+def test_every_metric_is_in_the_documentation(collector: Collector) -> None:
+    listed = re.findall(r"`(numbers_uring_\w+)", (ROOT / "docs" / "metrics.md").read_text())
+    suffix = {"counter": "_total", "info": "_info"}
+    for family in collector.collect():
+        assert family.name + suffix.get(family.type, "") in listed
 
 
 def test_the_readme_names_the_packages_that_the_tests_get() -> None:

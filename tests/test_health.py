@@ -6,7 +6,7 @@ from numbers_uring.health import HEALTHY, Health, State
 
 class Loop:
     stopping = False
-    out_of_space = False
+    held_back = False
 
 
 class Clock:
@@ -40,7 +40,7 @@ def test_a_loop_that_does_not_come_round_is_stuck_until_it_does() -> None:
 def test_a_loop_without_space_is_healthy_one_that_stops_is_not() -> None:
     loop, health = Loop(), Health(Clock())
     health.watch(loop)
-    loop.out_of_space = True
+    loop.held_back = True
     assert health.state() is State.HELD_BACK
     loop.stopping = True
     assert health.state() is State.STOPPING

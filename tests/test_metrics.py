@@ -4,14 +4,11 @@ import gzip
 import json
 import os
 import platform
-import re
 import signal
 import socket
 import struct
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
@@ -19,7 +16,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from prometheus_client import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
@@ -28,6 +24,7 @@ from numbers_uring.config import HTTP_CLIENT_S
 from numbers_uring.load import run_load
 from numbers_uring.load_model import LoadParameters, Mix
 from numbers_uring.metrics import END_REASONS, Counters, Metrics, NumbersCollector
+from scraping import Samples, get, health, samples, scrape, url_of
 from support import (
     DEADLINE_S,
     ServerProcess,
@@ -54,18 +51,6 @@ FULL = Counters(
     held_back_s=14.5,
     reports_dropped=15,
 )
-
-Samples = dict[str, float]
-"""By name and its labels' values, such as `numbers_uring_numbers_total unique`."""
-
-
-def samples(families: Iterable[Metric]) -> Samples:
-    found = {}
-    for family in families:
-        for sample in family.samples:
-            values = [value for _, value in sorted(sample.labels.items())]
-            found[" ".join([sample.name, *values])] = sample.value
-    return found
 
 
 def collected(counters: Counters) -> Samples:
@@ -117,18 +102,6 @@ def endpoint() -> Iterator[str]:
         metrics.close()
 
 
-def get(url: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
-    request = urllib.request.Request(
-        url, headers={k.replace("_", "-"): v for k, v in headers.items()}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
-            return answer.status, answer.read(), dict(answer.headers)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read(), dict(error.headers)
-
-
 def test_the_format_and_the_compression_are_what_the_scraper_accepts() -> None:
     with endpoint() as url:
         _, plain, headers = get(f"{url}/metrics")
@@ -163,23 +136,6 @@ def test_a_server_that_is_not_ready_is_starting() -> None:
 
 
 # A real server.
-
-
-def url_of(server: ServerProcess) -> str:
-    found = re.search(r"metrics on (http://\S+)/metrics", server.stderr)
-    assert found, server.stderr
-    return found[1]
-
-
-def scrape(server: ServerProcess) -> Samples:
-    status, body, _ = get(f"{url_of(server)}/metrics")
-    assert status == 200
-    return samples(parse_text(body.decode()))
-
-
-def health(server: ServerProcess) -> tuple[int, str]:
-    status, body, _ = get(f"{url_of(server)}/healthz")
-    return status, json.loads(body)["status"]
 
 
 def wait_for(server: ServerProcess, name: str, value: float) -> None:

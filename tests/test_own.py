@@ -8,16 +8,14 @@ import signal
 import subprocess
 import time
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
 from engine import Engine, engine_group, leader
-from numbers_uring.config import StartError
 from numbers_uring.owner import CONSUMER
 from numbers_uring.partitions import (
     LEASES_BUCKET,
@@ -25,6 +23,17 @@ from numbers_uring.partitions import (
     range_of,
     stream_name,
     subject_name,
+)
+from owning import (
+    PARTITIONS,
+    init,
+    lag,
+    logged,
+    own_arguments,
+    owner_process,
+    publish,
+    sample,
+    wait_for_lag,
 )
 from support import (
     DEADLINE_S,
@@ -37,7 +46,6 @@ from support import (
     wait_until,
 )
 
-PARTITIONS = 32
 _partitions = iter(range(PARTITIONS))
 
 
@@ -66,65 +74,6 @@ def own(engine: Engine, partition: int, tmp_path: Path) -> Iterator[Callable[...
     yield start
     for process in started:
         process.kill()
-
-
-def init(url: str, *options: str, partitions: int = PARTITIONS) -> None:
-    arguments = ("--nats", url, "--partitions", str(partitions), "--max-bytes", "100000000")
-    done = run_command("cluster", "init", *arguments, *options)
-    assert done.returncode == 0, done.stderr
-
-
-def own_arguments(url: str, partition: int, log_dir: Path) -> tuple[str, ...]:
-    return ("own", "--nats", url, "--partitions", str(partition), "--log-dir", str(log_dir))
-
-
-def owner_process(url: str, partition: int, log_dir: Path, *options: str) -> CommandProcess:
-    process = CommandProcess(*own_arguments(url, partition, log_dir), *options)
-    process.wait_for("owning partitions")
-    return process
-
-
-def sample(partition: int, count: int, seed: int = 1) -> list[int]:
-    owned = range_of(partition, PARTITIONS)
-    return random.Random(seed).sample(range(owned.first, owned.end), count)
-
-
-def publish(engine: Engine, partition: int, *messages: Iterable[int] | bytes) -> None:
-    async def send(js: JetStreamContext) -> None:
-        for message in messages:
-            data = message if isinstance(message, bytes) else array("I", message).tobytes()
-            await js.publish(subject_name(partition), data)
-
-    engine.run(send)
-
-
-def logged(log_dir: Path, partition: int) -> set[int]:
-    """Return the log's numbers, after a check that it is whole lines, none twice."""
-    data = (log_dir / log_name(partition)).read_bytes()
-    assert re.fullmatch(rb"(?:[0-9]{9}\n)*", data), "the log has something else than lines"
-    numbers = [int(line) for line in data.split()]
-    assert len(set(numbers)) == len(numbers), "the log has a number twice"
-    return set(numbers)
-
-
-def lag(engine: Engine, partition: int) -> int:
-    """Return how many messages are not acknowledged."""
-
-    async def ask(js: JetStreamContext) -> int:
-        info = await js.consumer_info(stream_name(partition), CONSUMER)
-        return (info.num_pending or 0) + (info.num_ack_pending or 0)
-
-    return engine.run(ask)
-
-
-def wait_for_lag(engine: Engine, partition: int, messages: int = 0) -> None:
-    def reached() -> bool:
-        try:
-            return lag(engine, partition) == messages
-        except (StartError, NatsError):
-            return False  # There is no leader just now.
-
-    wait_until(reached, f"a lag of {messages} messages")
 
 
 def reported(process: CommandProcess) -> tuple[int, int]:
@@ -460,6 +409,20 @@ async def publish_until_acknowledged(js: JetStreamContext, data: bytes, message_
         else:
             return
     raise AssertionError("the engine did not come back")
+
+
+def test_descriptors_for_all_logs_are_taken_or_their_lack_said(
+    engine: Engine, partition: int, tmp_path: Path
+) -> None:
+    arguments = own_arguments(engine.url, partition, tmp_path / "logs")
+    done = run_command(*arguments, prefix=["prlimit", "--nofile=40:45"])
+    assert_one_line_error(done, 3, f"--partitions {partition} needs 49 file descriptors", "45")
+    assert not (tmp_path / "logs").exists()
+    prefix = ["prlimit", "--nofile=40:4096"]
+    with owner_process(engine.url, partition, tmp_path, prefix=prefix) as owner:
+        limits = Path(f"/proc/{owner.process.pid}/limits").read_text()
+        assert re.search(r"^Max open files +4096 ", limits, re.MULTILINE)
+        assert owner.stop(signal.SIGTERM) == 0
 
 
 def test_wrong_usage_is_one_line(tmp_path: Path) -> None:

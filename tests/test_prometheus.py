@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes a real server: what deploy/ asks of the metrics is there."""
+"""A real Prometheus that scrapes a real server, node and owner: what deploy/ asks for is there."""
 
 import json
 import re
@@ -6,16 +6,21 @@ import shutil
 import subprocess
 import urllib.request
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 
-from support import DEADLINE_S, ServerProcess, lines, wait_until
+from engine import Engine
+from owning import init
+from scraping import url_of
+from support import DEADLINE_S, CommandProcess, ServerProcess, lines, wait_until
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 NAME = re.compile(r"\b(?:numbers_uring|process)_[a-z_]+|\bup\b")
 
 pytestmark = pytest.mark.skipif(
@@ -38,11 +43,15 @@ def promtool(*arguments: str, cwd: Path = DEPLOY, stdin: str = "") -> None:
 
 
 class Prometheus:
-    """The configuration in deploy/, at another address and in shorter intervals."""
+    """The configuration in deploy/, at other addresses and in shorter intervals."""
 
-    def __init__(self, folder: Path, target: str) -> None:
+    def __init__(self, folder: Path, servers: list[str], owners: list[str]) -> None:
         configuration = (DEPLOY / "prometheus.yml").read_text()
-        for theirs, ours in (("127.0.0.1:4001", target), ("15s", "250ms")):
+        for theirs, ours in (
+            ('["127.0.0.1:4001"]', json.dumps(servers)),
+            ('["127.0.0.1:4002"]', json.dumps(owners)),
+            ("15s", "250ms"),
+        ):
             assert theirs in configuration
             configuration = configuration.replace(theirs, ours)
         (folder / "prometheus.yml").write_text(configuration)
@@ -88,22 +97,45 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="module")
-def url(server: ServerProcess) -> str:
-    found = re.search(r"metrics on (http://\S+)", server.stderr)
-    assert found
-    return found[1]
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[ServerProcess, CommandProcess]]:
+    """A node, and the owner of all partitions."""
+    folder = tmp_path_factory.mktemp("cluster")
+    metrics = ("--metrics", "127.0.0.1:0")
+    with Engine(folder / "engine") as engine, ExitStack() as running:
+        init(engine.url, partitions=2)
+        owner = CommandProcess(
+            *("own", "--nats", engine.url, "--partitions", "0-1", "--log-dir", str(folder)),
+            *metrics,
+        )
+        running.enter_context(owner)
+        owner.wait_for("owning partitions 0-1")
+        forward = ("--forward", engine.url, "--partitions", "2")
+        node = ServerProcess(folder / "no-log", *forward, *metrics, has_log=False)
+        yield running.enter_context(node), owner
 
 
 @pytest.fixture(scope="module")
-def prometheus(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[Prometheus]:
-    """A Prometheus that has scraped the server at least twice."""
-    target = url.removeprefix("http://").removesuffix("/metrics")
-    prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), target)
+def urls(
+    server: ServerProcess, cluster: tuple[ServerProcess, CommandProcess]
+) -> tuple[str, str, str]:
+    """Where the metrics of the server, the node and the owner are."""
+    return url_of(server), url_of(cluster[0]), url_of(cluster[1])
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    tmp_path_factory: pytest.TempPathFactory, urls: tuple[str, str, str]
+) -> Iterator[Prometheus]:
+    """A Prometheus that has scraped all of them at least twice."""
+    targets = [url.removeprefix("http://") for url in urls]
+    prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), targets[:2], targets[2:])
     try:
         wait_until(prometheus.is_ready, "Prometheus")
-        scrapes = 'sum(count_over_time(up{job="numbers-uring"}[1m]))'
+        scrapes = "count_over_time(up[1m]) > 2"
         wait_until(
-            lambda: (found := prometheus.query(scrapes)) and float(found[0]["value"][1]) > 2,
+            lambda: len(prometheus.query(scrapes)) == len(urls),
             "the scrapes",
         )
         yield prometheus
@@ -113,7 +145,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory, url: str) -> Iterator[P
 
 
 def dashboard_expressions() -> list[str]:
-    found = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    found = [target["expr"] for panel in PANELS for target in panel["targets"]]
     for variable, value in (("$__rate_interval", "10s"), ("$job", ".*"), ("$instance", ".*")):
         assert any(variable in expression for expression in found)
         found = [expression.replace(variable, value) for expression in found]
@@ -125,9 +157,10 @@ def alert_expressions() -> list[str]:
     return re.findall(r"^ +expr: (.+)$", text, re.MULTILINE)
 
 
-def test_the_exposition_keeps_to_the_conventions(url: str) -> None:
-    with urllib.request.urlopen(url, timeout=DEADLINE_S) as answer:
-        promtool("check", "metrics", stdin=answer.read().decode())
+def test_the_expositions_keep_to_the_conventions(urls: tuple[str, str, str]) -> None:
+    for url in urls:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=DEADLINE_S) as answer:
+            promtool("check", "metrics", stdin=answer.read().decode())
 
 
 @pytest.mark.parametrize("expression", dashboard_expressions())

@@ -176,7 +176,7 @@ def test_on_a_full_disk_clients_are_held_back_and_served_later(tmp_path: Path) -
     held: list[tuple[bool, float]] = []
 
     def look() -> None:
-        held.append((run.server.out_of_space, run.server.held_back_s))
+        held.append((run.server.held_back, run.server.held_back_s))
         contents.append(run.file)
         assert len(run.reactor.waits) == 1, "something was received while there is no space"
         if len(run.reactor.slept) == 3:
@@ -186,7 +186,7 @@ def test_on_a_full_disk_clients_are_held_back_and_served_later(tmp_path: Path) -
     run.server.run()
     assert run.reactor.slept == [NO_SPACE_RETRY_S] * 3
     assert held == [(True, NO_SPACE_RETRY_S * passed) for passed in (1, 2, 3)]
-    assert (run.server.out_of_space, run.server.held_back_s) == (False, 3 * NO_SPACE_RETRY_S)
+    assert (run.server.held_back, run.server.held_back_s) == (False, 3 * NO_SPACE_RETRY_S)
     assert contents == [lines([0, 1])] * 3
     assert run.file == lines([*range(5), 9])
     assert [text.split(":")[0].split(" the log")[0] for text in run.said] == [

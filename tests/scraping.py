@@ -1,0 +1,53 @@
+"""What tests need that ask a process for its metrics and its health."""
+
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterable
+
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from support import DEADLINE_S, CommandProcess, ServerProcess
+
+Samples = dict[str, float]
+"""By name and its labels' values, such as `numbers_uring_numbers_total unique`."""
+
+
+def samples(families: Iterable[Metric]) -> Samples:
+    found = {}
+    for family in families:
+        for sample in family.samples:
+            values = [value for _, value in sorted(sample.labels.items())]
+            found[" ".join([sample.name, *values])] = sample.value
+    return found
+
+
+def get(url: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
+    request = urllib.request.Request(
+        url, headers={k.replace("_", "-"): v for k, v in headers.items()}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=DEADLINE_S) as answer:
+            return answer.status, answer.read(), dict(answer.headers)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(), dict(error.headers)
+
+
+def url_of(process: ServerProcess | CommandProcess) -> str:
+    found = re.search(r"metrics on (http://\S+)/metrics", process.stderr)
+    assert found, process.stderr
+    return found[1]
+
+
+def scrape(process: ServerProcess | CommandProcess) -> Samples:
+    status, body, _ = get(f"{url_of(process)}/metrics")
+    assert status == 200
+    return samples(parse_text(body.decode()))
+
+
+def health(process: ServerProcess | CommandProcess) -> tuple[int, str]:
+    status, body, _ = get(f"{url_of(process)}/healthz")
+    return status, json.loads(body)["status"]
