@@ -12,12 +12,13 @@ Contenders, each a process of its own that gets the same load over loopback:
 - c: the same with the log: what the server would be without Python;
 - epoll, uring: this server on each backend with the best compiled kernel;
 - epoll-VARIANT: with another kernel; python, the specification, gets fewer numbers;
-- N reactors: with --reactors N, of which the load leaves as many processors as it can.
+- N reactors: with --reactors N.
 
 Rates are of numbers taken in: the load half-closes each connection and waits for the server's
-close. Processor time is the server's own. A log that is not exactly the set of the numbers sent
-fails the run. Machines drift, so only ratios of one round are compared; the tables give the median
-of the rounds with minimum and maximum.
+close; a light one, by sendfile, leaves more of the processors to the server. Processor time is the
+server's own. A log that is not exactly the set of the numbers sent fails the run. Machines drift, so
+only ratios of one round are compared; the tables give the median of the rounds with minimum and
+maximum.
 """
 
 import json
@@ -39,6 +40,7 @@ from pathlib import Path
 import click
 
 from bench_plot import PLOTTED, Point, plot
+from light_load import LightLoad
 from numbers_uring.config import BITMAP_BYTES, LINE_BYTES, StartError
 from numbers_uring.load import make_lines, run_load
 from numbers_uring.load_model import LoadParameters, Mix
@@ -239,12 +241,23 @@ class Bench:
         self.log = folder / "numbers.log"
         self._check = LogCheck()
         self._counters = COUNTERS if has_counters() else ()
+        self._light_load: LightLoad | None = None
 
     def scenario(
-        self, table: str, contenders: list[Contender], mix: Mix, clients: int, send_bytes: int
+        self,
+        table: str,
+        contenders: list[Contender],
+        mix: Mix,
+        clients: int,
+        send_bytes: int,
+        *,
+        light: bool = False,
     ) -> None:
-        """Run each contender once a round, in an order that turns, and keep the figures."""
-        name = f"{mix}, {clients} clients, {size_text(send_bytes)} sends"
+        """Run each contender once a round, in an order that turns, and keep the figures.
+
+        `light` stands for LightLoad in the place of the load generator.
+        """
+        name = f"{mix}, {clients} clients, {size_text(send_bytes)} sends{', light' * light}"
         numbers = min(self._numbers, SENDS_MAX * max(send_bytes // LINE_BYTES, 1))
         found: dict[str, list[Measurement]] = {contender.name: [] for contender in contenders}
         for round_ in range(self.rounds):
@@ -256,7 +269,7 @@ class Bench:
                 parameters = LoadParameters(
                     clients=clients, numbers=count, mix=mix, send_bytes=send_bytes
                 )
-                found[contender.name].append(self._measure(contender, parameters))
+                found[contender.name].append(self._measure(contender, parameters, light=light))
         for contender in contenders:
             rounds = found[contender.name]
             self.rows.append(Row(table, name, contender.name, rounds, clients, send_bytes))
@@ -279,24 +292,39 @@ class Bench:
         most = sorted(calls, key=calls.__getitem__, reverse=True)[:3]
         return f"{total:.3g} ({', '.join(f'{name} {calls[name]:.3g}' for name in most)})"
 
-    def _measure(self, contender: Contender, parameters: LoadParameters) -> Measurement:
+    def _measure(
+        self, contender: Contender, parameters: LoadParameters, *, light: bool
+    ) -> Measurement:
+        send = self._send_light if light else self._send
         with running(contender, self.log) as (pid, port):
             before_ns = cpu_ns(pid)
             with counting(pid, self._counters) as counts:
-                result = run_load(replace(parameters, port=port))
+                numbers_per_s = send(contender, replace(parameters, port=port))
             measurement = Measurement(
-                numbers_per_s=result.numbers_per_s,
+                numbers_per_s=numbers_per_s,
                 cpu_ns_per_number=(cpu_ns(pid) - before_ns) / parameters.numbers,
                 resident_mib=resident_mib(pid),
                 counters_per_number={
                     name: count / parameters.numbers for name, count in counts.items()
                 },
             )
-        if result.numbers_taken != parameters.numbers:
-            raise RuntimeError(f"{contender.name} did not take all numbers: {result.errors}")
         if contender.logs:
             self._check.check(self.log, parameters)
         return measurement
+
+    def _send(self, contender: Contender, parameters: LoadParameters) -> float:
+        result = run_load(parameters)
+        if result.numbers_taken != parameters.numbers:
+            raise RuntimeError(f"{contender.name} did not take all numbers: {result.errors}")
+        return result.numbers_per_s
+
+    def _send_light(self, _: Contender, parameters: LoadParameters) -> float:
+        anywhere = replace(parameters, port=1)
+        if self._light_load is None or self._light_load.parameters != anywhere:
+            if self._light_load is not None:
+                self._light_load.close()
+            self._light_load = LightLoad(anywhere)
+        return self._light_load.run(parameters.port)
 
 
 def size_text(size: int) -> str:
@@ -416,10 +444,10 @@ def run_reactors(bench: Bench) -> None:
             (Mix.DUPLICATE, 262_144),
             (Mix.SEQUENTIAL, 262_144),
             (Mix.UNIQUE, 4096),
-            (Mix.UNIQUE, 100),
         ):
             table = f"reactors, {backend.name}"
-            bench.scenario(table, [DISCARD, C, *contenders], mix, 8, send_bytes)
+            bench.scenario(table, [DISCARD, C, *contenders], mix, 8, send_bytes, light=True)
+        bench.scenario(table, [DISCARD, C, *contenders], Mix.UNIQUE, 8, 100)
 
 
 def run_calls(bench: Bench) -> None:
