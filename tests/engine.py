@@ -118,7 +118,9 @@ class Engine:
 
 
 async def _account(js: JetStreamContext) -> None:
-    await js.account_info()
+    # What is asked before there is a leader is not answered later on, either.
+    async with asyncio.timeout(0.5):
+        await js.account_info()
 
 
 @contextmanager
