@@ -236,6 +236,10 @@ OWNER_THREADS_MAX = 32
 OWNER_ENGINE_RETRY_S = 0.5
 """How often an owner asks an engine that has no answer for it."""
 
+OWNER_ENGINE_ANSWER_S = 1.0
+"""How long it waits for the answer then: a group without a leader loses what it is asked, and
+answers as soon as it has one only what it is asked anew."""
+
 ENGINE_ACK_WAIT_S = 5.0
 """After this time the engine delivers a message again that its owner has not acknowledged."""
 
@@ -262,7 +266,8 @@ LEASE_S = 15.0
 """A partition is free so long after its owner has vanished."""
 
 LEASE_REFRESH_S = 4.0
-"""How often an owner says that it is there, and what it has taken in."""
+"""How often an owner says that it is there, and what it has taken in; and how long it waits for the
+answer, before it says so again."""
 
 NODE_STATUS_S = 10.0
 """What a node said of itself is forgotten after that time."""
@@ -277,6 +282,7 @@ assert DRAIN_QUIET_S < DRAIN_S < 1
 assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
 assert DESCRIPTORS_RESERVED >= 2 * HTTP_CLIENTS_MAX + 32
 assert 3 * LEASE_REFRESH_S < LEASE_S
+assert OWNER_ENGINE_ANSWER_S < ENGINE_REQUEST_S
 assert OWNER_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
 assert 2 * max(BEAT_INTERVAL_S, DRAIN_S, FORWARD_ROOM_ALL_S) < BEAT_STALE_S
 assert FORWARD_IN_FLIGHT <= FORWARD_BATCHES_MAX

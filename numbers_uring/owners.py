@@ -250,8 +250,10 @@ class _Owners:
             self._say("the logs of an owner are not reopened: it needs all of them to start again")
 
     async def _tend_leases(self) -> None:
+        due_s = time.monotonic()
         while True:
-            await asyncio.sleep(LEASE_REFRESH_S)
+            due_s = next_due_s(due_s, time.monotonic(), LEASE_REFRESH_S)
+            await asyncio.sleep(due_s - time.monotonic())
             try:
                 await self._refresh()
             except Exception as error:

@@ -87,8 +87,12 @@ class Engine:
                 pass
         except OSError:
             return False
+        return self.tried(_account)
+
+    def tried(self, use: Callable[[JetStreamContext], Coroutine[Any, Any, object]]) -> bool:
+        """Say whether the engine did it."""
         try:
-            self.run(_account)
+            self.run(use)
         except Exception:  # whatever is said for as long as there is no leader
             return False
         return True
@@ -123,6 +127,12 @@ async def _account(js: JetStreamContext) -> None:
         await js.account_info()
 
 
+async def _place_replicas(js: JetStreamContext) -> None:
+    async with asyncio.timeout(2):
+        await js.add_stream(name="probe", subjects=["probe"], num_replicas=3)
+        await js.delete_stream("probe")
+
+
 @contextmanager
 def engine_group(folder: Path) -> Iterator[list[Engine]]:
     """Three servers that replicate among themselves."""
@@ -136,6 +146,7 @@ def engine_group(folder: Path) -> Iterator[list[Engine]]:
             running.enter_context(engine)
         for engine in engines:
             engine.wait_ready()
+        wait_until(lambda: engines[0].tried(_place_replicas), "all three to know of each other")
         yield engines
 
 

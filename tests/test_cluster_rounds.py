@@ -5,6 +5,7 @@ a life can be compared with what became of it, whatever has happened since.
 """
 
 import array
+import asyncio
 import json
 import os
 import random
@@ -270,14 +271,18 @@ class Cluster:
         log.look()
         return bool(self.ask(find))
 
-    def ask(self, use: Callable[[JetStreamContext], Any]) -> Any:
+    def ask(self, use: Callable[[JetStreamContext], Any], patience_s: float = 2.0) -> Any:
         """Return what the engine answers, as soon as it has a leader that does."""
         answers: list[Any] = []
+
+        async def ask(js: JetStreamContext) -> Any:
+            async with asyncio.timeout(patience_s):
+                return await use(js)
 
         def answered() -> bool:
             alive = next(engine for engine in self._engines if engine.process is not None)
             with suppress(StartError, NatsError, TimeoutError):
-                answers.append(alive.run(use))
+                answers.append(alive.run(ask))
             return bool(answers)
 
         wait_until(answered, "an answer of the engine", FAIL_OVER_S)
@@ -358,7 +363,7 @@ class Cluster:
             return by_boot_id
 
         by_life: list[set[int]] = [set() for _ in range(len(self.lives) + 1)]
-        for numbers in self.ask(read).values():
+        for numbers in self.ask(read, FAIL_OVER_S).values():
             (life,) = {number % 1000 for number in numbers} - {0}
             by_life[life] = numbers
         return by_life
