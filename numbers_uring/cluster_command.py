@@ -8,15 +8,11 @@ import click
 from numbers_uring import __version__
 from numbers_uring.cluster_status import ClusterStatus, read_status
 from numbers_uring.config import MESSAGE_BYTES_MAX
+from numbers_uring.connection import connected, jetstream, url_text
 from numbers_uring.console import PROGRAM, Diagnostics
 from numbers_uring.output import print_whole
 from numbers_uring.partitions import PARTITIONS_MAX
-from numbers_uring.streams import (
-    connected,
-    init_cluster,
-    jetstream,
-    url_text,
-)
+from numbers_uring.streams import init_cluster
 
 DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
 

@@ -224,6 +224,13 @@ DISCONNECT_LINES_PER_S_MAX = 20
 ENGINE_START_S = 5.0
 """How long a command tries to reach the engine of a cluster before it gives up."""
 
+ENGINE_REFUSALS_MAX = 3
+"""So often in a row each of the engine's servers may refuse to have a lost connection back, until
+it is gone for good: that one of three has learned of a new password first is no reason."""
+
+ENGINE_WATCH_S = 0.25
+"""How often it is looked whether the connection is gone for good."""
+
 ENGINE_REQUEST_S = 10.0
 """How long an answer may take: a group of three needs 5-7 s to choose a new leader."""
 

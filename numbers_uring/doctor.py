@@ -31,6 +31,7 @@ from numbers_uring.config import (
     Config,
     StartError,
 )
+from numbers_uring.connection import connected, jetstream, url_text
 from numbers_uring.file_trials import bad_line_near_ends, try_log, try_output
 from numbers_uring.findings import Diagnosis, Finding, Value, Weight
 from numbers_uring.intake import Intake
@@ -42,7 +43,7 @@ from numbers_uring.profile import refuse_the_log
 from numbers_uring.reactor import Reactor
 from numbers_uring.recorder import Names, start_recorder
 from numbers_uring.ring_trials import try_features
-from numbers_uring.streams import check_streams, connected, jetstream, url_text
+from numbers_uring.streams import check_streams
 from numbers_uring.surroundings import (
     available_bytes,
     chosen,

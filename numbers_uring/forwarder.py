@@ -7,12 +7,12 @@ import socket
 import time
 from collections.abc import Callable
 
+from numbers_uring.connection import url_text
 from numbers_uring.outbox import Outbox
 from numbers_uring.publisher import Publisher
 from numbers_uring.report import Counts
 from numbers_uring.server import Server
 from numbers_uring.sink import Forwarded, SinkError
-from numbers_uring.streams import url_text
 
 
 class ForwardError(SinkError):

@@ -66,8 +66,8 @@ def own(say: Diagnostics, /, **options: Any) -> None:
     --partitions 0-3.
 
     Exit status: 0 stopped as asked and everything that was acknowledged is on file, 1 the lease of
-    a partition was lost, or a message is no batch of its numbers, 2 wrong usage, 3 could not start,
-    4 a log failed.
+    a partition was lost, a message is no batch of its numbers, or the engine will not have us any
+    more, 2 wrong usage, 3 could not start, 4 a log failed.
     """
     run_owners(
         OwnConfig(

@@ -25,11 +25,11 @@ from numbers_uring.config import (
     OWNER_ENGINE_RETRY_S,
     StartError,
 )
+from numbers_uring.connection import engine_errors
 from numbers_uring.lease import Lease, Progress
 from numbers_uring.numbers_log import LogError, NumbersLog
 from numbers_uring.own_kernel import NotOwnedError, OwnKernel
 from numbers_uring.partitions import stream_name
-from numbers_uring.streams import engine_errors
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg

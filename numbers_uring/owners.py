@@ -23,6 +23,14 @@ from numbers_uring.config import (
     Fsync,
     StartError,
 )
+from numbers_uring.connection import (
+    connected,
+    engine_errors,
+    jetstream,
+    require_nats_library,
+    until_closed,
+    url_text,
+)
 from numbers_uring.console import PROGRAM, STDOUT, Diagnostics, Lines
 from numbers_uring.kernel import Kernel, Memory
 from numbers_uring.lease import Lease, LeaseLostError, log_identity
@@ -42,15 +50,7 @@ from numbers_uring.report import Counts, next_due_s, report_line
 from numbers_uring.resume import resume
 from numbers_uring.service_manager import ServiceManager
 from numbers_uring.signals import Requests
-from numbers_uring.streams import (
-    check_streams,
-    connected,
-    engine_errors,
-    jetstream,
-    recorded_partitions,
-    require_nats_library,
-    url_text,
-)
+from numbers_uring.streams import check_streams, recorded_partitions
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -112,6 +112,7 @@ class _Owners:
             with engine_errors("ask the engine for the partitions"):
                 chosen, partitions = await self._choose(js)
             parts.push_async_callback(self._say_goodbye, client)
+            parts.push_async_callback(_cancel, asyncio.create_task(self._watch(client)))
             pool = parts.enter_context(
                 ThreadPoolExecutor(min(len(chosen), OWNER_THREADS_MAX), "partition")
             )
@@ -277,6 +278,17 @@ class _Owners:
                 result, (nats.errors.Error, TimeoutError, OSError)
             ):
                 raise result
+
+    async def _watch(self, client: "Client") -> None:
+        """End the run where the connection is closed for good."""
+        try:
+            await until_closed(client)
+        except ConnectionError as error:
+            self._failure = self._failure or OwnerError(
+                f"the engine at {url_text(self._config.url)} can't be used any more: {error}; what "
+                "was acknowledged is on file, and the next owner is sent the rest"
+            )
+            self._end()
 
     async def _tend_report(self) -> None:
         interval_s = self._config.report_interval_s

@@ -26,9 +26,10 @@ from numbers_uring.config import (
     NODE_STATUS_INTERVAL_S,
     StartError,
 )
+from numbers_uring.connection import connected, jetstream, until_closed, url_text
 from numbers_uring.outbox import Batch, Outbox
 from numbers_uring.partitions import NODES_BUCKET, subject_name
-from numbers_uring.streams import check_streams, connected, jetstream, url_text
+from numbers_uring.streams import check_streams
 from numbers_uring.threads import start_thread
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Publisher:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._dispatch(client, js, tasks))
                     tasks.create_task(self._tell_state(js))
-                    tasks.create_task(self._watch(client))
+                    tasks.create_task(until_closed(client))
                     await self._closing.wait()
                     raise _ClosedError
             except* _ClosedError:
@@ -160,12 +161,6 @@ class Publisher:
         for patience in self._patience:
             if not patience.expired():
                 patience.reschedule(self._loop.time())
-
-    async def _watch(self, client: "Client") -> None:
-        """Fail where the connection is closed for good, as for a password that is wrong by now."""
-        while not client.is_closed:
-            await asyncio.sleep(FORWARD_RETRY_S)
-        raise ConnectionError(str(client.last_error or "closed"))
 
     async def _dispatch(
         self, client: "Client", js: "JetStreamContext", tasks: asyncio.TaskGroup

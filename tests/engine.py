@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 from nats.js import JetStreamContext
 
-from numbers_uring.streams import connected, jetstream
+from numbers_uring.connection import connected, jetstream
 from support import DEADLINE_S, wait_until
 
 T = TypeVar("T")
@@ -50,7 +51,8 @@ class Engine:
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "nats.log"
         self._config = folder / "nats.conf"
-        self._config.write_text(self._text(routes, member) + settings)
+        self._base = self._text(routes, member)
+        self.configure(settings)
         self.process: subprocess.Popen[bytes] | None = None
 
     def _text(self, routes: tuple[int, ...], member: int) -> str:
@@ -66,6 +68,15 @@ class Engine:
                 f"  routes: [{urls}] }}\n"
             )
         return text
+
+    def configure(self, settings: str) -> None:
+        """Have these settings from the next start or `reload` on."""
+        self._config.write_text(self._base + settings)
+
+    def reload(self) -> None:
+        """Have the settings read by an engine that runs."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
 
     def start(self) -> None:
         with self.log.open("ab") as log:

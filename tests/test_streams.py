@@ -9,7 +9,8 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
 
 from engine import Engine
 from numbers_uring.config import StartError
-from numbers_uring.streams import check_streams, init_cluster, url_text
+from numbers_uring.connection import url_text
+from numbers_uring.streams import check_streams, init_cluster
 from support import assert_one_line_error, run_command
 
 PARTITIONS = 3
