@@ -344,6 +344,19 @@ class StartError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineAccess:
+    """What a connection to the engine proves, beside the URL's password, and has proved to it."""
+
+    credentials: Path | None = None
+    """A user's JWT and seed."""
+    ca: Path | None = None
+    """Who signs the engine's certificates; None for those that the system trusts."""
+    certificate: Path | None = None
+    key: Path | None = None
+    """None where the file of the certificate has it, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """One run of `serve`, as asked for on the command line."""
 
@@ -372,6 +385,8 @@ class Config:
     """Where metrics are served; None where they are not."""
     forward: str | None = None
     """The engine that numbers go to instead of a log: nats://HOST:PORT, or several with commas."""
+    access: EngineAccess = EngineAccess()
+    """How it is reached."""
     partitions: int = 0
     """Of the numbers that are forwarded."""
     profile_path: Path | None = None

@@ -21,8 +21,10 @@ from numbers_uring.config import (
     ENGINE_REQUEST_S,
     ENGINE_START_S,
     ENGINE_WATCH_S,
+    EngineAccess,
     StartError,
 )
+from numbers_uring.engine_access import NoTlsError, client_for
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -77,9 +79,17 @@ class _Talk:
             self._tell(f"{self.name} forbids something: {text}")
             return
         self.reason = error
-        if any(words in text.lower() for words in _REFUSED):
+        refused = any(words in text.lower() for words in _REFUSED)
+        if refused or isinstance(error, NoTlsError):
             self._refuse(text)
-        elif isinstance(error, SSLError) and self.patience is None:
+        elif isinstance(error, SSLError):
+            self._distrust(text)
+
+    def _distrust(self, text: str) -> None:
+        """Wait for another certificate, which may be on its way, unless this is the start."""
+        if self.patience is not None:
+            self._refuse(text)
+        else:
             self._tell(f"{self.name} can't be trusted: {text}; trying again until it can")
 
     def _refuse(self, text: str) -> None:
@@ -110,7 +120,11 @@ class _Talk:
 
 @asynccontextmanager
 async def connected(
-    url: str, name: str, *, say: Callable[[str], None] = lambda _text: None
+    url: str,
+    name: str,
+    *,
+    access: EngineAccess,
+    say: Callable[[str], None] = lambda _text: None,
 ) -> "AsyncIterator[Client]":
     """Connect to the engine: `url` is nats://HOST:PORT, or several of them with commas between.
 
@@ -120,9 +134,8 @@ async def connected(
     """
     require_nats_library()
     import nats  # noqa: PLC0415
-    from nats.aio.client import Client  # noqa: PLC0415
 
-    client = Client()
+    client, arguments = client_for(url, access)
     talk = _Talk(client, url, say)
     try:
         async with asyncio.timeout(ENGINE_START_S) as talk.patience:
@@ -134,6 +147,7 @@ async def connected(
                 reconnected_cb=talk.found,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=1,
+                **arguments,
             )
     except (OSError, nats.errors.Error, ValueError) as error:
         # Closing one that never was connected can't be waited for.

@@ -385,7 +385,8 @@ class _Examination:
         values |= {"url": url_text(url), "partitions": partitions}
 
         async def look() -> None:
-            async with connected(url, "numbers-uring doctor") as client:
+            access = self._config.access
+            async with connected(url, "numbers-uring doctor", access=access) as client:
                 await check_streams(jetstream(client), partitions)
 
         asyncio.run(look())

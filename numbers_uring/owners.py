@@ -20,6 +20,7 @@ from numbers_uring.config import (
     LINE_BYTES,
     OWNER_BATCH_BYTES,
     OWNER_THREADS_MAX,
+    EngineAccess,
     Fsync,
     StartError,
 )
@@ -65,6 +66,7 @@ class OwnConfig:
     """One run of `own`, as asked for on the command line."""
 
     url: str
+    access: EngineAccess
     partitions: str
     log_dir: Path
     replay: bool
@@ -106,7 +108,12 @@ class _Owners:
         asyncio.get_running_loop().add_reader(self._requests.wakeup_fd, self._look_at_requests)
         async with AsyncExitStack() as parts:
             client = await parts.enter_async_context(
-                connected(self._config.url, f"{PROGRAM} own", say=self._say)
+                connected(
+                    self._config.url,
+                    f"{PROGRAM} own",
+                    access=self._config.access,
+                    say=self._say,
+                )
             )
             js = jetstream(client)
             with engine_errors("ask the engine for the partitions"):

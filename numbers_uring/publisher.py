@@ -24,6 +24,7 @@ from numbers_uring.config import (
     FORWARD_RESEND_S,
     FORWARD_RETRY_S,
     NODE_STATUS_INTERVAL_S,
+    EngineAccess,
     StartError,
 )
 from numbers_uring.connection import connected, jetstream, until_closed, url_text
@@ -56,6 +57,7 @@ class Publisher:
         url: str,
         partitions: int,
         *,
+        access: EngineAccess,
         boot_id: str,
         say: Callable[[str], None],
         inform: Callable[[str], None],
@@ -67,6 +69,7 @@ class Publisher:
         self.failure: BaseException | None = None
         """What has ended the thread."""
         self._url = url
+        self._access = access
         self._partitions = partitions
         self._boot_id = boot_id
         self._say = say
@@ -132,7 +135,8 @@ class Publisher:
             self._ready.set()
 
     async def _run(self) -> None:
-        async with connected(self._url, f"numbers-uring {self._boot_id}", say=self._note) as client:
+        name = f"numbers-uring {self._boot_id}"
+        async with connected(self._url, name, access=self._access, say=self._note) as client:
             if client.max_payload < FORWARD_BATCH_BYTES + _HEADER_BYTES_MAX:
                 raise StartError(
                     f"{self.name} takes messages of {client.max_payload} bytes at most "

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from nats.js import JetStreamContext
 
+from numbers_uring.config import EngineAccess
 from numbers_uring.connection import connected, jetstream
 from support import DEADLINE_S, wait_until
 
@@ -45,6 +46,7 @@ class Engine:
     ) -> None:
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
+        self.access = EngineAccess()
         self.name = f"engine-{member}"
         self._alone = not routes
         self._folder = folder
@@ -112,7 +114,7 @@ class Engine:
         """Connect, await use(js), and return what it gives."""
 
         async def session() -> T:
-            async with connected(self.url, "tests") as client:
+            async with connected(self.url, "tests", access=self.access) as client:
                 return await use(jetstream(client))
 
         return asyncio.run(session())

@@ -16,6 +16,7 @@ from nats.js.errors import NoKeysError
 
 from engine import Engine, engine_group, free_port, leader
 from numbers_uring import outbox
+from numbers_uring.config import EngineAccess
 from numbers_uring.forwarder import Forwarder, ForwardError
 from numbers_uring.partitions import NODES_BUCKET, range_of, stream_name
 from numbers_uring.streams import init_cluster
@@ -296,7 +297,12 @@ def test_a_stop_without_an_engine_says_how_many_numbers_are_not_acknowledged(
 ) -> None:
     monkeypatch.setattr(outbox, "FORWARD_PATIENCE_S", 0.2)
     forwarder = Forwarder(
-        own.url, PARTITIONS, say=lambda _: None, inform=lambda _: None, wake=lambda: None
+        own.url,
+        PARTITIONS,
+        access=EngineAccess(),
+        say=lambda _: None,
+        inform=lambda _: None,
+        wake=lambda: None,
     )
     with closing(forwarder):
         assert forwarder.append(memoryview(lines([5]))) == 10
