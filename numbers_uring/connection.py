@@ -24,7 +24,7 @@ from numbers_uring.config import (
     EngineAccess,
     StartError,
 )
-from numbers_uring.engine_access import NoTlsError, client_for
+from numbers_uring.engine_access import CredentialsError, NoTlsError, client_for
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -84,6 +84,8 @@ class _Talk:
             self._refuse(text)
         elif isinstance(error, SSLError):
             self._distrust(text)
+        elif isinstance(error, CredentialsError):
+            self._tell(f"{text}; trying again until they are there")
 
     def _distrust(self, text: str) -> None:
         """Wait for another certificate, which may be on its way, unless this is the start."""
@@ -199,8 +201,10 @@ def engine_errors(doing: str) -> Iterator[None]:
         ) from error
     except nats.js.errors.APIError as error:
         raise StartError(f"cannot {doing}: {error.description}") from error
-    except (TimeoutError, nats.errors.Error) as error:
-        raise StartError(f"cannot {doing}: {str(error) or 'no answer'}") from error
+    except TimeoutError as error:
+        raise StartError(f"cannot {doing}: no answer") from error
+    except nats.errors.Error as error:
+        raise StartError(f"cannot {doing}: {reason_text(error)}") from error
 
 
 def jetstream(client: "Client") -> "JetStreamContext":

@@ -31,6 +31,10 @@ class NoTlsError(OSError):
     """The engine does not ask for TLS, and we are not to do without."""
 
 
+class CredentialsError(OSError):
+    """They are not there just now, or are no credentials; its text is for the user."""
+
+
 def client_for(url: str, access: EngineAccess) -> "tuple[Client, dict[str, Any]]":
     """Return a client that is not connected yet, and what its `connect` needs. Raises StartError.
 
@@ -93,13 +97,16 @@ def _credentials(path: Path) -> dict[str, Callable[..., bytes]]:
         ) from error
 
     def read() -> tuple[bytes, Any]:
-        found = _CREDENTIALS.search(path.read_bytes())
         try:
+            found = _CREDENTIALS.search(path.read_bytes())
             if found is None:
                 raise ValueError
             return found[1], nkeys.from_seed(bytearray(found[2]))
-        except Exception as error:  # whatever the library raises for what is no seed
-            raise OSError(0, "they are no user's JWT and seed, as nsc writes them") from error
+        except OSError as error:
+            why = str(error.strerror)
+        except Exception:  # whatever the library raises for what is no seed
+            why = "they are no user's JWT and seed, as nsc writes them"
+        raise CredentialsError(f"cannot use the credentials {path}: {why}")
 
     def sign(nonce: str) -> bytes:
         _, pair = read()
@@ -110,6 +117,6 @@ def _credentials(path: Path) -> dict[str, Callable[..., bytes]]:
 
     try:
         read()[1].wipe()
-    except OSError as error:
-        raise StartError(f"cannot use the credentials {path}: {error.strerror}") from error
+    except CredentialsError as error:
+        raise StartError(str(error)) from error
     return {"user_jwt_cb": lambda: read()[0], "signature_cb": sign}

@@ -52,7 +52,7 @@ class Engine:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "nats.log"
-        self._config = folder / "nats.conf"
+        self.config = folder / "nats.conf"
         self._base = self._text(routes, member)
         self.configure(settings)
         self.process: subprocess.Popen[bytes] | None = None
@@ -73,7 +73,7 @@ class Engine:
 
     def configure(self, settings: str) -> None:
         """Have these settings from the next start or `reload` on."""
-        self._config.write_text(self._base + settings)
+        self.config.write_text(self._base + settings)
 
     def reload(self) -> None:
         """Have the settings read by an engine that runs."""
@@ -83,7 +83,7 @@ class Engine:
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [binary(), "--config", str(self._config)], stdout=log, stderr=log
+                [binary(), "--config", str(self.config)], stdout=log, stderr=log
             )
         if self._alone:
             self.wait_ready()

@@ -1,17 +1,26 @@
 """Commands that reach a real engine by certificates, credentials and rights, or are refused."""
 
+import asyncio
 import json
+import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
+from nats.js import JetStreamContext
+from nats.js.errors import NoKeysError
 
 from engine import Engine, free_port
-from numbers_uring.config import EngineAccess
-from numbers_uring.partitions import log_name
+from numbers_uring import connection
+from numbers_uring.config import EngineAccess, StartError
+from numbers_uring.connection import connected, engine_errors, jetstream
+from numbers_uring.owner import CONSUMER
+from numbers_uring.partitions import NODES_BUCKET, log_name, stream_name
 from signed_jwts import Operator
 from support import (
     DEADLINE_S,
@@ -23,6 +32,7 @@ from support import (
     wait_until,
 )
 
+EXAMPLE = Path(__file__).parent.parent / "deploy" / "nats.conf"
 STATUS = ("cluster", "status", "--json")
 
 
@@ -91,8 +101,16 @@ def access(certificates: Certificates) -> tuple[str, ...]:
     return tuple(f"--nats-{name}={file}" for name, file in files.items())
 
 
-def assert_numbers_get_through(url: str, access: tuple[str, ...], folder: Path) -> None:
-    """Have a whole cluster of one partition at work, and look at it."""
+def assert_numbers_get_through(
+    engine: Engine,
+    access: tuple[str, ...],
+    folder: Path,
+    *,
+    away: Callable[[], AbstractContextManager[None]] = nullcontext,
+    words: str = "is back",
+) -> None:
+    """Have a whole cluster of one partition at work, also after its engine was away; look at it."""
+    url = engine.url
     done = run_command("cluster", "init", "--nats", url, "--partitions", "1", *access)
     assert done.returncode == 0, done.stderr
     arguments = ("own", "--nats", url, "--partitions", "0", "--log-dir", str(folder), *access)
@@ -105,6 +123,13 @@ def assert_numbers_get_through(url: str, access: tuple[str, ...], folder: Path) 
         node.send(lines([1, 2, 3]))
         log = folder / log_name(0)
         wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the numbers")
+        engine.kill()
+        owner.wait_for("is gone")
+        with away():
+            engine.start()
+            owner.wait_for(words)
+        node.send(lines([4]))
+        wait_until(lambda: log.read_bytes() == lines([1, 2, 3, 4]), "the number after the return")
         done = run_command(*STATUS, "--nats", url, *access)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["totals"]["owned"] == 1
@@ -118,7 +143,7 @@ def assert_numbers_get_through(url: str, access: tuple[str, ...], folder: Path) 
 def test_a_cluster_works_with_certificates_on_both_sides(
     encrypted: Engine, access: tuple[str, ...], tmp_path: Path
 ) -> None:
-    assert_numbers_get_through(encrypted.url, access, tmp_path)
+    assert_numbers_get_through(encrypted, access, tmp_path)
     # What begins with nats:// is encrypted as well, and options come from the environment.
     environment = {
         option.partition("=")[0].replace("--", "NUMBERS_URING_CLUSTER_STATUS_").replace("-", "_"): (
@@ -178,15 +203,32 @@ def test_nothing_is_said_to_an_engine_without_tls_where_tls_is_asked_for(
 
 def test_a_cluster_works_with_credentials(tmp_path: Path) -> None:
     operator = Operator()
-    credentials, others = tmp_path / "cluster.creds", tmp_path / "others.creds"
-    credentials.write_text(operator.credentials())
-    others.write_text(Operator().credentials())
+    credentials, ours, others = (
+        tmp_path / f"{name}.creds" for name in ("theirs", "ours", "others")
+    )
+    for path, who in ((credentials, operator), (ours, operator), (others, Operator())):
+        path.write_text(who.credentials())
     engine = Engine(tmp_path / "engine", settings=operator.settings())
-    engine.access = EngineAccess(credentials=credentials)
+    engine.access = EngineAccess(credentials=ours)
     with engine:
         logs = tmp_path / "logs"
         logs.mkdir()
-        assert_numbers_get_through(engine.url, (f"--nats-credentials={credentials}",), logs)
+
+        @contextmanager
+        def replaced() -> Iterator[None]:
+            """Have no whole file at the client's place for a moment; at our own, all the time."""
+            text = credentials.read_text()
+            credentials.write_text(text[:-300])
+            yield
+            credentials.write_text(text)
+
+        assert_numbers_get_through(
+            engine,
+            (f"--nats-credentials={credentials}",),
+            logs,
+            away=replaced,
+            words=f"cannot use the credentials {credentials}: they are no user's JWT",
+        )
         for options in ((), (f"--nats-credentials={others}",)):
             done = run_command(*STATUS, "--nats", engine.url, *options)
             assert_one_line_error(done, 3, "Authorization Violation")
@@ -264,3 +306,93 @@ def test_a_missing_library_for_credentials_is_said_with_what_to_do(tmp_path: Pat
     environment = {"PYTHONPATH": str(tmp_path)}
     done = run_command(*STATUS, f"--nats-credentials={credentials}", environment=environment)
     assert_one_line_error(done, 3, "nkeys", "pip install 'numbers-uring[cluster]'")
+
+
+@pytest.fixture(scope="module")
+def example(
+    certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    """An engine with the configuration that comes with us, and a cluster that its admin made."""
+    folder = tmp_path_factory.mktemp("example")
+    engine = Engine(folder)
+    text = EXAMPLE.read_text()
+    for there, here in (
+        ("0.0.0.0:4222", f"127.0.0.1:{engine.port}"),
+        ("/var/lib/nats", str(folder / "store")),
+        ("/etc/nats", str(certificates.path("ca.pem").parent)),
+    ):
+        assert there in text
+        text = text.replace(there, here)
+    engine.config.write_text(text)
+    engine.access = EngineAccess(
+        ca=certificates.path("ca.pem"), certificate=certificates.path("both.pem")
+    )
+    engine.url = url_of(engine, "admin")
+    with pytest.MonkeyPatch.context() as patch:
+        for user in ("admin", "node", "owner"):
+            patch.setenv(f"NUMBERS_{user.upper()}_PASSWORD", f"secret-{user}")
+        with engine:
+            yield engine
+
+
+def url_of(engine: Engine, user: str) -> str:
+    return f"tls://{user}:secret-{user}@127.0.0.1:{engine.port}"
+
+
+def test_the_example_configuration_gives_all_the_rights_that_they_need(
+    example: Engine, access: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = run_command("cluster", "init", "--nats", example.url, "--partitions", "1", *access)
+    assert done.returncode == 0, done.stderr
+    log = tmp_path / log_name(0)
+    own = ("own", "--partitions", "0", "--log-dir", str(tmp_path), *access)
+    forward = ("--forward", url_of(example, "node"), "--partitions", "1", *access)
+    with ServerProcess(Path("no-log"), *forward, has_log=False) as node:
+        with CommandProcess(*own, "--nats", url_of(example, "owner")) as owner:
+            owner.wait_for("owning partitions")
+            node.send(lines([1, 2, 3]))
+            wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the numbers")
+            example.run(lambda js: js.delete_consumer(stream_name(0), CONSUMER))
+            owner.wait_for("was deleted: taking in the stream from its start")
+            wait_until(lambda: example.run(nodes), "the node in the list of nodes")
+        # Killed, so that the next one finds its lease.
+        with CommandProcess(*own, "--nats", url_of(example, "owner")) as owner:
+            owner.wait_for("owning partitions")
+            assert owner.stop(signal.SIGTERM) == 0
+        log.unlink()
+        with CommandProcess(*own, "--nats", url_of(example, "owner")) as owner:
+            owner.wait_for("taking in the stream numbers-0 from its start")
+            wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the log, made again")
+            assert owner.stop(signal.SIGTERM) == 0
+        assert node.terminate() == 0
+    assert "iolation" not in example.log.read_text()
+
+
+async def nodes(js: JetStreamContext) -> bool:
+    try:
+        return bool(await (await js.key_value(NODES_BUCKET)).keys())
+    except NoKeysError:
+        return False
+
+
+def test_what_is_forbidden_is_said_with_the_right_that_is_missing(
+    example: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "ENGINE_REQUEST_S", 0.5)
+    said: list[str] = []
+
+    async def do(what: Callable[[JetStreamContext], Coroutine[Any, Any, object]]) -> None:
+        url = url_of(example, "node")
+        async with connected(url, "tests", access=example.access, say=said.append) as client:
+            with engine_errors("do that"):
+                await what(jetstream(client))
+
+    for what, right in (
+        (lambda js: js.purge_stream("numbers-0"), "stream.purge.numbers-0"),
+        (lambda js: js.publish("numbers-else", b"", timeout=0.5), "numbers-else"),
+        (lambda js: js.consumer_info("numbers-0", CONSUMER), "consumer.info.numbers-0.owner"),
+    ):
+        with pytest.raises(StartError, match=f"permissions violation for publish .*{right}"):
+            asyncio.run(do(what))
+    assert len(said) == 3
+    assert all(" forbids something: permissions violation" in line for line in said)
