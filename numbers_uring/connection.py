@@ -3,8 +3,7 @@
 Facts of nats-py 2.16 that it stands on:
 
 - What the engine says against a connection that is made again, such as that a password is wrong by
-  now, is no end of it: it is tried for ever. What it says against one that is there ends it for
-  good, where that is read before the end of the connection itself.
+  now, is no end of it: it is tried for ever.
 - Of a message without a right to its subject there is a word for the error callback alone; nobody
   answers, and who waits for the answer waits in vain.
 """
@@ -24,14 +23,11 @@ from numbers_uring.config import (
     EngineAccess,
     StartError,
 )
-from numbers_uring.engine_access import CredentialsError, NoTlsError, client_for
+from numbers_uring.engine_access import CredentialsError, NoTlsError, client_for, is_refusal
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js import JetStreamContext
-
-_REFUSED = ("authorization violation", "authentication")
-"""What is in the engine's words when it will not have us."""
 
 
 def require_nats_library() -> None:
@@ -79,8 +75,7 @@ class _Talk:
             self._tell(f"{self.name} forbids something: {text}")
             return
         self.reason = error
-        refused = any(words in text.lower() for words in _REFUSED)
-        if refused or isinstance(error, NoTlsError):
+        if is_refusal(text) or isinstance(error, NoTlsError):
             self._refuse(text)
         elif isinstance(error, SSLError):
             self._distrust(text)

@@ -5,6 +5,7 @@ Facts of nats-py 2.16 that it stands on:
 - Its own reader of credentials looks for their first line for ever where there is none.
 - It asks for the credentials each time a connection is made, again too: so a file may be replaced.
   What is raised then is tried again if it is an OSError, and ends the attempts otherwise.
+- Where the engine ends a connection because credentials have expired, it is closed for good.
 - With tls:// it encrypts where the engine asks for it, and says everything in the clear where not.
 """
 
@@ -27,6 +28,9 @@ _CREDENTIALS = re.compile(
 )
 
 
+_REFUSED = ("authorization violation", "authentication expired", "authentication revoked")
+
+
 class NoTlsError(OSError):
     """The engine does not ask for TLS, and we are not to do without."""
 
@@ -41,21 +45,37 @@ def client_for(url: str, access: EngineAccess) -> "tuple[Client, dict[str, Any]]
     It encrypts, or is not connected, where `url` begins with tls:// or `access` has certificates.
     """
     from nats.aio.client import Client  # noqa: PLC0415
+    from nats.errors import Error  # noqa: PLC0415
 
-    class TlsClient(Client):
+    encrypt = "tls://" in url or access.ca is not None or access.certificate is not None
+
+    class OurClient(Client):
         # The last step before anything of ours is sent, passwords among it.
         def _connect_command(self) -> bytes:
-            if not self._server_info.get("tls_required"):
+            if encrypt and not self._server_info.get("tls_required"):
                 raise NoTlsError("it does not ask for TLS, which is not done without")
             return super()._connect_command()
+
+        # Credentials that have expired may have been replaced: no reason to give up at once.
+        async def _process_err(self, err_msg: str) -> None:
+            if not is_refusal(err_msg):
+                await super()._process_err(err_msg)
+                return
+            error = Error(err_msg)
+            await self._error_cb(error)
+            await self._process_op_err(error)
 
     arguments: dict[str, Any] = {}
     if access.credentials is not None:
         arguments |= _credentials(access.credentials)
-    if not ("tls://" in url or access.ca or access.certificate):
-        return Client(), arguments
-    arguments["tls"] = _tls(access)
-    return TlsClient(), arguments
+    if encrypt:
+        arguments["tls"] = _tls(access)
+    return OurClient(), arguments
+
+
+def is_refusal(text: str) -> bool:
+    """Say whether these words of the engine mean that it will not have us."""
+    return any(words in text.lower() for words in _REFUSED)
 
 
 def _tls(access: EngineAccess) -> ssl.SSLContext:

@@ -30,11 +30,15 @@ class Identity:
     def public(self) -> str:
         return str(self.pair.public_key.decode())
 
-    def sign(self, subject: "Identity", kind: str, **claims: object) -> str:
+    def sign(
+        self, subject: "Identity", kind: str, *, lasts_s: int | None = None, **claims: object
+    ) -> str:
         """Return a JWT in which this one says who `subject` is."""
+        now_s = int(time.time())
         payload = {
             "jti": base64.b32encode(os.urandom(32)).decode().rstrip("="),
-            "iat": int(time.time()),
+            "iat": now_s,
+            **({} if lasts_s is None else {"exp": now_s + lasts_s}),
             "iss": self.public,
             "name": subject.name,
             "sub": subject.public,
@@ -76,13 +80,13 @@ class Operator:
             f'  {self._system.public}: "{system}"\n  {self._account.public}: "{account}"\n}}\n'
         )
 
-    def credentials(self) -> str:
+    def credentials(self, lasts_s: int | None = None) -> str:
         """Return those of a new user, as nsc writes them."""
         user = Identity("cluster", nkeys.PREFIX_BYTE_USER)
         rights = {"pub": {}, "sub": {}, "subs": -1, "data": -1, "payload": -1}
         return (
             "-----BEGIN NATS USER JWT-----\n"
-            f"{self._account.sign(user, 'user', **rights)}\n"
+            f"{self._account.sign(user, 'user', lasts_s=lasts_s, **rights)}\n"
             "------END NATS USER JWT------\n\n"
             "************************* IMPORTANT *************************\n"
             "NKEY Seed printed below can be used to sign and prove identity.\n\n"

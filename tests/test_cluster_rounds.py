@@ -364,8 +364,9 @@ class Cluster:
 
         by_life: list[set[int]] = [set() for _ in range(len(self.lives) + 1)]
         for numbers in self.ask(read, FAIL_OVER_S).values():
-            (life,) = {number % 1000 for number in numbers} - {0}
-            by_life[life] = numbers
+            lives = {number % 1000 for number in numbers}
+            assert len(lives - {0}) <= 1, "a node has numbers of another one"
+            by_life[max(lives)] |= numbers
         return by_life
 
 

@@ -234,6 +234,30 @@ def test_a_cluster_works_with_credentials(tmp_path: Path) -> None:
             assert_one_line_error(done, 3, "Authorization Violation")
 
 
+def test_credentials_that_expire_can_be_replaced_meanwhile(tmp_path: Path) -> None:
+    operator = Operator()
+    credentials, ours = tmp_path / "theirs.creds", tmp_path / "ours.creds"
+    ours.write_text(operator.credentials())
+    engine = Engine(tmp_path / "engine", settings=operator.settings())
+    engine.access = EngineAccess(credentials=ours)
+    access = ("--nats", engine.url, f"--nats-credentials={credentials}")
+    with engine:
+        credentials.write_text(operator.credentials())
+        done = run_command("cluster", "init", "--partitions", "1", *access)
+        assert done.returncode == 0, done.stderr
+        credentials.write_text(operator.credentials(lasts_s=3))
+        with CommandProcess("own", "--partitions", "0", f"--log-dir={tmp_path}", *access) as owner:
+            owner.wait_for("owning partitions")
+            credentials.write_text(operator.credentials())
+            owner.wait_for("is back: going on")
+            assert owner.stop(signal.SIGTERM) == 0
+        credentials.write_text(operator.credentials(lasts_s=2))
+        with CommandProcess("own", "--partitions", "0", f"--log-dir={tmp_path}", *access) as owner:
+            owner.wait_for("owning partitions")
+            assert owner.wait() == 1
+            assert "can't be used any more: " in owner.stderr_lines[-1]
+
+
 @pytest.fixture
 def bad(certificates: Certificates, tmp_path: Path) -> Callable[[str], str]:
     """Return the path of a file that is of no use, or of one that is."""
