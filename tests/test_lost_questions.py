@@ -32,6 +32,7 @@ class Message:
 
     def __init__(self, numbers: list[int]) -> None:
         self.data = array("I", numbers).tobytes()
+        self.metadata = SimpleNamespace(num_delivered=1)
         self.acknowledged = asyncio.Event()
 
     async def ack(self) -> None:
