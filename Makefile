@@ -48,12 +48,15 @@ sanitize: $(VENV)/dev.stamp
 	    tests/race_kernel.c $(wildcard native/ingest*.c) -pthread -o build/sanitize/race_kernel
 	setarch -R build/sanitize/race_kernel
 
-# kill -9 and stops beside floods, many times over; `make ci` does some rounds of each.
+# kill -9 and stops beside floods, many times over, and then nodes, owners and engines of a cluster;
+# `make ci` does some rounds of each. CLUSTER_SEED=N, which each run prints, repeats its order.
 SOAK_ROUNDS ?= 200
 STOP_ROUNDS ?= 50
+CLUSTER_ROUNDS ?= 70
 soak: $(VENV)/dev.stamp
 	SOAK_ROUNDS=$(SOAK_ROUNDS) STOP_ROUNDS=$(STOP_ROUNDS) \
 	    $(BIN)/pytest tests/test_durability.py -k "kill_at_any_moment or beside_floods" $(ARGS)
+	CLUSTER_ROUNDS=$(CLUSTER_ROUNDS) $(BIN)/pytest -rP tests/test_cluster_rounds.py $(ARGS)
 
 # The kernels on inputs that libFuzzer makes up, guided by what they reach. What it finds is kept.
 FUZZ_SECONDS ?= 30

@@ -187,7 +187,12 @@ def _open_sink(config: Config, requests: Requests, say: Diagnostics) -> "Numbers
     from numbers_uring.forwarder import Forwarder  # noqa: PLC0415 - few servers need asyncio
 
     return Forwarder(
-        config.forward, config.partitions, say=say, inform=say.info, wake=requests.wake
+        config.forward,
+        config.partitions,
+        access=config.access,
+        say=say,
+        inform=say.info,
+        wake=requests.wake,
     )
 
 

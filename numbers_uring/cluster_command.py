@@ -2,30 +2,19 @@
 
 import asyncio
 import json
+from typing import Any
 
 import click
 
 from numbers_uring import __version__
+from numbers_uring.access_options import access_of, engine_options
 from numbers_uring.cluster_status import ClusterStatus, read_status
 from numbers_uring.config import MESSAGE_BYTES_MAX
+from numbers_uring.connection import connected, jetstream, url_text
 from numbers_uring.console import PROGRAM, Diagnostics
 from numbers_uring.output import print_whole
 from numbers_uring.partitions import PARTITIONS_MAX
-from numbers_uring.streams import (
-    connected,
-    init_cluster,
-    jetstream,
-    url_text,
-)
-
-DEFAULT_NATS_URL = "nats://127.0.0.1:4222"
-
-nats_option = click.option(
-    "--nats",
-    metavar="URL",
-    default=DEFAULT_NATS_URL,
-    help="The engine: nats://HOST:PORT, or several servers of it with commas between.",
-)
+from numbers_uring.streams import init_cluster
 
 
 @click.group()
@@ -35,7 +24,7 @@ def cluster() -> None:
 
 
 @cluster.command(context_settings={"show_default": True})
-@nats_option
+@engine_options
 @click.option(
     "--partitions",
     type=click.IntRange(1, PARTITIONS_MAX),
@@ -60,7 +49,13 @@ def cluster() -> None:
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_obj
 def init(
-    say: Diagnostics, /, nats: str, partitions: int, replicas: str, max_bytes: int | None
+    say: Diagnostics,
+    /,
+    nats: str,
+    partitions: int,
+    replicas: str,
+    max_bytes: int | None,
+    **options: Any,
 ) -> None:
     """Make the streams and buckets of a cluster that are not there yet, and check the others.
 
@@ -68,8 +63,10 @@ def init(
     else than is needed.
     """
 
+    access = access_of(options)
+
     async def run() -> int:
-        async with connected(nats, f"{PROGRAM} cluster init") as client:
+        async with connected(nats, f"{PROGRAM} cluster init", access=access) as client:
             return await init_cluster(
                 jetstream(client),
                 partitions,
@@ -85,10 +82,10 @@ def init(
 
 
 @cluster.command(context_settings={"show_default": True})
-@nats_option
+@engine_options
 @click.option("--json", "as_json", is_flag=True, help="Tell it as one JSON object.")
 @click.version_option(__version__, prog_name=PROGRAM)
-def status(nats: str, as_json: bool) -> None:
+def status(nats: str, as_json: bool, **options: Any) -> None:
     """Tell of nodes, partitions, owners, what waits in the streams, and totals.
 
     What owners and nodes say of themselves is some seconds old.
@@ -96,8 +93,10 @@ def status(nats: str, as_json: bool) -> None:
     Exit status: 0 told, 2 wrong usage, 3 the engine can't be reached or has no cluster.
     """
 
+    access = access_of(options)
+
     async def run() -> ClusterStatus:
-        async with connected(nats, f"{PROGRAM} cluster status") as client:
+        async with connected(nats, f"{PROGRAM} cluster status", access=access) as client:
             return await read_status(jetstream(client))
 
     found = asyncio.run(run())

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from numbers_uring.connection import engine_errors
 from numbers_uring.lease import read_object
 from numbers_uring.owner import CONSUMER
 from numbers_uring.partitions import (
@@ -13,7 +14,7 @@ from numbers_uring.partitions import (
     stream_name,
 )
 from numbers_uring.service_status import rate_text
-from numbers_uring.streams import each_partition, engine_errors, recorded_partitions
+from numbers_uring.streams import each_partition, recorded_partitions
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext

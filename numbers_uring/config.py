@@ -227,6 +227,13 @@ DISCONNECT_LINES_PER_S_MAX = 20
 ENGINE_START_S = 5.0
 """How long a command tries to reach the engine of a cluster before it gives up."""
 
+ENGINE_REFUSALS_MAX = 3
+"""So often in a row each of the engine's servers may refuse to have a lost connection back, until
+it is gone for good: that one of three has learned of a new password first is no reason."""
+
+ENGINE_WATCH_S = 0.25
+"""How often it is looked whether the connection is gone for good."""
+
 ENGINE_REQUEST_S = 10.0
 """How long an answer may take: a group of three needs 5-7 s to choose a new leader."""
 
@@ -238,6 +245,10 @@ OWNER_THREADS_MAX = 32
 
 OWNER_ENGINE_RETRY_S = 0.5
 """How often an owner asks an engine that has no answer for it."""
+
+OWNER_ENGINE_ANSWER_S = 1.0
+"""How long it waits for the answer then: a group without a leader loses what it is asked, and
+answers as soon as it has one only what it is asked anew."""
 
 ENGINE_ACK_WAIT_S = 5.0
 """After this time the engine delivers a message again that its owner has not acknowledged."""
@@ -271,7 +282,8 @@ LEASE_S = 15.0
 """A partition is free so long after its owner has vanished."""
 
 LEASE_REFRESH_S = 4.0
-"""How often an owner says that it is there, and what it has taken in."""
+"""How often an owner says that it is there, and what it has taken in; and how long it waits for the
+answer, before it says so again."""
 
 NODE_STATUS_S = 10.0
 """What a node said of itself is forgotten after that time."""
@@ -286,6 +298,7 @@ assert DRAIN_QUIET_S < DRAIN_S < 1
 assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
 assert DESCRIPTORS_RESERVED >= 2 * HTTP_CLIENTS_MAX + 32
 assert 3 * LEASE_REFRESH_S < LEASE_S
+assert OWNER_ENGINE_ANSWER_S < ENGINE_REQUEST_S
 assert OWNER_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
 assert 2 * max(BEAT_INTERVAL_S, DRAIN_S, FORWARD_ROOM_ALL_S) < BEAT_STALE_S
 assert FORWARD_IN_FLIGHT <= FORWARD_BATCHES_MAX
@@ -340,6 +353,19 @@ class StartError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EngineAccess:
+    """What a connection to the engine proves, beside the URL's password, and has proved to it."""
+
+    credentials: Path | None = None
+    """A user's JWT and seed."""
+    ca: Path | None = None
+    """Who signs the engine's certificates; None for those that the system trusts."""
+    certificate: Path | None = None
+    key: Path | None = None
+    """None where the file of the certificate has it, too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """One run of `serve`, as asked for on the command line."""
 
@@ -368,6 +394,8 @@ class Config:
     """Where metrics are served; None where they are not."""
     forward: str | None = None
     """The engine that numbers go to instead of a log: nats://HOST:PORT, or several with commas."""
+    access: EngineAccess = EngineAccess()
+    """How it is reached."""
     partitions: int = 0
     """Of the numbers that are forwarded."""
     profile_path: Path | None = None

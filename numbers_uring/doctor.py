@@ -30,6 +30,7 @@ from numbers_uring.config import (
     Config,
     StartError,
 )
+from numbers_uring.connection import connected, jetstream, url_text
 from numbers_uring.file_trials import bad_line_near_ends, try_log, try_output
 from numbers_uring.findings import Diagnosis, Finding, Value, Weight
 from numbers_uring.intake import Intake
@@ -42,7 +43,7 @@ from numbers_uring.reactor import Reactor
 from numbers_uring.reactors import open_reactors
 from numbers_uring.recorder import Names, start_recorder
 from numbers_uring.ring_trials import try_features
-from numbers_uring.streams import check_streams, connected, jetstream, url_text
+from numbers_uring.streams import check_streams
 from numbers_uring.surroundings import (
     available_bytes,
     chosen,
@@ -382,7 +383,8 @@ class _Examination:
         values |= {"url": url_text(url), "partitions": partitions}
 
         async def look() -> None:
-            async with connected(url, "numbers-uring doctor") as client:
+            access = self._config.access
+            async with connected(url, "numbers-uring doctor", access=access) as client:
                 await check_streams(jetstream(client), partitions)
 
         asyncio.run(look())

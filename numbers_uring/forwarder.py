@@ -7,12 +7,13 @@ import socket
 import time
 from collections.abc import Callable
 
+from numbers_uring.config import EngineAccess
+from numbers_uring.connection import url_text
 from numbers_uring.outbox import Outbox
 from numbers_uring.publisher import Publisher
 from numbers_uring.report import Counts
 from numbers_uring.server import Server
 from numbers_uring.sink import Forwarded, SinkError
-from numbers_uring.streams import url_text
 
 
 class ForwardError(SinkError):
@@ -33,6 +34,7 @@ class Forwarder:
         url: str,
         partitions: int,
         *,
+        access: EngineAccess,
         say: Callable[[str], None],
         inform: Callable[[str], None],
         wake: Callable[[], None],
@@ -44,7 +46,13 @@ class Forwarder:
         host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())
         self._node = f"{host}-{os.getpid()}"
         self._publisher = Publisher(
-            url, partitions, boot_id=self._boot_id, say=say, inform=inform, on_failure=wake
+            url,
+            partitions,
+            access=access,
+            boot_id=self._boot_id,
+            say=say,
+            inform=inform,
+            on_failure=wake,
         )
         self._outbox = Outbox(partitions, wake=self._publisher.wake)
         self._publisher.attach(self._outbox)

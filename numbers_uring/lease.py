@@ -4,6 +4,7 @@ A lease keeps a second owner from starting. It fences nobody: a process that is 
 than the lease lasts, and wakes up in the middle of a write, finishes it.
 """
 
+import asyncio
 import json
 import os
 import socket
@@ -131,21 +132,25 @@ class Lease:
         """Say that its owner is there. Raises LeaseLostError, and what the engine's client raises.
 
         A lease that ran out while the engine was away, and that nobody has had since, is taken
-        anew.
+        anew. A group of engines without a leader loses what it is told, so there is a TimeoutError
+        as soon as it is time to say it again.
         """
+        began_s = self._clock()
+        async with asyncio.timeout(LEASE_REFRESH_S):
+            await self._update(self._value(self._with_rate(progress, began_s)))
+            self._refreshed_s = began_s
+            if self._recorded_numbers is not None:
+                await self.record(progress)
+
+    async def _update(self, value: bytes) -> None:
         from nats.js.errors import KeyWrongLastSequenceError  # noqa: PLC0415
 
-        began_s = self._clock()
-        value = self._value(self._with_rate(progress, began_s))
         try:
             self._revision = await self._leases.update(
                 str(self._partition), value, last=self._revision
             )
         except KeyWrongLastSequenceError:
             await self._reclaim(value)
-        self._refreshed_s = began_s
-        if self._recorded_numbers is not None:
-            await self.record(progress)
 
     async def _reclaim(self, value: bytes) -> None:
         from nats.js.errors import KeyWrongLastSequenceError  # noqa: PLC0415

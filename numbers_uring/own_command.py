@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from numbers_uring import __version__
-from numbers_uring.cluster_command import nats_option
+from numbers_uring.access_options import access_of, engine_options
 from numbers_uring.console import PROGRAM, Diagnostics
 from numbers_uring.owners import OwnConfig, run_owners
 from numbers_uring.partitions import PARTITIONS_MAX, parse_partitions
@@ -22,7 +22,7 @@ def _partitions(_context: click.Context, _parameter: click.Parameter, text: str)
 
 
 @click.command(context_settings={"show_default": True})
-@nats_option
+@engine_options
 @click.option(
     "--partitions",
     metavar="LIST",
@@ -67,12 +67,13 @@ def own(say: Diagnostics, /, **options: Any) -> None:
     --partitions 0-3.
 
     Exit status: 0 stopped as asked and everything that was acknowledged is on file, 1 the lease of
-    a partition was lost, or a message is no batch of its numbers, 2 wrong usage, 3 could not start,
-    4 a log failed.
+    a partition was lost, a message is no batch of its numbers, or the engine will not have us any
+    more, 2 wrong usage, 3 could not start, 4 a log failed.
     """
     run_owners(
         OwnConfig(
             url=options["nats"],
+            access=access_of(options),
             partitions=options["partitions"],
             log_dir=options["log_dir"].absolute(),
             replay=options["replay"],

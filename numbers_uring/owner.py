@@ -22,15 +22,16 @@ from numbers_uring.config import (
     LINE_BYTES,
     MESSAGE_BYTES_MAX,
     NO_SPACE_RETRY_S,
+    OWNER_ENGINE_ANSWER_S,
     OWNER_ENGINE_RETRY_S,
     StartError,
 )
+from numbers_uring.connection import engine_errors
 from numbers_uring.lease import Lease, Progress
 from numbers_uring.numbers_log import LogError, NumbersLog
 from numbers_uring.own_kernel import NotOwnedError, OwnKernel
 from numbers_uring.partitions import stream_name
 from numbers_uring.stopwatch import Stopwatch
-from numbers_uring.streams import engine_errors
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -237,19 +238,24 @@ class PartitionOwner:
         import nats  # noqa: PLC0415
 
         await asyncio.sleep(OWNER_ENGINE_RETRY_S)
-        try:
-            await self._js.stream_info(self._stream)
-        except nats.js.errors.NotFoundError as error:
-            raise OwnerError(f"the stream {self._stream} is gone") from error
-        except (nats.errors.Error, TimeoutError):
-            return
         with suppress(nats.errors.Error, TimeoutError):
-            if await self._consumer_info() is None:
+            async with asyncio.timeout(OWNER_ENGINE_ANSWER_S):
+                await self._require_stream()
+                info = await self._consumer_info()
+            if info is None:
                 self._say(
                     f"the consumer {CONSUMER} of the stream {self._stream} was deleted: taking in "
                     "the stream from its start"
                 )
                 await self._make_consumer()
+
+    async def _require_stream(self) -> None:
+        from nats.js.errors import NotFoundError  # noqa: PLC0415
+
+        try:
+            await self._js.stream_info(self._stream)
+        except NotFoundError as error:
+            raise OwnerError(f"the stream {self._stream} is gone") from error
 
     async def _process(self, messages: "Sequence[Msg]", stop: asyncio.Event) -> bool:
         """Put them on disk, then acknowledge them; False where the stop came before that."""

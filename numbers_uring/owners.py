@@ -23,8 +23,17 @@ from numbers_uring.config import (
     LINE_BYTES,
     OWNER_BATCH_BYTES,
     OWNER_THREADS_MAX,
+    EngineAccess,
     Fsync,
     StartError,
+)
+from numbers_uring.connection import (
+    connected,
+    engine_errors,
+    jetstream,
+    require_nats_library,
+    until_closed,
+    url_text,
 )
 from numbers_uring.console import PROGRAM, STDOUT, Diagnostics, Lines
 from numbers_uring.kernel import Kernel, Memory
@@ -50,15 +59,7 @@ from numbers_uring.resume import resume
 from numbers_uring.service_manager import ServiceManager
 from numbers_uring.signals import Requests
 from numbers_uring.sink import SinkError
-from numbers_uring.streams import (
-    check_streams,
-    connected,
-    engine_errors,
-    jetstream,
-    recorded_partitions,
-    require_nats_library,
-    url_text,
-)
+from numbers_uring.streams import check_streams, recorded_partitions
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -72,6 +73,7 @@ class OwnConfig:
     """One run of `own`, as asked for on the command line."""
 
     url: str
+    access: EngineAccess
     partitions: str
     log_dir: Path
     replay: bool
@@ -142,7 +144,12 @@ class _Owners:
         asyncio.get_running_loop().add_reader(self._requests.wakeup_fd, self._look_at_requests)
         async with AsyncExitStack() as parts:
             client = await parts.enter_async_context(
-                connected(self._config.url, f"{PROGRAM} own", say=self._say)
+                connected(
+                    self._config.url,
+                    f"{PROGRAM} own",
+                    access=self._config.access,
+                    say=self._say,
+                )
             )
             self._state = OwnersState(
                 self._names,
@@ -157,6 +164,7 @@ class _Owners:
             with engine_errors("ask the engine for the partitions"):
                 chosen, partitions = await self._choose(js)
             parts.push_async_callback(self._say_goodbye, client)
+            parts.push_async_callback(_cancel, asyncio.create_task(self._watch(client)))
             pool = parts.enter_context(
                 ThreadPoolExecutor(min(len(chosen), OWNER_THREADS_MAX), "partition")
             )
@@ -307,8 +315,10 @@ class _Owners:
             self._say("the logs of an owner are not reopened: it needs all of them to start again")
 
     async def _tend_leases(self) -> None:
+        due_s = time.monotonic()
         while True:
-            await asyncio.sleep(LEASE_REFRESH_S)
+            due_s = next_due_s(due_s, time.monotonic(), LEASE_REFRESH_S)
+            await asyncio.sleep(due_s - time.monotonic())
             try:
                 await self._refresh()
             except Exception as error:
@@ -332,6 +342,17 @@ class _Owners:
                 result, (nats.errors.Error, TimeoutError, OSError)
             ):
                 raise result
+
+    async def _watch(self, client: "Client") -> None:
+        """End the run where the connection is closed for good."""
+        try:
+            await until_closed(client)
+        except ConnectionError as error:
+            self._failure = self._failure or OwnerError(
+                f"the engine at {url_text(self._config.url)} can't be used any more: {error}; what "
+                "was acknowledged is on file, and the next owner is sent the rest"
+            )
+            self._end()
 
     async def _tend_report(self) -> None:
         interval_s = self._config.report_interval_s

@@ -24,11 +24,13 @@ from numbers_uring.config import (
     FORWARD_RESEND_S,
     FORWARD_RETRY_S,
     NODE_STATUS_INTERVAL_S,
+    EngineAccess,
     StartError,
 )
+from numbers_uring.connection import connected, jetstream, until_closed, url_text
 from numbers_uring.outbox import Batch, Outbox
 from numbers_uring.partitions import NODES_BUCKET, subject_name
-from numbers_uring.streams import check_streams, connected, jetstream, url_text
+from numbers_uring.streams import check_streams
 from numbers_uring.threads import start_thread
 
 if TYPE_CHECKING:
@@ -55,6 +57,7 @@ class Publisher:
         url: str,
         partitions: int,
         *,
+        access: EngineAccess,
         boot_id: str,
         say: Callable[[str], None],
         inform: Callable[[str], None],
@@ -66,6 +69,7 @@ class Publisher:
         self.failure: BaseException | None = None
         """What has ended the thread."""
         self._url = url
+        self._access = access
         self._partitions = partitions
         self._boot_id = boot_id
         self._say = say
@@ -131,7 +135,8 @@ class Publisher:
             self._ready.set()
 
     async def _run(self) -> None:
-        async with connected(self._url, f"numbers-uring {self._boot_id}", say=self._note) as client:
+        name = f"numbers-uring {self._boot_id}"
+        async with connected(self._url, name, access=self._access, say=self._note) as client:
             if client.max_payload < FORWARD_BATCH_BYTES + _HEADER_BYTES_MAX:
                 raise StartError(
                     f"{self.name} takes messages of {client.max_payload} bytes at most "
@@ -144,7 +149,7 @@ class Publisher:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._dispatch(client, js, tasks))
                     tasks.create_task(self._tell_state(js))
-                    tasks.create_task(self._watch(client))
+                    tasks.create_task(until_closed(client))
                     await self._closing.wait()
                     raise _ClosedError
             except* _ClosedError:
@@ -160,12 +165,6 @@ class Publisher:
         for patience in self._patience:
             if not patience.expired():
                 patience.reschedule(self._loop.time())
-
-    async def _watch(self, client: "Client") -> None:
-        """Fail where the connection is closed for good, as for a password that is wrong by now."""
-        while not client.is_closed:
-            await asyncio.sleep(FORWARD_RETRY_S)
-        raise ConnectionError(str(client.last_error or "closed"))
 
     async def _dispatch(
         self, client: "Client", js: "JetStreamContext", tasks: asyncio.TaskGroup

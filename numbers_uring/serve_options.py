@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import click
 from click.core import ParameterSource
 
+from numbers_uring.access_options import ACCESS_NAMES, ACCESS_OPTIONS, access_of, check_url
 from numbers_uring.addresses import PORT_MAX, Address, TcpAddress, parse_address, parse_tcp_address
 from numbers_uring.config import (
     DEFAULT_ADDRESS,
@@ -104,18 +104,6 @@ def _set_level(ctx: click.Context, parameter: click.Parameter, value: bool) -> b
     if value and say is not None:
         say.level_min = Level.WARNING if parameter.name == "quiet" else Level.DEBUG
     return value
-
-
-def _check_engine(_ctx: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
-    for each in [] if url is None else url.split(","):
-        try:
-            parts = urlsplit(each.strip())
-            usable = parts.scheme in {"nats", "tls"} and parts.hostname and parts.port != 0
-        except ValueError:  # a port that is no number, or beyond 65535
-            usable = False
-        if not usable:
-            raise click.BadParameter(f"{each!r} is not like nats://HOST:PORT.")
-    return url
 
 
 _DIAGNOSTIC_OPTIONS = (
@@ -259,7 +247,7 @@ _OPTIONS = (
     click.option(
         "--forward",
         metavar="URL",
-        callback=_check_engine,
+        callback=check_url,
         help="Be an ingest node of a cluster: publish new numbers to the NATS JetStream engine at "
         "nats://HOST:PORT, or at several of these with commas between, and have no log. A number "
         "is reported once the engine has it. Needs an extra: pip install 'numbers-uring[cluster]'.",
@@ -271,6 +259,7 @@ _OPTIONS = (
         help="How many streams share the numbers of --forward: as many as the cluster was made "
         "with.",
     ),
+    *ACCESS_OPTIONS,
     click.option(
         "--report-interval",
         type=Seconds(min=0, min_open=True),
@@ -342,6 +331,7 @@ def serve_config(options: dict[str, Any]) -> Config:
         idle_timeout_s=options["idle_timeout"],
         profile_path=options["profile"],
         forward=options["forward"],
+        access=access_of(options),
         partitions=options["partitions"] or 0,
         metrics=options["metrics"],
     )
@@ -349,8 +339,10 @@ def serve_config(options: dict[str, Any]) -> Config:
 
 def _check_forward(options: dict[str, Any]) -> None:
     if options["forward"] is None:
-        if options["partitions"] is not None:
-            raise click.UsageError("--partitions is of use with --forward alone.")
+        for name in ("partitions", *ACCESS_NAMES):
+            if options[name] is not None:
+                option = "--" + name.replace("_", "-")
+                raise click.UsageError(f"{option} is of use with --forward alone.")
         return
     if options["partitions"] is None:
         raise click.UsageError("--forward needs --partitions, as many as the cluster has.")

@@ -12,15 +12,11 @@ What it stands on, of nats-server 2.15:
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from numbers_uring.config import (
     DUPLICATE_WINDOW_S,
-    ENGINE_REQUEST_S,
-    ENGINE_START_S,
     LEASE_S,
     MESSAGE_BYTES_MAX,
     NODE_STATUS_S,
@@ -28,6 +24,7 @@ from numbers_uring.config import (
     STREAM_NUMBERS_TIMES,
     StartError,
 )
+from numbers_uring.connection import engine_errors
 from numbers_uring.partitions import (
     CLUSTER_BUCKET,
     LEASES_BUCKET,
@@ -39,7 +36,6 @@ from numbers_uring.partitions import (
 )
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
     from nats.js import JetStreamContext
     from nats.js.api import StreamConfig
 
@@ -51,99 +47,6 @@ _BUCKETS = {CLUSTER_BUCKET: None, LEASES_BUCKET: LEASE_S, NODES_BUCKET: NODE_STA
 """How long each one keeps a value, in seconds; None for ever."""
 
 _ASKED_AT_ONCE = 32
-
-
-def require_nats_library() -> None:
-    """Raise StartError, with a hint, where the library for clusters is missing."""
-    try:
-        # Here, because it is an extra, and takes a tenth of a second to import.
-        import nats  # noqa: F401, PLC0415
-    except ImportError as error:
-        raise StartError(
-            f"a cluster needs the nats-py library ({error}): pip install 'numbers-uring[cluster]'"
-        ) from error
-
-
-def url_text(url: str) -> str:
-    """Return `url` as it may be shown: without a password."""
-    texts = []
-    for each in url.split(","):
-        parts = urlsplit(each.strip())
-        texts.append(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}")
-    return ",".join(texts)
-
-
-@asynccontextmanager
-async def connected(
-    url: str, name: str, *, say: Callable[[str], None] = lambda _text: None
-) -> "AsyncIterator[Client]":
-    """Connect to the engine: `url` is nats://HOST:PORT, or several of them with commas between.
-
-    A connection that is lost later is made again, for as long as it takes; `say` takes a line for
-    the operator when that begins and when it ends. Raises StartError where there is no engine.
-    """
-    require_nats_library()
-    import nats  # noqa: PLC0415
-    from nats.aio.client import Client  # noqa: PLC0415
-
-    failure: list[Exception] = []
-
-    async def note(error: Exception) -> None:
-        failure[:] = [error]
-
-    async def lost() -> None:
-        if not client.is_closed and not client.is_draining:
-            say(f"the engine at {url_text(url)} is gone: trying again until it is back")
-
-    async def found() -> None:
-        say(f"the engine at {url_text(url)} is back: going on")
-
-    client = Client()
-    try:
-        async with asyncio.timeout(ENGINE_START_S):
-            await client.connect(
-                servers=[each.strip() for each in url.split(",")],
-                name=name,
-                error_cb=note,
-                disconnected_cb=lost,
-                reconnected_cb=found,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=1,
-            )
-    except (OSError, nats.errors.Error, ValueError) as error:
-        # Closing one that never was connected can't be waited for.
-        reason = failure[0] if failure else error
-        raise StartError(
-            f"cannot reach the engine at {url_text(url)}: {str(reason) or type(reason).__name__}"
-        ) from error
-    try:
-        yield client
-    finally:
-        # One that is lost just now can't be told that it is over.
-        with suppress(OSError, nats.errors.Error):
-            await client.close()
-
-
-@contextmanager
-def engine_errors(doing: str) -> Iterator[None]:
-    """Turn what the engine says against it into a StartError."""
-    import nats  # noqa: PLC0415
-
-    try:
-        yield
-    except nats.js.errors.ServiceUnavailableError as error:
-        raise StartError(
-            f"cannot {doing}: the engine has no JetStream, or no leader of it just now"
-        ) from error
-    except nats.js.errors.APIError as error:
-        raise StartError(f"cannot {doing}: {error.description}") from error
-    except (TimeoutError, nats.errors.Error) as error:
-        raise StartError(f"cannot {doing}: {str(error) or 'no answer'}") from error
-
-
-def jetstream(client: "Client") -> "JetStreamContext":
-    """Return JetStream as a cluster uses it."""
-    return client.jetstream(timeout=ENGINE_REQUEST_S)
 
 
 def _default_max_bytes(partitions: int) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -12,7 +13,8 @@ from typing import Any, TypeVar
 
 from nats.js import JetStreamContext
 
-from numbers_uring.streams import connected, jetstream
+from numbers_uring.config import EngineAccess
+from numbers_uring.connection import connected, jetstream
 from support import DEADLINE_S, wait_until
 
 T = TypeVar("T")
@@ -44,13 +46,15 @@ class Engine:
     ) -> None:
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
+        self.access = EngineAccess()
         self.name = f"engine-{member}"
         self._alone = not routes
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "nats.log"
-        self._config = folder / "nats.conf"
-        self._config.write_text(self._text(routes, member) + settings)
+        self.config = folder / "nats.conf"
+        self._base = self._text(routes, member)
+        self.configure(settings)
         self.process: subprocess.Popen[bytes] | None = None
 
     def _text(self, routes: tuple[int, ...], member: int) -> str:
@@ -67,10 +71,19 @@ class Engine:
             )
         return text
 
+    def configure(self, settings: str) -> None:
+        """Have these settings from the next start or `reload` on."""
+        self.config.write_text(self._base + settings)
+
+    def reload(self) -> None:
+        """Have the settings read by an engine that runs."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
+
     def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [binary(), "--config", str(self._config)], stdout=log, stderr=log
+                [binary(), "--config", str(self.config)], stdout=log, stderr=log
             )
         if self._alone:
             self.wait_ready()
@@ -87,8 +100,12 @@ class Engine:
                 pass
         except OSError:
             return False
+        return self.tried(_account)
+
+    def tried(self, use: Callable[[JetStreamContext], Coroutine[Any, Any, object]]) -> bool:
+        """Say whether the engine did it."""
         try:
-            self.run(_account)
+            self.run(use)
         except Exception:  # whatever is said for as long as there is no leader
             return False
         return True
@@ -97,7 +114,7 @@ class Engine:
         """Connect, await use(js), and return what it gives."""
 
         async def session() -> T:
-            async with connected(self.url, "tests") as client:
+            async with connected(self.url, "tests", access=self.access) as client:
                 return await use(jetstream(client))
 
         return asyncio.run(session())
@@ -118,7 +135,15 @@ class Engine:
 
 
 async def _account(js: JetStreamContext) -> None:
-    await js.account_info()
+    # What is asked before there is a leader is not answered later on, either.
+    async with asyncio.timeout(0.5):
+        await js.account_info()
+
+
+async def _place_replicas(js: JetStreamContext) -> None:
+    async with asyncio.timeout(2):
+        await js.add_stream(name="probe", subjects=["probe"], num_replicas=3)
+        await js.delete_stream("probe")
 
 
 @contextmanager
@@ -134,6 +159,7 @@ def engine_group(folder: Path) -> Iterator[list[Engine]]:
             running.enter_context(engine)
         for engine in engines:
             engine.wait_ready()
+        wait_until(lambda: engines[0].tried(_place_replicas), "all three to know of each other")
         yield engines
 
 

@@ -165,6 +165,33 @@ class ServerProcess:
         return sum(uniques), sum(duplicates), totals[-1]
 
 
+class GrowingLog:
+    """A log over several runs; each look reads only what has come since the last one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen_bytes = 0
+        self.numbers: set[int] = set()
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def look(self) -> None:
+        with self.path.open("rb") as file:
+            file.seek(self._seen_bytes)
+            data = file.read()
+        whole = data[: len(data) // 10 * 10]
+        assert re.fullmatch(rb"(?:[0-9]{9}\n)*", whole)
+        assert re.fullmatch(rb"[0-9]{0,9}", data[len(whole) :])
+        found = [int(line) for line in whole.split()]
+        new = set(found)
+        assert len(new) == len(found), "a number is there twice"
+        assert not new & self.numbers, "a number is there twice"
+        self.numbers |= new
+        self._seen_bytes += len(whole)
+
+
 class CommandProcess:
     """A real `numbers-uring` in the background, with its output collected."""
 

@@ -17,7 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from support import DEADLINE_S, ServerProcess, is_closed, lines, needs_strace, strace, wait_until
+from support import (
+    DEADLINE_S,
+    GrowingLog,
+    ServerProcess,
+    is_closed,
+    lines,
+    needs_strace,
+    strace,
+    wait_until,
+)
 
 Serve = Callable[..., ServerProcess]
 ROOT = Path(__file__).resolve().parent.parent
@@ -337,29 +346,6 @@ class Client:
                     assert client.recv(1) == b"", "the server spoke"
                 if not killing.is_set():
                     self.drained.update(batch)
-
-
-class GrowingLog:
-    """A log over several runs; each look reads only what has come since the last one."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._seen_bytes = 0
-        self.numbers: set[int] = set()
-
-    def look(self) -> None:
-        with self._path.open("rb") as file:
-            file.seek(self._seen_bytes)
-            data = file.read()
-        whole = data[: len(data) // 10 * 10]
-        assert re.fullmatch(rb"(?:[0-9]{9}\n)*", whole)
-        assert re.fullmatch(rb"[0-9]{0,9}", data[len(whole) :])
-        found = [int(line) for line in whole.split()]
-        new = set(found)
-        assert len(new) == len(found), "a number is there twice"
-        assert not new & self.numbers, "a number is there twice"
-        self.numbers |= new
-        self._seen_bytes += len(whole)
 
 
 @pytest.mark.timeout(3600)

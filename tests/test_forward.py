@@ -17,6 +17,7 @@ from nats.js.errors import NoKeysError
 
 from engine import Engine, engine_group, free_port, leader
 from numbers_uring import outbox
+from numbers_uring.config import EngineAccess
 from numbers_uring.forwarder import Forwarder, ForwardError
 from numbers_uring.partitions import NODES_BUCKET, range_of, stream_name
 from numbers_uring.streams import init_cluster
@@ -334,7 +335,12 @@ def test_a_stop_without_an_engine_says_how_many_numbers_are_not_acknowledged(
 ) -> None:
     monkeypatch.setattr(outbox, "FORWARD_PATIENCE_S", 0.2)
     forwarder = Forwarder(
-        own.url, PARTITIONS, say=lambda _: None, inform=lambda _: None, wake=lambda: None
+        own.url,
+        PARTITIONS,
+        access=EngineAccess(),
+        say=lambda _: None,
+        inform=lambda _: None,
+        wake=lambda: None,
     )
     with closing(forwarder):
         assert forwarder.append(memoryview(lines([5]))) == 10
@@ -414,11 +420,22 @@ def test_options_that_do_not_go_together_are_wrong_usage(
     fails(2, words, *options)
 
 
-def test_a_missing_library_is_said_with_what_to_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["serve", "--port", "0", "--forward", "nats://127.0.0.1:4222", "--partitions", "1"],
+        ["own", "--partitions", "0", "--log-dir", "logs"],
+        ["cluster", "init", "--partitions", "1"],
+        ["cluster", "status"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_a_missing_library_is_said_with_what_to_do(tmp_path: Path, arguments: list[str]) -> None:
     (tmp_path / "nats.py").write_text("raise ImportError('there is none')\n")
-    options = ("--forward", "nats://127.0.0.1:4222", "--partitions", "1", "--port", "0")
-    done = run_command("serve", *options, environment={"PYTHONPATH": str(tmp_path)})
+    environment = {"PYTHONPATH": str(tmp_path)}
+    done = run_command(*arguments, environment=environment, cwd=tmp_path)
     assert_one_line_error(done, 3, "there is none", "pip install 'numbers-uring[cluster]'")
+    assert not (tmp_path / "logs").exists()
 
 
 def test_the_doctor_tries_the_engine_in_the_place_of_the_log(
