@@ -16,8 +16,8 @@ Contenders, each a process of its own that gets the same load over loopback:
 
 Rates are of numbers taken in: the load half-closes each connection and waits for the server's
 close; a light one, by sendfile, leaves more of the processors to the server. Processor time is the
-server's own. A log that is not exactly the set of the numbers sent fails the run. Machines drift, so
-only ratios of one round are compared; the tables give the median of the rounds with minimum and
+server's own. A log that is not exactly the set of the numbers sent fails the run. Machines drift,
+so only ratios of one round are compared; the tables give the median of the rounds with minimum and
 maximum.
 """
 
