@@ -11,9 +11,8 @@ from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from numbers_uring._native import ffi, lib
+from numbers_uring.bitmap import populate, reserve
 from numbers_uring.config import (
-    BITMAP_BYTES,
     ENGINE_GOODBYE_S,
     LAST_REPORT_WAIT_S,
     LEASE_REFRESH_S,
@@ -24,7 +23,7 @@ from numbers_uring.config import (
     StartError,
 )
 from numbers_uring.console import PROGRAM, STDOUT, Diagnostics, Lines
-from numbers_uring.kernel import Kernel, Memory
+from numbers_uring.kernel import Kernel
 from numbers_uring.lease import Lease, LeaseLostError, log_identity
 from numbers_uring.native_kernel import variants
 from numbers_uring.numbers_log import NumbersLog
@@ -116,7 +115,7 @@ class _Owners:
                 ThreadPoolExecutor(min(len(chosen), OWNER_THREADS_MAX), "partition")
             )
             # Of all numbers; memory is taken for what is touched, which are the owned ones' bytes.
-            bitmap = mmap(-1, BITMAP_BYTES)
+            bitmap = reserve()
             with engine_errors("take the partitions"):
                 recorded = await self._open(parts, js, chosen, partitions, bitmap, pool)
             # From here on, leases are refreshed: to resume long logs takes longer than they last.
@@ -153,7 +152,7 @@ class _Owners:
         js: "JetStreamContext",
         chosen: list[int],
         partitions: int,
-        bitmap: Memory,
+        bitmap: mmap,
         pool: ThreadPoolExecutor,
     ) -> list[int]:
         """Lock all logs and take all leases; return how many numbers each log is said to have."""
@@ -193,12 +192,11 @@ class _Owners:
             )
         return recorded
 
-    def _resume(self, owner: PartitionOwner, owned: Range, kernel: Kernel, bitmap: Memory) -> None:
+    def _resume(self, owner: PartitionOwner, owned: Range, kernel: Kernel, bitmap: mmap) -> None:
         """Read the owner's log into its slice of the bitmap. Raises StartError."""
         place = slice(owned.first // 8, -(-owned.end // 8))
         if owned.first < owned.end:
-            view = ffi.from_buffer("uint8_t[]", bitmap, require_writable=True)
-            lib.nu_collapse_huge(view + place.start, place.stop - place.start)
+            populate(bitmap, place.start, place.stop)
         found = resume(
             owner.log,
             kernel,
