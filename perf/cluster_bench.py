@@ -41,6 +41,7 @@ from engines import SETUPS, SYNCED, Setup
 from measured import Contender, Measurement, Row, take_turns
 from numbers_uring.config import StartError
 from numbers_uring.load_model import LoadParameters
+from numbers_uring.streams import require_nats_library
 from running_cluster import Cpu, RunningCluster, running_cluster
 
 SEND_BYTES = 256 * 1024
@@ -223,6 +224,12 @@ def main(
     json_file: Path | None,
     folder: Path | None,
 ) -> None:
+    try:
+        require_nats_library()
+    except StartError as error:
+        raise click.ClickException(str(error)) from error
+    import nats  # noqa: PLC0415
+
     click.echo(f"{machine()}; {rounds} rounds, {numbers} numbers, {time.strftime('%Y-%m-%d')}")
     with tempfile.TemporaryDirectory(prefix="cluster-", dir=folder) as stores:
         bench = ClusterBench(rounds, numbers, Path(stores), before)
@@ -236,8 +243,8 @@ def main(
             for table in tables or run:
                 for count in partitions:
                     run[table](count)
-        except (RuntimeError, StartError) as error:
-            raise click.ClickException(str(error)) from error
+        except (RuntimeError, StartError, TimeoutError, nats.errors.Error) as error:
+            raise click.ClickException(str(error) or "no answer in time") from error
     if json_file is not None:
         figures = {"machine": machine(), "rows": [asdict(row) for row in bench.rows]}
         json_file.write_text(json.dumps(figures, indent=1) + "\n")

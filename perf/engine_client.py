@@ -145,8 +145,11 @@ class _Drain:
 
 
 async def _fetch(subscription: "JetStreamContext.PullSubscription") -> "Sequence[Msg]":
+    from nats.js.errors import ServiceUnavailableError  # noqa: PLC0415
+
     messages: Sequence[Msg] = ()
-    with suppress(TimeoutError):
+    # The latter is a group that has no leader of the consumer yet.
+    with suppress(TimeoutError, ServiceUnavailableError):
         messages = await subscription.fetch(FETCH_MESSAGES, FETCH_BUSY_S)
     return messages
 
@@ -189,17 +192,13 @@ async def _stored(url: str, partitions: int) -> tuple[bytearray, int]:
 
 
 async def _read(js: "JetStreamContext", partition: int, kernel: OwnKernel) -> None:
-    from nats.js.api import AckPolicy, ConsumerConfig  # noqa: PLC0415
-
+    """Take in all messages of the stream, each by its number."""
     stream = stream_name(partition)
-    left = (await js.stream_info(stream)).state.messages
-    config = ConsumerConfig(ack_policy=AckPolicy.NONE)
-    subscription = await js.pull_subscribe(subject_name(partition), stream=stream, config=config)
-    while left:
-        for message in await subscription.fetch(min(FETCH_MESSAGES, left), DEADLINE_S):
-            try:
-                kernel.take(message.data)
-            except NotOwnedError as error:
-                raise RuntimeError(f"{stream} has numbers of another partition") from error
-            kernel.clear()
-            left -= 1
+    state = (await js.stream_info(stream)).state
+    for sequence in range(state.first_seq, state.last_seq + 1):
+        message = await js.get_msg(stream, sequence)
+        try:
+            kernel.take(message.data or b"")
+        except NotOwnedError as error:
+            raise RuntimeError(f"{stream} has numbers of another partition") from error
+        kernel.clear()
