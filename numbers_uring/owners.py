@@ -166,7 +166,13 @@ class _Owners:
         recorded = []
         for partition in chosen:
             path = folder / log_name(partition)
-            log = NumbersLog(path, say=self._say, inform=self._say.info, fsync=Fsync.ALWAYS)
+            log = NumbersLog(
+                path,
+                say=self._say,
+                inform=self._say.info,
+                fsync=Fsync.ALWAYS,
+                drop_synced=True,
+            )
             parts.callback(log.close)
             lease = Lease(
                 partition,
