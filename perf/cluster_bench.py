@@ -215,7 +215,11 @@ class ClusterBench:
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures here."
 )
-@click.option("--folder", type=click.Path(path_type=Path), help="Where streams and logs go.")
+@click.option(
+    "--folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="Where streams and logs go.",
+)
 def main(
     tables: tuple[str, ...],
     rounds: int,
