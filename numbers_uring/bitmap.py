@@ -2,11 +2,16 @@
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
+from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, PAGESIZE, mmap
 from pathlib import Path
 from typing import NamedTuple
 
 from numbers_uring._native import ffi, lib
 from numbers_uring.config import BITMAP_BYTES, StartError
+
+_MADV_POPULATE_WRITE = 23
+"""Linux 5.14; see madvise(2)."""
 
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) ")
 
@@ -33,6 +38,29 @@ def allocate(size_bytes: int = BITMAP_BYTES) -> Bitmap:
     lib.nu_collapse_huge(view, size_bytes)
     first = int(ffi.cast("uintptr_t", view))
     return Bitmap(memory, _huge_bytes(first, first + size_bytes))
+
+
+def reserve(size_bytes: int = BITMAP_BYTES) -> mmap:
+    """Return a zeroed bitmap of which memory is taken for what is touched alone.
+
+    Raises OSError where there is no address space for it.
+    """
+    # Private, because a shared mapping is a file's, for which systems rarely grant huge pages.
+    memory = mmap(-1, size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    with suppress(OSError):
+        memory.madvise(MADV_HUGEPAGE)
+    return memory
+
+
+def populate(reserved: mmap, first: int, end: int) -> None:
+    """Have bytes first to end - 1 of it in memory, on huge pages where the system grants them.
+
+    What is read before it is written would lie on the page of zeros, and on small pages once it
+    is written, before Linux 6.13.
+    """
+    start = first - first % PAGESIZE
+    with suppress(OSError):
+        reserved.madvise(_MADV_POPULATE_WRITE, start, end - start)
 
 
 def _huge_bytes(first: int, end: int) -> int:

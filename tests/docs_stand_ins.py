@@ -94,7 +94,7 @@ def python(arguments: Arguments) -> None:
             stand_in = shutil.which(name)
             assert stand_in is not None
             shutil.copy(stand_in, folder / "bin" / name)
-    elif arguments[0] in {"perf/bench.py", "perf/flame_graph.py"}:
+    elif arguments[0] in {"perf/bench.py", "perf/cluster_bench.py", "perf/flame_graph.py"}:
         # These take minutes; that they work is another test's to say.
         has_options(output(sys.executable, *arguments[:1], "--help"), arguments[1:])
     else:

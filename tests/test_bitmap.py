@@ -1,4 +1,6 @@
 import errno
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -80,3 +82,33 @@ def test_memory_that_is_not_mapped_is_reported() -> None:
 )
 def test_huge_pages_are_counted_within_the_range(first: int, end: int, expected: int) -> None:
     assert bitmap.huge_bytes_within(SMAPS.splitlines(), first, end) == expected
+
+
+def test_a_reserved_bitmap_is_zeroed_and_takes_memory_for_what_is_populated_alone() -> None:
+    reserved = bitmap.reserve()
+    assert len(reserved) == BITMAP_BYTES
+    start = int(ffi.cast("uintptr_t", ffi.from_buffer("uint8_t[]", reserved)))
+    bitmap.populate(reserved, 40 * MIB + 1, 48 * MIB)
+    resident_kib = 0
+    with Path("/proc/self/smaps").open() as smaps:
+        for line in smaps:
+            if mapping := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+                first, end = (int(address, 16) for address in mapping.groups())
+                ours = first < start + BITMAP_BYTES and start < end
+            elif ours and line.startswith("Rss:"):
+                resident_kib += int(line.split()[1])
+    # Whole huge pages at both ends, or none of it where the system can't populate.
+    assert resident_kib <= (8 + 4) * 1024
+    assert reserved[40 * MIB : 48 * MIB].count(0) == 8 * MIB
+
+
+def test_what_is_populated_lies_on_huge_pages_where_the_system_grants_them() -> None:
+    probe = bytearray(b"\1") * (8 * MIB)
+    refusal = lib.nu_collapse_huge(ffi.from_buffer("uint8_t[]", probe), len(probe))
+    if refusal:
+        pytest.skip(f"the system grants no huge pages: {errno.errorcode[-refusal]}")
+    reserved = bitmap.reserve()
+    start = int(ffi.cast("uintptr_t", ffi.from_buffer("uint8_t[]", reserved)))
+    bitmap.populate(reserved, 0, BITMAP_BYTES)
+    with Path("/proc/self/smaps").open() as smaps:
+        assert bitmap.huge_bytes_within(smaps, start, start + BITMAP_BYTES) > 0

@@ -1,6 +1,7 @@
 """Write-back behind the writer: what is asked of the kernel, and what is left in memory."""
 
 import errno
+import mmap
 import os
 import threading
 from pathlib import Path
@@ -107,3 +108,39 @@ def test_a_growing_log_is_whole_whoever_looks_after_its_pages(tmp_path: Path, fs
     log.finish()
     log.close()
     assert path.with_suffix(".1").read_bytes() + path.read_bytes() == bytes(block) * 40
+
+
+def test_what_is_synced_at_once_leaves_the_page_cache_where_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _fd, *asked: dropped.append(asked))
+    path = tmp_path / "numbers.log"
+    for asked_for in (False, True):
+        log = NumbersLog(path, say=print, fsync=Fsync.ALWAYS, drop_synced=asked_for)
+        log.truncate()
+        pieces = [lines(range(first, first + 1000)) for first in range(0, 3000, 1000)]
+        for piece in pieces:
+            assert log.append(memoryview(piece)) == len(piece)
+        log.close()
+        assert path.read_bytes() == b"".join(pieces)
+    page = mmap.PAGESIZE
+    # Each from the page that the one before has ended in.
+    starts = [0, 10_000 - 10_000 % page, 20_000 - 20_000 % page]
+    ends = [10_000, 20_000, 30_000]
+    assert [(start, start + size) for start, size, _ in dropped] == list(
+        zip(starts, ends, strict=True)
+    )
+    assert {advice for _, _, advice in dropped} == {os.POSIX_FADV_DONTNEED}
+
+
+def test_pages_that_can_not_be_dropped_are_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EINVAL, "invalid")
+
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    log = NumbersLog(tmp_path / "n.log", say=print, fsync=Fsync.ALWAYS, drop_synced=True)
+    assert log.append(memoryview(lines([7]))) == 10
+    log.close()

