@@ -31,6 +31,10 @@ _CREDENTIALS = re.compile(
 _REFUSED = ("authorization violation", "authentication expired", "authentication revoked")
 
 
+_STEPS = ("_connect_command", "_process_err", "_process_op_err")
+"""The client's own, which it does not promise to keep, and which we go into."""
+
+
 class NoTlsError(OSError):
     """The engine does not ask for TLS, and we are not to do without."""
 
@@ -47,6 +51,13 @@ def client_for(url: str, access: EngineAccess) -> "tuple[Client, dict[str, Any]]
     from nats.aio.client import Client  # noqa: PLC0415
     from nats.errors import Error  # noqa: PLC0415
 
+    for step in _STEPS:
+        if not hasattr(Client, step):
+            # Without it there would be no word of a refusal, or passwords in the clear.
+            raise StartError(
+                f"this nats-py has no Client.{step}, which is needed: install another version, "
+                "pip install 'numbers-uring[cluster]'"
+            )
     encrypt = "tls://" in url or access.ca is not None or access.certificate is not None
 
     class OurClient(Client):

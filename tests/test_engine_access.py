@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.errors import NoKeysError
 
@@ -19,6 +20,7 @@ from engine import Engine, free_port
 from numbers_uring import connection
 from numbers_uring.config import EngineAccess, StartError
 from numbers_uring.connection import connected, engine_errors, jetstream
+from numbers_uring.engine_access import client_for
 from numbers_uring.owner import CONSUMER
 from numbers_uring.partitions import NODES_BUCKET, log_name, stream_name
 from signed_jwts import Operator
@@ -420,3 +422,13 @@ def test_what_is_forbidden_is_said_with_the_right_that_is_missing(
             asyncio.run(do(what))
     assert len(said) == 3
     assert all(" forbids something: permissions violation" in line for line in said)
+
+
+def test_a_client_library_without_what_is_needed_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for step in ("_connect_command", "_process_err", "_process_op_err"):
+        with monkeypatch.context() as patch:
+            patch.delattr(Client, step)
+            with pytest.raises(StartError, match=f"no Client.{step}, which is needed"):
+                client_for("nats://127.0.0.1:4222", EngineAccess())
