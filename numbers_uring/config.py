@@ -140,8 +140,15 @@ TRIAL_PIECE_BYTES = 1_000_000
 FREE_DISK_BYTES_MIN = 1_000_000_000
 """Room for a hundred million numbers, below which `doctor` has a word to say."""
 
+THREAD_START_BYTES = 4 * 1024 * 1024
+"""What a thread may need, beside its stack, until it can say that memory is lacking."""
+
+THREAD_LOOK_S = 0.05
+"""How often it is looked whether a thread that is to begin is still there."""
+
 START_MEMORY_SPARE_BYTES = 8 * 1024 * 1024
 """What `doctor` wants to be left beside the bitmap and the buffers before it tries to have them."""
+
 RING_SMALL_BUFFERS = 1024
 RING_SMALL_BYTES = 16 * 1024 - 64
 """What the ring receives packets into from clients that send little at a time."""

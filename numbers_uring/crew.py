@@ -13,7 +13,7 @@ from numbers_uring.intake import Intake
 from numbers_uring.loop import Loop, Shared, Statistics
 from numbers_uring.reactor import Reactor
 from numbers_uring.report import Counts
-from numbers_uring.threads import start_thread
+from numbers_uring.threads import start_thread, wait_for_beginning
 
 
 class Worker(Loop):
@@ -146,7 +146,7 @@ class Crew:
         post, ready = Post(), threading.Event()
         self._posts.append(post)
         self._threads.append(start_thread(lambda: self._live(post, ready), f"reactor {number}"))
-        ready.wait()
+        wait_for_beginning(self._threads[-1], ready)
         if self._failure is not None:
             raise self._failure
 

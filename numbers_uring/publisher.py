@@ -31,7 +31,7 @@ from numbers_uring.connection import connected, jetstream, until_closed, url_tex
 from numbers_uring.outbox import Batch, Outbox
 from numbers_uring.partitions import NODES_BUCKET, subject_name
 from numbers_uring.streams import check_streams
-from numbers_uring.threads import start_thread
+from numbers_uring.threads import start_thread, wait_for_beginning
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -85,7 +85,7 @@ class Publisher:
         self._closing = asyncio.Event()
         self._ready = threading.Event()
         self._thread = start_thread(self._live, "publisher")
-        self._ready.wait()
+        wait_for_beginning(self._thread, self._ready)
         if self.failure is not None:
             self._thread.join()
             raise self.failure

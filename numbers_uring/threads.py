@@ -1,10 +1,12 @@
 """Threads beside the reactor's, which leave the signals to the main thread."""
 
+import resource
 import signal
 import threading
 from collections.abc import Callable
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
-from numbers_uring.config import StartError
+from numbers_uring.config import THREAD_LOOK_S, THREAD_START_BYTES, StartError
 
 
 def start_thread(run: Callable[[], None], name: str) -> threading.Thread:
@@ -13,8 +15,9 @@ def start_thread(run: Callable[[], None], name: str) -> threading.Thread:
     # The thread inherits this mask.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
+        _require_room()
         thread.start()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         # Its stack is what memory or a limit of tasks does not suffice for.
         raise StartError(
             f"cannot start a thread for the {name}: too little memory, or too many tasks "
@@ -23,3 +26,26 @@ def start_thread(run: Callable[[], None], name: str) -> threading.Thread:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     return thread
+
+
+def wait_for_beginning(thread: threading.Thread, begun: threading.Event) -> None:
+    """Wait until the thread says that it has begun.
+
+    Raises MemoryError where it has ended without: it had too little memory even for that.
+    """
+    while not begun.wait(THREAD_LOOK_S):
+        if not thread.is_alive() and not begun.is_set():
+            raise MemoryError(f"the {thread.name} could not begin")
+
+
+def _require_room() -> None:
+    """Raise OSError where a thread would find too little memory to begin with.
+
+    Where Python finds that out inside of the thread, before anything of ours, whoever has started
+    it waits for ever.
+    """
+    stack_bytes, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    if stack_bytes == resource.RLIM_INFINITY:
+        stack_bytes = 0
+    # Not touched, so it costs nothing but a moment of address space.
+    mmap(-1, stack_bytes + THREAD_START_BYTES, flags=MAP_PRIVATE | MAP_ANONYMOUS).close()

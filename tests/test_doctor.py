@@ -379,13 +379,15 @@ def no_memory_for_the_ring(scene: Scene) -> None:
 
 
 def no_memory_for_the_rings_of_all_reactors(scene: Scene) -> None:
-    scene.prefix = ["prlimit", f"--as={600 * MEGABYTE}"]
+    # For the first few.
+    without_powers(scene)
+    scene.prefix = ["prlimit", f"--memlock={2 * MEGABYTE}:{2 * MEGABYTE}", *scene.prefix]
     scene.options += ["--backend", "uring", "--reactors", "64"]
 
 
 def no_memory_for_the_threads_of_all_reactors(scene: Scene) -> None:
-    scene.prefix = ["prlimit", f"--as={400 * MEGABYTE}", f"--stack={64 * MEGABYTE}:"]
-    scene.options += ["--reactors", "16"]
+    scene.prefix = ["prlimit", f"--as={400 * MEGABYTE}", f"--stack={2**30}:"]
+    scene.options += ["--reactors", "2"]
 
 
 def a_group_without_memory(scene: Scene) -> None:
