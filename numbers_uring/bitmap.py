@@ -33,7 +33,7 @@ def allocate(size_bytes: int = BITMAP_BYTES) -> Bitmap:
     try:
         memory = bytearray(size_bytes)
     except MemoryError as error:
-        raise StartError(f"not enough memory for a bitmap of {size_bytes} bytes") from error
+        raise StartError(_lack_text(size_bytes)) from error
     view = ffi.from_buffer("uint8_t[]", memory, require_writable=True)
     lib.nu_collapse_huge(view, size_bytes)
     first = int(ffi.cast("uintptr_t", view))
@@ -43,10 +43,13 @@ def allocate(size_bytes: int = BITMAP_BYTES) -> Bitmap:
 def reserve(size_bytes: int = BITMAP_BYTES) -> mmap:
     """Return a zeroed bitmap of which memory is taken for what is touched alone.
 
-    Raises OSError where there is no address space for it.
+    Raises StartError where there is no address space for it.
     """
-    # Private, because a shared mapping is a file's, for which systems rarely grant huge pages.
-    memory = mmap(-1, size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    try:
+        # Private, because a shared mapping is a file's, for which systems rarely grant huge pages.
+        memory = mmap(-1, size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    except OSError as error:
+        raise StartError(_lack_text(size_bytes)) from error
     with suppress(OSError):
         memory.madvise(MADV_HUGEPAGE)
     return memory
@@ -61,6 +64,10 @@ def populate(reserved: mmap, first: int, end: int) -> None:
     start = first - first % PAGESIZE
     with suppress(OSError):
         reserved.madvise(_MADV_POPULATE_WRITE, start, end - start)
+
+
+def _lack_text(size_bytes: int) -> str:
+    return f"not enough memory for a bitmap of {size_bytes} bytes"
 
 
 def _huge_bytes(first: int, end: int) -> int:

@@ -7,7 +7,7 @@ from mmap import mmap
 from typing import Any
 
 from numbers_uring._native import ffi, lib
-from numbers_uring.config import LINE_BYTES, NUMBERS
+from numbers_uring.config import LINE_BYTES, NUMBERS, StartError
 from numbers_uring.kernel import Memory
 from numbers_uring.partitions import NUMBER_BYTES, Range
 
@@ -42,12 +42,16 @@ class OwnKernel:
     """The compiled kernel of one partition, with a batch of its own.
 
     `bitmap` has a bit for each of all numbers; of it the owned ones' bytes alone are touched, so
-    that kernels of other partitions can work on the same one at the same time.
+    that kernels of other partitions can work on the same one at the same time. Raises StartError
+    where there is no memory for the batch.
     """
 
     def __init__(self, owned: Range, bitmap: Memory, batch_bytes: int) -> None:
         assert len(bitmap) * 8 == NUMBERS
-        batch = mmap(-1, batch_bytes)
+        try:
+            batch = mmap(-1, batch_bytes)
+        except OSError as error:
+            raise StartError("not enough memory for the buffers") from error
         self._lines = memoryview(batch)
         self._bitmap = ffi.from_buffer("uint8_t[]", bitmap, require_writable=True)
         self._batch = ffi.from_buffer("uint8_t[]", batch, require_writable=True)

@@ -59,6 +59,7 @@ from numbers_uring.service_manager import ServiceManager
 from numbers_uring.signals import Requests
 from numbers_uring.sink import SinkError
 from numbers_uring.streams import check_streams, recorded_partitions
+from numbers_uring.threads import start_pool
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -140,7 +141,8 @@ class _Owners:
     async def run(self) -> None:
         """Start, own, and stop."""
         begin_s = time.monotonic()
-        asyncio.get_running_loop().add_reader(self._requests.wakeup_fd, self._look_at_requests)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._requests.wakeup_fd, self._look_at_requests)
         async with AsyncExitStack() as parts:
             client = await parts.enter_async_context(
                 connected(
@@ -165,7 +167,7 @@ class _Owners:
             parts.push_async_callback(self._say_goodbye, client)
             parts.push_async_callback(_cancel, asyncio.create_task(self._watch(client)))
             pool = parts.enter_context(
-                ThreadPoolExecutor(min(len(chosen), OWNER_THREADS_MAX), "partition")
+                start_pool(min(len(chosen), OWNER_THREADS_MAX), "partitions")
             )
             # Of all numbers; memory is taken for what is touched, which are the owned ones' bytes.
             bitmap = reserve()
@@ -184,7 +186,7 @@ class _Owners:
             with engine_errors("take up the streams"):
                 for owner, recorded_lines in zip(self._owners, recorded, strict=True):
                     owned = range_of(owner.partition, partitions)
-                    await asyncio.to_thread(self._resume, owner, owned, kernel, bitmap)
+                    await loop.run_in_executor(pool, self._resume, owner, owned, kernel, bitmap)
                     await owner.prepare(recorded_lines, replay=self._config.replay)
                     await owner.lease.record(owner.progress)
             self._tell_start(partitions, time.monotonic() - begin_s)

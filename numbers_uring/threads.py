@@ -3,7 +3,9 @@
 import resource
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 from numbers_uring.config import THREAD_LOOK_S, THREAD_START_BYTES, StartError
@@ -12,11 +14,35 @@ from numbers_uring.config import THREAD_LOOK_S, THREAD_START_BYTES, StartError
 def start_thread(run: Callable[[], None], name: str) -> threading.Thread:
     """Start a daemon thread. Raises StartError, which says the name, where none can be had."""
     thread = threading.Thread(target=run, name=name, daemon=True)
-    # The thread inherits this mask.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
+    with _starting(name):
         _require_room()
         thread.start()
+    return thread
+
+
+def start_pool(count: int, name: str) -> ThreadPoolExecutor:
+    """Return a pool whose `count` threads are all there. Raises StartError as `start_thread`."""
+    pool = ThreadPoolExecutor(count, name)
+    all_there = threading.Barrier(count + 1)
+    try:
+        with _starting(name):
+            for _ in range(count):
+                _require_room()
+                pool.submit(all_there.wait)
+            all_there.wait()
+    except StartError:
+        all_there.abort()
+        pool.shutdown()
+        raise
+    return pool
+
+
+@contextmanager
+def _starting(name: str) -> Iterator[None]:
+    # Threads inherit this mask.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
     except (RuntimeError, OSError) as error:
         # Its stack is what memory or a limit of tasks does not suffice for.
         raise StartError(
@@ -25,7 +51,6 @@ def start_thread(run: Callable[[], None], name: str) -> threading.Thread:
         ) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    return thread
 
 
 def wait_for_beginning(thread: threading.Thread, begun: threading.Event) -> None:

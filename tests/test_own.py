@@ -431,3 +431,19 @@ def test_wrong_usage_is_one_line(tmp_path: Path) -> None:
         done = run_command("own", f"--partitions={partitions}", *directory)
         assert_one_line_error(done, 2, "--partitions")
     assert_one_line_error(run_command("own", "--partitions", "0"), 2, "--log-dir")
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        ["--as=100000000"],
+        ["--as=140000000"],
+        ["--as=180000000"],
+        ["--as=400000000", "--stack=1073741824:"],
+    ],
+)
+def test_too_little_memory_is_one_line(engine: Engine, limits: list[str], tmp_path: Path) -> None:
+    arguments = own_arguments(engine.url, 0, tmp_path / "logs")
+    done = run_command(*arguments, prefix=["prlimit", *limits])
+    assert_one_line_error(done, 3)
+    assert re.search("not enough memory|too little memory", done.stderr)
