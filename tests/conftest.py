@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from notify_socket import NotifySocket
 from numbers_uring.ring_probe import receives
 from support import ServerProcess
 
@@ -31,6 +32,13 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
             return running.enter_context(server)
 
         yield start
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[NotifySocket]:
+    """A service manager that listens."""
+    with NotifySocket(str(tmp_path / "notify")) as listening:
+        yield listening
 
 
 @pytest.fixture(scope="session")

@@ -74,3 +74,11 @@ class NotifySocket:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def told(manager: NotifySocket, watchdog_s: float = 0) -> dict[str, str]:
+    """Return the environment that a service has from its manager."""
+    environment = {"NOTIFY_SOCKET": manager.address}
+    if watchdog_s:
+        environment["WATCHDOG_USEC"] = f"{watchdog_s * 1e6:.0f}"
+    return environment

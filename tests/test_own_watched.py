@@ -16,7 +16,7 @@ import pytest
 from nats.js import JetStreamContext
 
 from engine import Engine, free_port
-from notify_socket import NotifySocket
+from notify_socket import NotifySocket, told
 from numbers_uring import __version__, lease
 from numbers_uring.config import BEAT_STALE_S, StartError
 from numbers_uring.health import Health, State
@@ -77,20 +77,6 @@ def own(engine: Engine, partition: int, tmp_path: Path) -> Iterator[Own]:
     yield start
     for process in started:
         process.kill()
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[NotifySocket]:
-    with NotifySocket(str(tmp_path / "notify")) as listening:
-        yield listening
-
-
-def told(manager: NotifySocket, watchdog_s: float = 0) -> dict[str, str]:
-    """Return the environment that a service has from its manager."""
-    environment = {"NOTIFY_SOCKET": manager.address}
-    if watchdog_s:
-        environment["WATCHDOG_USEC"] = f"{watchdog_s * 1e6:.0f}"
-    return environment
 
 
 # The exposition.

@@ -6,14 +6,14 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from notify_socket import NotifySocket
+from notify_socket import NotifySocket, told
 from numbers_uring.config import RESUME_PROGRESS_S
 from support import DEADLINE_S, ServerProcess, failure, lines, wait_until
 
@@ -21,20 +21,6 @@ Serve = Callable[..., ServerProcess]
 
 WATCHDOG_S = 0.4
 NEVER = ("--report-interval", "3600")
-
-
-@pytest.fixture
-def manager(tmp_path: Path) -> Iterator[NotifySocket]:
-    with NotifySocket(str(tmp_path / "notify")) as listening:
-        yield listening
-
-
-def told(manager: NotifySocket, watchdog_s: float = 0) -> dict[str, str]:
-    """Return the environment that a service has from its manager."""
-    environment = {"NOTIFY_SOCKET": manager.address}
-    if watchdog_s:
-        environment["WATCHDOG_USEC"] = f"{watchdog_s * 1e6:.0f}"
-    return environment
 
 
 # States.
