@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-NATIVE := $(wildcard native/*.c native/*.h native/*.py)
+NATIVE := $(wildcard native/*.py native/*.h native/*/*.c native/*/*.h)
 BUILT := setup.py pyproject.toml $(NATIVE)
 FORMATTED := numbers_uring native perf share tests setup.py
-C_SOURCES := $(wildcard native/*.c native/*.h perf/*.c tests/*.c)
+C_SOURCES := $(wildcard native/*.h native/*/*.c native/*/*.h perf/*.c tests/native/*.c)
 
 .PHONY: serve test test-reactors coverage lint format sanitize fuzz soak cluster ci man dist
 .PHONY: container-check clean
@@ -25,6 +25,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check $(FORMATTED)
 	$(BIN)/ruff format --check $(FORMATTED)
 	$(BIN)/mypy --strict
+	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
 
 format: $(VENV)/dev.stamp
@@ -42,10 +43,10 @@ sanitize: $(VENV)/dev.stamp
 	    $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) NUMBERS_URING_TEST_NATIVE=$(SANITIZED) \
-	    $(BIN)/pytest -p no:cacheprovider tests/test_kernel.py \
-	    tests/test_own_kernel.py tests/test_pack.py tests/test_ring.py
+	    $(BIN)/pytest -p no:cacheprovider tests/ingest/test_kernel.py \
+	    tests/cluster/test_own_kernel.py tests/cluster/test_pack.py tests/reactor/test_uring.py
 	gcc -std=gnu11 -g -O1 -Wall -Wextra -Werror -Inative -fsanitize=thread \
-	    tests/race_kernel.c $(wildcard native/ingest*.c) -pthread -o build/sanitize/race_kernel
+	    tests/native/race_kernel.c $(wildcard native/ingest/*.c) -pthread -o build/sanitize/race_kernel
 	setarch -R build/sanitize/race_kernel
 
 # kill -9 and stops beside floods, many times over, and then nodes, owners and engines of a cluster;
@@ -55,25 +56,25 @@ STOP_ROUNDS ?= 50
 CLUSTER_ROUNDS ?= 70
 soak: $(VENV)/dev.stamp
 	SOAK_ROUNDS=$(SOAK_ROUNDS) STOP_ROUNDS=$(STOP_ROUNDS) \
-	    $(BIN)/pytest tests/test_durability.py -k "kill_at_any_moment or beside_floods" $(ARGS)
-	CLUSTER_ROUNDS=$(CLUSTER_ROUNDS) $(BIN)/pytest -rP tests/test_cluster_rounds.py $(ARGS)
+	    $(BIN)/pytest tests/server/test_durability.py -k "kill_at_any_moment or beside_floods" $(ARGS)
+	CLUSTER_ROUNDS=$(CLUSTER_ROUNDS) $(BIN)/pytest -rP tests/cluster/test_rounds.py $(ARGS)
 
 # The kernels on inputs that libFuzzer makes up, guided by what they reach. What it finds is kept.
 FUZZ_SECONDS ?= 30
-FUZZED := $(wildcard native/ingest*.c)
+FUZZED := $(wildcard native/ingest/*.c)
 fuzz:
 	@command -v clang >/dev/null || \
 	    { echo "make fuzz needs: apt-get install clang libclang-rt-14-dev" >&2; exit 1; }
 	mkdir -p build/fuzz/corpus
 	clang -std=gnu11 -g -O1 -Wall -Wextra -Werror -Inative \
 	    -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
-	    tests/fuzz_kernel.c $(FUZZED) -o build/fuzz/kernel
+	    tests/native/fuzz_kernel.c $(FUZZED) -o build/fuzz/kernel
 	build/fuzz/kernel -max_total_time=$(FUZZ_SECONDS) -max_len=256 -verbosity=0 -print_final_stats=1 \
 	    -artifact_prefix=build/fuzz/ build/fuzz/corpus
 
 # The contract's suites again, with several reactors.
 REACTORS ?= 2 4
-CONTRACT := tests/test_process.py tests/test_durability.py tests/test_operation.py tests/test_faults.py
+CONTRACT := tests/server/test_process.py tests/server/test_durability.py tests/server/test_operation.py tests/server/test_faults.py
 test-reactors: $(VENV)/dev.stamp
 	for reactors in $(REACTORS); do \
 	    NUMBERS_URING_TEST_REACTORS=$$reactors $(BIN)/pytest -n $(TEST_PROCESSES) \
@@ -109,7 +110,7 @@ dist: $(VENV)/dev.stamp
 
 # Every step of the Containerfile, and the server in what comes of it: as root, with debootstrap.
 container-check: $(VENV)/dev.stamp
-	$(BIN)/python tests/container_check.py
+	$(BIN)/python tests/packaging/container_check.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info numbers_uring/_native*.so numbers_uring/_native.c

@@ -5,8 +5,16 @@ from pathlib import Path
 from cffi import FFI
 
 NATIVE = Path(__file__).resolve().parent
-HEADERS = ["ingest.h", "load.h", "memory.h", "own.h", "pack.h", "ring.h", "writeback.h"]
-SOURCES = [f"native/{source.name}" for source in sorted(NATIVE.glob("*.c"))]
+HEADERS = [
+    "ingest/ingest.h",
+    "load/load.h",
+    "os/memory.h",
+    "cluster/own.h",
+    "cluster/pack.h",
+    "uring/uring.h",
+    "os/writeback.h",
+]
+SOURCES = [f"native/{source.relative_to(NATIVE)}" for source in sorted(NATIVE.glob("*/*.c"))]
 
 
 def declarations(header: str) -> str:
@@ -23,7 +31,7 @@ ffi.set_source(
     "\n".join(f'#include "{name}"' for name in HEADERS),
     sources=SOURCES,
     include_dirs=["native"],
-    depends=sorted(f"native/{path.name}" for path in NATIVE.glob("*.h")),
+    depends=sorted(f"native/{path.relative_to(NATIVE)}" for path in NATIVE.glob("**/*.h")),
     extra_compile_args=[
         *("-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror=implicit"),
         # So that profilers see through our C, and name it.

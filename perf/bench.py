@@ -43,11 +43,12 @@ import click
 
 from bench_plot import PLOTTED, Point, plot
 from light_load import LightLoad
-from numbers_uring.config import BITMAP_BYTES, LINE_BYTES, StartError
-from numbers_uring.load import make_lines, run_load
-from numbers_uring.load_model import LoadParameters, Mix
-from numbers_uring.native_kernel import variants
-from numbers_uring.plot_file import PlotFile
+from numbers_uring.errors import StartError
+from numbers_uring.ingest.native import variants
+from numbers_uring.limits import BITMAP_BYTES, LINE_BYTES
+from numbers_uring.load.model import LoadParameters, Mix
+from numbers_uring.load.plot_file import PlotFile
+from numbers_uring.load.run import make_lines, run_load
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = ROOT / "build" / "perf" / "peer"
@@ -112,10 +113,11 @@ C = Contender("c", peer("serve"))
 def build(program: Path) -> None:
     """Compile the C program of that name in perf/, with the kernel that the server would choose."""
     program.parent.mkdir(parents=True, exist_ok=True)
-    sources = sorted((ROOT / "native").glob("ingest*.c"))
+    sources = sorted((ROOT / "native" / "ingest").glob("*.c"))
     kernel = f"-DKERNEL=nu_ingest_{variants()[0].variant}"
     files = [program, ROOT / "perf" / f"{program.name}.c", *sources]
-    command = ["gcc", "-std=gnu11", "-O3", kernel, "-o", *map(str, files)]
+    include = f"-I{ROOT / 'native'}"
+    command = ["gcc", "-std=gnu11", "-O3", kernel, include, "-o", *map(str, files)]
     subprocess.run(command, check=True)
 
 

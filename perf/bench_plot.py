@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import click
 
-from numbers_uring.config import StartError
-from numbers_uring.plot_file import PlotFile
+from numbers_uring.errors import StartError
+from numbers_uring.load.plot_file import PlotFile
 
 PLOTTED = ("sends", "clients")
 """The tables that are drawn."""

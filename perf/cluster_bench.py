@@ -39,9 +39,9 @@ from bench import LogCheck, machine
 from engine_client import consume, publish
 from engines import SETUPS, SYNCED, Setup
 from measured import Contender, Measurement, Row, take_turns
-from numbers_uring.config import StartError
-from numbers_uring.connection import require_nats_library
-from numbers_uring.load_model import LoadParameters
+from numbers_uring.cluster.connection import require_nats_library
+from numbers_uring.errors import StartError
+from numbers_uring.load.model import LoadParameters
 from running_cluster import Cpu, RunningCluster, running_cluster
 
 SEND_BYTES = 256 * 1024

@@ -9,7 +9,13 @@ from mmap import mmap
 from typing import TYPE_CHECKING, NamedTuple
 
 from background import DEADLINE_S
-from numbers_uring.config import (
+from numbers_uring.cluster.collector.kernel import NotOwnedError, OwnKernel
+from numbers_uring.cluster.collector.owner import CONSUMER, consumer_config
+from numbers_uring.cluster.connection import connected, jetstream
+from numbers_uring.cluster.node.packer import Packer
+from numbers_uring.cluster.partitions import NUMBER_BYTES, range_of, stream_name, subject_name
+from numbers_uring.config import BrokerAccess
+from numbers_uring.limits import (
     BITMAP_BYTES,
     FETCH_BUSY_S,
     FETCH_MESSAGES,
@@ -18,15 +24,9 @@ from numbers_uring.config import (
     FORWARD_IN_FLIGHT,
     LINE_BYTES,
     OWNER_BATCH_BYTES,
-    EngineAccess,
 )
-from numbers_uring.connection import connected, jetstream
-from numbers_uring.load import make_lines
-from numbers_uring.load_model import LoadParameters
-from numbers_uring.own_kernel import NotOwnedError, OwnKernel
-from numbers_uring.owner import CONSUMER, consumer_config
-from numbers_uring.packer import Packer
-from numbers_uring.partitions import NUMBER_BYTES, range_of, stream_name, subject_name
+from numbers_uring.load.model import LoadParameters
+from numbers_uring.load.run import make_lines
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -74,7 +74,7 @@ def publish(url: str, parameters: LoadParameters, partitions: int) -> Span:
 
 async def _publish(url: str, batches: Sequence[Batch]) -> Span:
     slots = asyncio.Semaphore(FORWARD_IN_FLIGHT)
-    async with connected(url, "benchmark", access=EngineAccess()) as client:
+    async with connected(url, "benchmark", access=BrokerAccess()) as client:
         js = jetstream(client)
 
         async def publish_one(number: int, batch: Batch) -> None:
@@ -104,7 +104,7 @@ def consume(url: str, numbers: int, partitions: int) -> Span:
 
 async def _consume(url: str, numbers: int, partitions: int) -> Span:
     async with (
-        connected(url, "benchmark", access=EngineAccess()) as client,
+        connected(url, "benchmark", access=BrokerAccess()) as client,
         asyncio.timeout(DEADLINE_S),
     ):
         js = jetstream(client)
@@ -165,7 +165,7 @@ def until_acknowledged(url: str, partitions: int) -> None:
 
 async def _until_acknowledged(url: str, partitions: int) -> None:
     async with (
-        connected(url, "benchmark", access=EngineAccess()) as client,
+        connected(url, "benchmark", access=BrokerAccess()) as client,
         asyncio.timeout(DEADLINE_S),
     ):
         js = jetstream(client)
@@ -190,7 +190,7 @@ async def _stored(url: str, partitions: int) -> tuple[bytearray, int]:
     repeats = 0
     bitmap = mmap(-1, BITMAP_BYTES)
     async with (
-        connected(url, "benchmark", access=EngineAccess()) as client,
+        connected(url, "benchmark", access=BrokerAccess()) as client,
         asyncio.timeout(DEADLINE_S),
     ):
         js = jetstream(client)

@@ -13,8 +13,9 @@ from pathlib import Path
 import click
 
 from background import DEADLINE_S, Background
-from numbers_uring.config import EngineAccess, StartError
-from numbers_uring.connection import connected, jetstream
+from numbers_uring.cluster.connection import connected, jetstream
+from numbers_uring.config import BrokerAccess
+from numbers_uring.errors import StartError
 
 MARGIN_BYTES = 2 * 2**30
 """What is left free on the disk, whatever is measured."""
@@ -107,7 +108,7 @@ async def _wait_for_jetstream(url: str, replicas: int) -> None:
     import nats  # noqa: PLC0415
 
     end_s = time.monotonic() + DEADLINE_S
-    async with connected(url, "benchmark", access=EngineAccess()) as client:
+    async with connected(url, "benchmark", access=BrokerAccess()) as client:
         js = jetstream(client)
         while True:
             try:

@@ -19,9 +19,10 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from numbers_uring import bitmap, native_kernel
-from numbers_uring.config import BITMAP_BYTES, LINE_BYTES, NUMBERS, RECEIVE_BYTES
-from numbers_uring.kernel import BoundKernel, Kernel, PythonKernel, Verdict
+from numbers_uring.ingest import bitmap
+from numbers_uring.ingest.kernel import BoundKernel, Kernel, PythonKernel, Verdict
+from numbers_uring.ingest.native import variants
+from numbers_uring.limits import BITMAP_BYTES, LINE_BYTES, NUMBERS, RECEIVE_BYTES
 
 PIECE_LINES = RECEIVE_BYTES // LINE_BYTES
 PIECE_BYTES = PIECE_LINES * LINE_BYTES
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="a JSON object instead of a table")
     arguments = parser.parse_args()
 
-    alone = native_kernel.variants()
+    alone = variants()
     kernels = [*alone, *(kernel.shared for kernel in alone)]
     if arguments.python:
         kernels.append(PythonKernel())

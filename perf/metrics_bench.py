@@ -28,8 +28,8 @@ from pathlib import Path
 
 import click
 
-from numbers_uring.load import run_load
-from numbers_uring.load_model import LoadParameters, Mix
+from numbers_uring.load.model import LoadParameters, Mix
+from numbers_uring.load.run import run_load
 
 LOADS = {
     "5 clients, 256 KiB sends": LoadParameters(

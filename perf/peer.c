@@ -9,7 +9,7 @@
  * and the batch are the server's own sizes, so that only the language differs.
  */
 #define _GNU_SOURCE
-#include "../native/ingest.h"
+#include "../native/ingest/ingest.h"
 
 #include <arpa/inet.h>
 #include <errno.h>

@@ -9,7 +9,7 @@
  * processor time of all threads, the ring's workers included, in nanoseconds a line.
  */
 #define _GNU_SOURCE
-#include "../native/ingest.h"
+#include "../native/ingest/ingest.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -16,10 +16,10 @@ from background import DEADLINE_S, LOOK_S, PYTHON, Background, run, words
 from bench import LogCheck, cpu_ns
 from engine_client import stored, until_acknowledged
 from engines import Engine, Setup, running_engine
-from numbers_uring.config import LINE_BYTES
-from numbers_uring.load import run_load
-from numbers_uring.load_model import LoadParameters
-from numbers_uring.partitions import NUMBER_BYTES, log_name
+from numbers_uring.cluster.partitions import NUMBER_BYTES, log_name
+from numbers_uring.limits import LINE_BYTES
+from numbers_uring.load.model import LoadParameters
+from numbers_uring.load.run import run_load
 
 STREAM_MARGIN_BYTES = 64 * 2**20
 """For the headers and the ends of a stream's messages."""

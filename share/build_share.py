@@ -16,10 +16,10 @@ from pathlib import Path
 import click
 
 from numbers_uring import __version__
-from numbers_uring.cli import cli
-from numbers_uring.completion_command import completion_script
-from numbers_uring.console import PROGRAM
-from numbers_uring.serve_options import ENVIRONMENT_PREFIX
+from numbers_uring.cli.completion import completion_script
+from numbers_uring.cli.main import cli
+from numbers_uring.cli.serve import ENVIRONMENT_PREFIX
+from numbers_uring.system.stdio import PROGRAM
 
 MAN_PAGE = f"man/man1/{PROGRAM}.1"
 COMPLETIONS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from notify_socket import NotifySocket
-from numbers_uring.ring_probe import receives
+from numbers_uring.reactor.probe import receives
 from support import ServerProcess
 
 

@@ -1,0 +1,188 @@
+/* The io_uring reactor: what has happened on the sockets, as rows of an array.
+ *
+ * This header is the whole contract between C and Python, as ingest.h is. Kernel 6.1 or newer. A
+ * ring belongs to the thread that opened it and must not be used across a fork.
+ */
+#ifndef NUMBERS_URING_RING_H
+#define NUMBERS_URING_RING_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum nu_kind {
+    NU_OPENED = 0,   /* a client was accepted into this slot */
+    NU_RECEIVED = 1, /* size > 0 bytes of its stream lie at arena + start */
+    NU_CLOSED = 2    /* it is over; start is an nu_end; see nu_ring_finish_close */
+};
+
+enum nu_end {
+    NU_EOF = 0,         /* the client closed or shut down its side */
+    NU_RESET = 1,       /* the network says that the client is gone */
+    NU_DISCONNECTED = 2 /* nu_ring_disconnect */
+};
+
+struct nu_completion {
+    uint32_t kind;
+    uint32_t connection;
+    uint32_t start;
+    uint32_t size;
+};
+
+/* Equal buffers that the kernel takes from as data comes: a provided buffer ring. */
+struct nu_pool_config {
+    uint32_t buffers;      /* a power of two, at most 32,768 */
+    uint32_t buffer_bytes; /* a multiple of 64 */
+};
+
+/* What the last pass did, and what all did. */
+struct nu_ring_results {
+    uint32_t count;          /* completions */
+    uint64_t received_bytes; /* in all of them */
+    int32_t accept_errno; /* why accepting was stopped by a lack of resources; 0 where it was not */
+    uint64_t refused;     /* since the start, as all that follows */
+    uint64_t overflows;   /* times that the kernel's completion queue did not suffice */
+    uint64_t starved;     /* receives that found no buffer */
+    uint64_t stale;       /* completions for a connection that is no more: there should be none */
+};
+
+/* All memory and the descriptors stay the caller's, who keeps them until nu_ring_close. The
+ * listeners are non-blocking. */
+struct nu_ring_config {
+    uint8_t *arena;     /* all of the pools' buffers, with headroom_bytes free in front of each */
+    size_t arena_bytes; /* at least nu_ring_arena_bytes */
+    uint32_t headroom_bytes;
+    struct nu_pool_config small; /* for multishot receives: clients that send little at a time */
+    struct nu_pool_config large; /* for one receive each: clients that fill small buffers */
+    uint32_t connections_max;
+    uint32_t refuse; /* non-zero: accept and close whoever comes while all slots are taken */
+    const int32_t *listener_fds;
+    uint32_t listeners;
+    int32_t wakeup_fd; /* -1: none */
+    struct nu_ring_results *results;
+    struct nu_completion *completions;
+    uint32_t completions_max;
+    uint32_t submissions_max;
+    uint32_t queued_max; /* entries of the kernel's completion queue */
+    uint32_t accepts_per_pass_max;
+};
+
+enum nu_ring_sizes {
+    NU_PEER_BYTES = 28 /* of a sockaddr_in6 */
+};
+
+struct nu_ring;
+
+/* Returns how many bytes of arena the pools of config need. */
+size_t nu_ring_arena_bytes(const struct nu_ring_config *config);
+
+/* Sets up a ring that accepts nothing yet. Returns 0 or -errno; *step then names what failed. */
+int nu_ring_open(const struct nu_ring_config *config, struct nu_ring **ring, const char **step);
+
+/* Ends every request, waits for that, and closes every connection. NULL is let pass. */
+void nu_ring_close(struct nu_ring *ring);
+
+/* One pass: takes back the buffers and slots that the last pass handed out, submits, waits for at
+ * most timeout_ns until something has happened, and fills in results and completions: at most one
+ * NU_RECEIVED for each connection, and never its last one and its NU_CLOSED.
+ *
+ * Returns their count, 0 also after a signal or while the wake-up descriptor is readable; or
+ * -errno.
+ */
+int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns);
+
+/* Receives from the connection no more, and has it NU_CLOSED by one of the next passes. What is
+ * among the completions already is the caller's to leave out. */
+void nu_ring_disconnect(struct nu_ring *ring, uint32_t connection);
+
+/* Closes what the client has ended, after its NU_CLOSED; only then is the slot free. */
+void nu_ring_finish_close(struct nu_ring *ring, uint32_t connection);
+
+/* Starts or stops the accepting of clients; stopped by the ring itself when accept_errno is set. */
+void nu_ring_listen(struct nu_ring *ring, int on);
+
+/* Watches the wake-up descriptor no more. */
+void nu_ring_ignore_wakeup(struct nu_ring *ring);
+
+/* Accepts one client from the listener with this index. To be called between passes.
+ *
+ * Returns its slot; -EAGAIN where nobody waits, -ENOSPC where no slot is free, else -errno of
+ * accept(2), with accept_errno set as by a pass.
+ */
+int nu_ring_accept(struct nu_ring *ring, uint32_t listener);
+
+/* Takes over a connected stream socket. To be called between passes. Returns its slot or -ENOSPC.
+ */
+int nu_ring_adopt(struct nu_ring *ring, int32_t fd);
+
+/* Gives away a connection that the last pass, or nu_ring_accept after it, has opened: its slot is
+ * free, without an NU_CLOSED. To be called before the next pass. Returns its descriptor. */
+int32_t nu_ring_release(struct nu_ring *ring, uint32_t connection);
+
+/* Counts so many connections that are open elsewhere against connections_max, when clients are
+ * accepted. */
+void nu_ring_set_connections_elsewhere(struct nu_ring *ring, uint32_t connections);
+
+/* Copies the address of whoever was accepted last into this slot: a sockaddr_in, a sockaddr_in6, or
+ * one whose family is AF_UNIX and whose rest means nothing. Zeros where nobody was. */
+void nu_ring_peer(const struct nu_ring *ring, uint32_t connection, uint8_t *address);
+
+/* Returns the first open connection from this one on, or -1: between passes, a walk over all. */
+int nu_ring_next_open(struct nu_ring *ring, uint32_t connection);
+
+/* Returns how many bytes of an open connection are received but not handed out, in its socket or
+ * in buffers. */
+int64_t nu_ring_held_bytes(struct nu_ring *ring, uint32_t connection);
+
+/* What a ring stands on, each to be tried by itself. */
+enum nu_trial {
+    NU_TRY_SETUP = 0,     /* io_uring_setup(2) with the flags and features that rings here need */
+    NU_TRY_WAIT = 1,      /* io_uring_enter(2) that ends after a time (EXT_ARG) */
+    NU_TRY_BUFFERS = 2,   /* a ring of provided buffers */
+    NU_TRY_POLL = 3,      /* a descriptor that is told to be readable */
+    NU_TRY_MULTISHOT = 4, /* two pieces received by one request */
+    NU_TRY_CANCEL = 5,    /* every request ended by one */
+    NU_TRIALS = 6
+};
+
+/* Tries them on a small ring of its own and a pair of connected stream sockets, which stay the
+ * caller's and have nothing to be received. outcomes[trial] becomes 0, or -errno: -ETIME where
+ * nothing happened for a second, -ECANCELED where something failed that it needs.
+ */
+void nu_ring_try(int32_t near, int32_t far, int32_t outcomes[NU_TRIALS]);
+
+/* The kernel's constants and sizes that ring.c stands on: checked there against the headers it is
+ * compiled with, and in the tests against another binding. */
+enum nu_uring_abi {
+    NU_URING_OP_POLL_ADD = 6,
+    NU_URING_OP_ASYNC_CANCEL = 14,
+    NU_URING_OP_RECV = 27,
+    NU_URING_SETUP_CQSIZE = 8,
+    NU_URING_SETUP_CLAMP = 16,
+    NU_URING_SETUP_SINGLE_ISSUER = 4096,
+    NU_URING_SETUP_DEFER_TASKRUN = 8192,
+    NU_URING_FEAT_SINGLE_MMAP = 1,
+    NU_URING_FEAT_NODROP = 2,
+    NU_URING_FEAT_EXT_ARG = 256,
+    NU_URING_ENTER_GETEVENTS = 1,
+    NU_URING_ENTER_EXT_ARG = 8,
+    NU_URING_REGISTER_PBUF_RING = 22,
+    NU_URING_SQE_BUFFER_SELECT = 32,
+    NU_URING_SQE_CQE_SKIP_SUCCESS = 64,
+    NU_URING_RECV_MULTISHOT = 2,
+    NU_URING_CANCEL_ALL = 1,
+    NU_URING_CANCEL_ANY = 4,
+    NU_URING_SQ_CQ_OVERFLOW = 2,
+    NU_URING_CQE_F_BUFFER = 1,
+    NU_URING_CQE_F_MORE = 2,
+    NU_URING_CQE_BUFFER_SHIFT = 16,
+    NU_URING_OFF_SQ_RING = 0,
+    NU_URING_OFF_SQES = 268435456,
+    NU_URING_SQE_BYTES = 64,
+    NU_URING_CQE_BYTES = 16,
+    NU_URING_PARAMS_BYTES = 120,
+    NU_URING_BUF_BYTES = 16,
+    NU_URING_BUF_REG_BYTES = 40,
+    NU_URING_GETEVENTS_ARG_BYTES = 24
+};
+
+#endif

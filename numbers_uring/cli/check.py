@@ -1,0 +1,181 @@
+"""The command `check`: which logs, what to do about findings, and how they are told."""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+from json import dumps
+from pathlib import Path
+
+import click
+
+from numbers_uring import __version__
+from numbers_uring.cli.output import print_whole
+from numbers_uring.errors import ExitCode
+from numbers_uring.ingest.bitmap import allocate
+from numbers_uring.ingest.native import variants
+from numbers_uring.log.check import Findings, Progress, check_logs, open_logs, repair_logs
+from numbers_uring.log.writer import LogError
+from numbers_uring.system.stdio import PROGRAM
+
+_BAR_STEP_BYTES = 16 * 1024 * 1024
+"""How much is read between two looks of the progress bar."""
+
+
+def _different_files(
+    _context: click.Context, _parameter: click.Parameter, paths: tuple[Path, ...]
+) -> tuple[Path, ...]:
+    for first, second in combinations(paths, 2):
+        try:
+            same = first.samefile(second)
+        except OSError:
+            continue  # Opening it is going to fail, too, and says why.
+        if same:
+            raise click.BadParameter(f"'{first}' and '{second}' are the same file.")
+    return paths
+
+
+@click.command()
+@click.argument(
+    "files",
+    metavar="FILE...",
+    type=click.Path(path_type=Path),
+    nargs=-1,
+    required=True,
+    callback=_different_files,
+)
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Replace each file that has findings by a copy with its whole lines of nine digits, each "
+    "number once in all the files, where it comes first. A file in use by a server is refused.",
+)
+@click.option("--json", is_flag=True, help="Tell the findings as one JSON object.")
+@click.version_option(__version__, prog_name=PROGRAM)
+def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
+    """Check that FILE is a log as the server writes it: nine digits a line, no number twice.
+
+    Several files are taken as one log in parts, in the order given, so no number may be in two of
+    them either. A torn tail is what a crash may leave at the end: a part of a line, zero bytes, or
+    both. A log that a server is writing to can be checked, and may then end within a line.
+
+    Every option can also be set from the environment: NUMBERS_URING_CHECK_JSON=1 stands for --json.
+
+    Exit status: 0 clean, or repaired; 1 findings; 2 wrong usage; 3 a file can't be read, or is in
+    use and can't be repaired; 4 the repair failed, and a file not called repaired is as it was.
+    """
+    repaired: list[Findings] = []
+    failure: LogError | None = None
+    with open_logs(files, lock=repair) as logs:
+        kernel, bitmap = variants()[0], allocate().memory
+        findings = check_logs(logs, kernel, bitmap, _stage)
+        if repair:
+            try:
+                for found in repair_logs(findings, kernel, bitmap, _stage):
+                    repaired.append(found)
+            except LogError as error:
+                failure = error
+    code = ExitCode.CLEAN
+    if failure is not None:
+        code = ExitCode.LOG_FAILED
+    elif len(repaired) < sum(not found.clean for found in findings):
+        code = ExitCode.FAILED
+    print_whole(_json(findings, repaired, code, failure) if json else _text(findings, repaired))
+    if failure is not None:
+        raise failure
+    return code
+
+
+@contextmanager
+def _stage(label: str, size_bytes: int) -> Iterator[Progress]:
+    """Show a progress bar where somebody sees it."""
+    # Standard error is None where it was closed at the start.
+    if sys.stderr is None or not sys.stderr.isatty():
+        yield lambda _size: None
+        return
+    with click.progressbar(
+        length=size_bytes, label=label, file=sys.stderr, update_min_steps=_BAR_STEP_BYTES
+    ) as bar:
+        yield bar.update
+
+
+def _json(
+    findings: Sequence[Findings],
+    repaired: Sequence[Findings],
+    code: ExitCode,
+    failure: LogError | None,
+) -> str:
+    def total(count: Callable[[Findings], int]) -> int:
+        return sum(map(count, findings))
+
+    return dumps(
+        {
+            "exit_code": code,
+            "error": None if failure is None else str(failure),
+            "numbers": total(lambda found: found.scan.lines),
+            "distinct": total(lambda found: found.scan.unique),
+            "files": [
+                {
+                    "path": str(found.log.path),
+                    "bytes": found.scan.size_bytes,
+                    "numbers": found.scan.lines,
+                    "duplicates": found.duplicates,
+                    "repeated_from_earlier_files": found.repeated,
+                    "bad_lines": found.scan.bad_lines,
+                    "first_bad_offset": found.scan.first_bad_offset,
+                    "torn_bytes": found.scan.torn_bytes,
+                    "repaired": found in repaired,
+                }
+                for found in findings
+            ],
+        }
+    )
+
+
+def _text(findings: Sequence[Findings], repaired: Sequence[Findings]) -> str:
+    lines = []
+    for found in findings:
+        name = str(found.log.path)
+        line = f"{name if name.isprintable() else ascii(name)}: {_describe(found)}"
+        lines.append(line + "; repaired" if found in repaired else line)
+    return "\n".join([*lines, _summary(findings, repaired)])
+
+
+def _describe(found: Findings) -> str:
+    scan = found.scan
+    parts = [_count(scan.lines, "number")]
+    if found.duplicates:
+        parts.append(_count(found.duplicates, "duplicate"))
+    if found.repeated:
+        parts.append(f"{found.repeated} repeated from earlier files")
+    if scan.torn_bytes:
+        parts.append(f"torn tail of {_count(scan.torn_bytes, 'byte')}")
+    if scan.bad_lines == 1:
+        parts.append(f"bad line at byte {scan.first_bad_offset}")
+    elif scan.bad_lines:
+        parts.append(f"{scan.bad_lines} bad lines, the first at byte {scan.first_bad_offset}")
+    return ", ".join(parts)
+
+
+def _summary(findings: Sequence[Findings], repaired: Sequence[Findings]) -> str:
+    numbers = sum(found.scan.lines for found in findings)
+    distinct = sum(found.scan.unique for found in findings)
+    found_in = sum(not found.clean for found in findings)
+    text = (
+        f"{_count(len(findings), 'file')}: {_count(numbers, 'number')}, {distinct} distinct, "
+        f"{'findings in ' + _count(found_in, 'file') if found_in else 'clean'}"
+    )
+    if not repaired:
+        return text
+    duplicates = sum(found.scan.duplicates for found in repaired)
+    bad_lines = sum(found.scan.bad_lines for found in repaired)
+    torn_bytes = sum(found.scan.torn_bytes for found in repaired)
+    return (
+        f"{text}; repaired {_count(len(repaired), 'file')}, dropped "
+        f"{_count(duplicates, 'duplicate')}, {_count(bad_lines, 'bad line')} "
+        f"and {_count(torn_bytes, 'torn byte')}"
+    )
+
+
+def _count(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"

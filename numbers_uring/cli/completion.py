@@ -1,0 +1,46 @@
+"""The command `completion`: the script that teaches a shell to complete our command line."""
+
+import click
+from click.shell_completion import get_completion_class
+
+from numbers_uring import __version__
+from numbers_uring.cli.output import print_whole
+from numbers_uring.system.stdio import PROGRAM
+
+SHELLS = ("bash", "zsh", "fish")
+
+_VARIABLE = f"_{PROGRAM.replace('-', '_').upper()}_COMPLETE"
+"""What click looks at, by its own rule, to tell a question for completions from a command."""
+
+
+def completion_script(shell: str) -> str:
+    """Return the script, with a newline at its end, for one of SHELLS.
+
+    It asks the program itself at each TAB, so it knows every command and option there is, and stays
+    the same when some are added.
+    """
+    complete = get_completion_class(shell)
+    assert complete is not None, shell
+    # Its method source() would look for a bash to ask it for its version, which the bash that is
+    # going to read the script need not be.
+    script = complete(click.Command(PROGRAM), {}, PROGRAM, _VARIABLE)
+    return (script.source_template % script.source_vars()).strip() + "\n"
+
+
+@click.command()
+@click.argument("shell", metavar="SHELL", type=click.Choice(SHELLS))
+@click.version_option(__version__, prog_name=PROGRAM)
+def completion(shell: str) -> None:
+    """Print the script that makes SHELL (bash, zsh or fish) complete commands, options and values.
+
+    A package or wheel brings these scripts along, where the shells look for those of programs under
+    the same prefix. Elsewhere, for one user:
+
+    \b
+    bash  numbers-uring completion bash > ~/.local/share/bash-completion/completions/numbers-uring
+    zsh   numbers-uring completion zsh > DIRECTORY/_numbers-uring, with DIRECTORY in $fpath
+    fish  numbers-uring completion fish > ~/.config/fish/completions/numbers-uring.fish
+
+    Exit status: 0 printed, 2 wrong usage, 3 standard output can't be written to.
+    """
+    print_whole(completion_script(shell).removesuffix("\n"))

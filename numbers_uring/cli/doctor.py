@@ -1,0 +1,100 @@
+"""The command `doctor`: for which server, and how the findings are told."""
+
+from json import dumps
+from typing import Any
+
+import click
+
+from numbers_uring import __version__
+from numbers_uring.cli.output import print_whole
+from numbers_uring.cli.serve import ENVIRONMENT_PREFIX, serve_config, serve_options
+from numbers_uring.doctor.checks import Diagnosis, Finding, Weight
+from numbers_uring.errors import ExitCode
+from numbers_uring.system.stdio import PROGRAM
+
+_HELP = """
+Say whether `serve` with the same options would start here, and what there is to know of this
+system: what it would need is tried, and given back at once.
+
+Nothing is made or changed: no log, no socket file. A server that is running goes on; its address
+and its log are then in use, which is a finding. --resume has the log looked at as well, at both of
+its ends.
+
+Options that are set from the environment for `serve` are for this command, too:
+NUMBERS_URING_SERVE_PORT=5000 stands for --port 5000.
+
+Exit status: 0 a server would start, 1 it would not, 2 wrong usage, 3 the findings can't be written.
+"""
+
+
+@click.command(
+    help=_HELP,
+    context_settings={
+        "show_default": True,
+        # The server's environment, since it is the server that is asked about.
+        "auto_envvar_prefix": f"{ENVIRONMENT_PREFIX}_SERVE",
+    },
+)
+@serve_options
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    envvar=f"{ENVIRONMENT_PREFIX}_DOCTOR_JSON",
+    allow_from_autoenv=False,
+    help="Tell the findings as one JSON object.",
+)
+@click.version_option(__version__, prog_name=PROGRAM)
+def doctor(*, as_json: bool, **options: Any) -> int:
+    """Examine the system for one server."""
+    # Here, so that a server does not wait for what only the doctor imports.
+    from numbers_uring.doctor.examination import examine  # noqa: PLC0415
+
+    diagnosis = examine(serve_config(options))
+    code = ExitCode.CLEAN if diagnosis.would_start else ExitCode.FAILED
+    print_whole(_json(diagnosis, code) if as_json else _text(diagnosis))
+    return code
+
+
+def _json(diagnosis: Diagnosis, code: ExitCode) -> str:
+    return dumps(
+        {
+            "exit_code": code,
+            "would_start": diagnosis.would_start,
+            "error": diagnosis.error,
+            "backend": diagnosis.backend,
+            "kernel": diagnosis.kernel,
+            "findings": {
+                finding.name: {
+                    "verdict": finding.weight.value,
+                    "text": finding.text,
+                    "advice": finding.advice,
+                    "values": finding.values,
+                }
+                for finding in diagnosis.findings
+            },
+        }
+    )
+
+
+def _text(diagnosis: Diagnosis) -> str:
+    width = max(len(finding.name) for finding in diagnosis.findings)
+    lines = [line for finding in diagnosis.findings for line in _lines(finding, width)]
+    if diagnosis.would_start:
+        verdict = f"would start: backend {diagnosis.backend}, kernel {diagnosis.kernel}"
+    else:
+        verdict = f"would not start: {diagnosis.error}"
+    return "\n".join([*lines, f"serve {_printable(verdict)}"])
+
+
+def _lines(finding: Finding, width: int) -> list[str]:
+    mark = "PROBLEM" if finding.weight is Weight.PROBLEM else finding.weight.value
+    lines = [f"{mark:<7}  {finding.name:<{width}}  {_printable(finding.text)}"]
+    if finding.advice is not None:
+        lines.append(f"{'':7}  {'':{width}}  -> {_printable(finding.advice)}")
+    return lines
+
+
+def _printable(text: str) -> str:
+    """Names of files may have line ends and escapes in them."""
+    return text if text.isprintable() else ascii(text)[1:-1]

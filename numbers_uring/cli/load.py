@@ -1,0 +1,264 @@
+"""The command `load`: its options, its progress bar and how its result reads."""
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from numbers_uring.errors import ExitCode, StartError
+from numbers_uring.limits import LINE_BYTES
+from numbers_uring.load.model import Latency, LoadParameters, LoadResult, Mix
+from numbers_uring.load.plot import PLOT_SLICE_S, LoadPlot
+from numbers_uring.system.stdio import Diagnostics
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+LOAD_HELP = """Send numbers to a server from many clients and measure how fast it takes them in.
+
+A client sends its lines, closes its direction and waits for the server to close the connection:
+only then do its numbers count as taken in. A server that closes earlier, or answers, is an error.
+
+\b
+Mixes, all of them a function of --seed, --numbers and --duplicates, whatever the clients:
+  unique      each number at most once, in pseudo-random order
+  random      independent and uniform over all 10^9 numbers, repeats as they fall
+  duplicate   numbers - round(numbers * duplicates) different ones; the others repeat some of these
+  sequential  0, 1, 2, ...; each client sends a contiguous part
+  hot         drawn from 1,000 numbers
+
+Lines are made before the clock starts where all fit in --prepare-bytes, else on the fly by the
+thread that sends; the result says which.
+
+\b
+Times, in milliseconds:
+  drained       from a client's last send until the server's close: how far the server was behind
+                at the end. One sample a client; nothing about single lines on the way.
+  acknowledged  from a send until the server's host had confirmed its bytes: the wait in this host's
+                queue, not that in the server's; the server may not have read them yet. A sample
+                each millisecond at most, seen up to about 0.2 ms late.
+
+Every option can also be set from the environment: NUMBERS_URING_LOAD_PORT=5000 stands for
+--port 5000.
+
+Exit status: 0 everything was taken in, 1 not everything or not in time, 2 wrong usage, 3 could not
+connect, 130 interrupted.
+"""
+
+_DEFAULT = LoadParameters()
+
+_OPTIONS = (
+    click.option(
+        "--host",
+        metavar="HOST",
+        default=_DEFAULT.host,
+        help="The server's address or name, IPv4 or IPv6.",
+    ),
+    click.option(
+        "--port", type=click.IntRange(1, 65535), default=_DEFAULT.port, help="The server's port."
+    ),
+    click.option(
+        "--clients", type=int, metavar="N", default=_DEFAULT.clients, help="Connections at once."
+    ),
+    click.option(
+        "--numbers",
+        type=int,
+        metavar="N",
+        default=_DEFAULT.numbers,
+        help="Numbers to send, of all clients together.",
+    ),
+    click.option(
+        "--mix",
+        type=click.Choice([mix.value for mix in Mix]),
+        default=_DEFAULT.mix.value,
+        help="Which numbers are sent; see above.",
+    ),
+    click.option(
+        "--duplicates",
+        type=float,
+        metavar="SHARE",
+        default=_DEFAULT.duplicates,
+        help="Share of repeats, from 0 to 1, in the mix duplicate.",
+    ),
+    click.option(
+        "--send-bytes",
+        type=int,
+        metavar="BYTES",
+        default=_DEFAULT.send_bytes,
+        help="Most bytes for one send call, up to 4 MiB; lines are cut wherever that falls.",
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        metavar="N",
+        default=_DEFAULT.seed,
+        help="Another seed gives other numbers, or another order.",
+    ),
+    click.option(
+        "--rate",
+        type=int,
+        metavar="N",
+        default=_DEFAULT.rate,
+        help="Numbers a second, of all clients together, evenly over each millisecond or more; "
+        "0 sends as fast as they are taken.",
+    ),
+    click.option(
+        "--prepare-bytes",
+        type=int,
+        metavar="BYTES",
+        default=_DEFAULT.prepare_bytes,
+        help="Make all lines ahead, in memory, where they need no more than this; "
+        "0 makes them on the fly.",
+    ),
+    click.option(
+        "--timeout",
+        "timeout_s",
+        type=float,
+        metavar="SECONDS",
+        default=_DEFAULT.timeout_s,
+        help="End the run, as failed, after this time; 0 never does.",
+    ),
+    click.option(
+        "--terminate",
+        is_flag=True,
+        help='At the end, stop the server: one more client sends "terminate".',
+    ),
+    click.option(
+        "--plot",
+        "plot_path",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Draw the rate over the time of the run; the name ends in .svg, .png or .pdf. Needs "
+        "matplotlib: pip install 'numbers-uring[plot]'.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
+)
+
+
+def load_options(command: _Command) -> _Command:
+    """Decorate a command with the options of `load`."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def load_parameters(options: dict[str, Any]) -> LoadParameters:
+    """Return what the options say. Raises click.UsageError."""
+    try:
+        return LoadParameters(**options | {"mix": Mix(options["mix"])})
+    except ValueError as error:
+        raise click.UsageError(f"{error}.") from error
+
+
+def load_and_print(
+    parameters: LoadParameters,
+    *,
+    as_json: bool,
+    say: Diagnostics,
+    plot_path: Path | None = None,
+) -> int:
+    """Run the load, print its result and return the exit code.
+
+    Raises StartError, also where the plot that is asked for can't be made.
+    """
+    try:
+        # Here and not at the top: the server also runs where the extension can't be loaded.
+        load = import_module("numbers_uring.load.run")
+    except ImportError as error:
+        raise StartError(f"cannot load the native load generator: {error}") from error
+    with ExitStack() as parts:
+        plot = parts.enter_context(LoadPlot(plot_path)) if plot_path is not None else None
+        with _Bars() as bars:
+            told = [bars.show] if bars.wanted else []
+            if plot is not None:
+                told.append(plot.show)
+
+            def progress(stage: str, numbers: int, numbers_all: int) -> None:
+                for tell in told:
+                    tell(stage, numbers, numbers_all)
+
+            slice_s = {} if plot is None else {"slice_s": PLOT_SLICE_S}
+            result: LoadResult = load.run_load(parameters, progress, **slice_s)
+        if plot is not None:
+            try:
+                plot.write(result)
+            except OSError as error:
+                say(f"cannot write {plot_path}: {error.strerror}")
+    click.echo(json.dumps(_flat(result)) if as_json else result_line(result))
+    for text, clients in result.errors.items():
+        say.error(f"{text} ({clients} of {parameters.clients} clients)")
+    if result.numbers_not_taken_min:
+        say(f"at least {result.numbers_not_taken_min} numbers were not taken in")
+    if result.interrupted:
+        say("interrupted")
+        return 128 + 2
+    return ExitCode.CLEAN if result.complete else ExitCode.FAILED
+
+
+def result_line(result: LoadResult) -> str:
+    """Return the result as one line for people."""
+    parameters = result.parameters
+    some = f" of {parameters.numbers}" if not result.complete else ""
+    taken = f" {result.numbers_taken} numbers taken in," if not result.complete else ""
+    return (
+        f"Sent {result.numbers_sent}{some} numbers"
+        f" ({result.numbers_sent * LINE_BYTES / 1e6:.1f} MB, mix {parameters.mix},"
+        f" {'prepared' if result.prepared else 'made on the fly'})"
+        f" from {parameters.clients} clients in {result.seconds:.3f} s:{taken}"
+        f" {_figure(result.numbers_per_s / 1e6)} M numbers/s,"
+        f" {_figure(result.bytes_per_s / 1e6)} MB/s taken in;"
+        f" drained after last send {_times(result.drained_ms)};"
+        f" acknowledged after send {_times(result.acknowledged_ms)}"
+    )
+
+
+def _figure(value: float) -> str:
+    """Three digits or more, never an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _times(latency: Latency) -> str:
+    named = zip(
+        ("p50", "p90", "p99", "p99.9", "max"),
+        (latency.p50, latency.p90, latency.p99, latency.p999, latency.max),
+        strict=True,
+    )
+    known = [f"{name} {_figure(time_ms)}" for name, time_ms in named if time_ms is not None]
+    return f"{' '.join(known)} ms" if known else "unknown"
+
+
+def _flat(result: LoadResult) -> dict[str, Any]:
+    """Parameters and figures side by side."""
+    fields = asdict(result)
+    parameters: dict[str, Any] = fields.pop("parameters")
+    return parameters | fields | {"complete": result.complete}
+
+
+class _Bars:
+    """One progress bar after the other on standard error, each for one stage."""
+
+    def __init__(self) -> None:
+        self.wanted = sys.stderr is not None and sys.stderr.isatty()
+        self._stage = ""
+        self._bar: Any = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "_Bars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def show(self, stage: str, numbers: int, numbers_all: int) -> None:
+        """Bring the stage's bar up to `numbers`; a new stage begins a new bar."""
+        if stage != self._stage:
+            self._stack.close()
+            self._stage = stage
+            self._bar = click.progressbar(length=numbers_all, label=f"{stage:8}", file=sys.stderr)
+            self._stack.enter_context(self._bar)
+        self._bar.update(numbers - self._bar.pos)

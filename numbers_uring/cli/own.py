@@ -1,0 +1,84 @@
+"""The command `own`: its options."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from numbers_uring import __version__
+from numbers_uring.cli.nats_options import access_of, engine_options
+from numbers_uring.cli.serve import Seconds, diagnostic_options, metrics_option
+from numbers_uring.cluster.collector.owners import OwnConfig, run_owners
+from numbers_uring.cluster.partitions import PARTITIONS_MAX, parse_partitions
+from numbers_uring.system.stdio import PROGRAM, Diagnostics
+
+
+def _partitions(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
+    try:
+        parse_partitions(text, PARTITIONS_MAX)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from error
+    return text
+
+
+@click.command(context_settings={"show_default": True})
+@engine_options
+@click.option(
+    "--partitions",
+    metavar="LIST",
+    required=True,
+    callback=_partitions,
+    help="The partitions to own, such as 0-3 or 0,2,8-9.",
+)
+@click.option(
+    "--log-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="The folder of the logs, numbers.P.log for each partition; made if it is missing.",
+)
+@click.option(
+    "--replay",
+    is_flag=True,
+    help="Take in the streams from their first message, whatever the logs have.",
+)
+@click.option(
+    "--report-interval",
+    type=Seconds(min=0, min_open=True),
+    default=10.0,
+    help="Seconds between two reports on standard output.",
+)
+@metrics_option
+@diagnostic_options
+@click.version_option(__version__, prog_name=PROGRAM)
+@click.pass_obj
+def own(say: Diagnostics, /, **options: Any) -> None:
+    """Own partitions of a cluster: write their numbers to logs, each number once.
+
+    Numbers come from the streams of the engine. Those that are new are put on disk before their
+    message is acknowledged. Logs of an earlier run are kept: their numbers count as seen, a torn
+    last line is cut. A log that is missing, or has less than was acknowledged, is made again from
+    its stream.
+
+    Counts are reported on standard output; all else is said on standard error. SIGUSR1 asks for a
+    report at once.
+
+    Every option can also be set from the environment: NUMBERS_URING_OWN_PARTITIONS=0-3 stands for
+    --partitions 0-3.
+
+    Exit status: 0 stopped as asked and everything that was acknowledged is on file, 1 the lease of
+    a partition was lost, a message is no batch of its numbers, or the engine will not have us any
+    more, 2 wrong usage, 3 could not start, 4 a log failed.
+    """
+    run_owners(
+        OwnConfig(
+            url=options["nats"],
+            access=access_of(options),
+            partitions=options["partitions"],
+            log_dir=options["log_dir"].absolute(),
+            replay=options["replay"],
+            report_interval_s=options["report_interval"],
+            metrics=options["metrics"],
+        ),
+        say,
+    )

@@ -1,0 +1,154 @@
+"""How we and the engine prove who we are: from files to what the client takes.
+
+Facts of nats-py 2.16 that it stands on:
+
+- Its own reader of credentials looks for their first line for ever where there is none.
+- It asks for the credentials each time a connection is made, again too: so a file may be replaced.
+  What is raised then is tried again if it is an OSError, and ends the attempts otherwise.
+- Where the engine ends a connection because credentials have expired, it is closed for good.
+- With tls:// it encrypts where the engine asks for it, and says everything in the clear where not.
+"""
+
+import base64
+import re
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from numbers_uring.config import BrokerAccess
+from numbers_uring.errors import StartError
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+_CREDENTIALS = re.compile(
+    rb"-+BEGIN NATS USER JWT-+\s+(\S+)\s+-+END NATS USER JWT-+"
+    rb".*-+BEGIN USER NKEY SEED-+\s+(\S+)\s+-+END USER NKEY SEED-+",
+    re.DOTALL,
+)
+
+
+_REFUSED = ("authorization violation", "authentication expired", "authentication revoked")
+
+
+_STEPS = ("_connect_command", "_process_err", "_process_op_err")
+"""The client's own, which it does not promise to keep, and which we go into."""
+
+
+class NoTlsError(OSError):
+    """The engine does not ask for TLS, and we are not to do without."""
+
+
+class CredentialsError(OSError):
+    """They are not there just now, or are no credentials; its text is for the user."""
+
+
+def client_for(url: str, access: BrokerAccess) -> "tuple[Client, dict[str, Any]]":
+    """Return a client that is not connected yet, and what its `connect` needs. Raises StartError.
+
+    It encrypts, or is not connected, where `url` begins with tls:// or `access` has certificates.
+    """
+    from nats.aio.client import Client  # noqa: PLC0415
+    from nats.errors import Error  # noqa: PLC0415
+
+    for step in _STEPS:
+        if not hasattr(Client, step):
+            # Without it there would be no word of a refusal, or passwords in the clear.
+            raise StartError(
+                f"this nats-py has no Client.{step}, which is needed: install another version, "
+                "pip install 'numbers-uring[cluster]'"
+            )
+    encrypt = "tls://" in url or access.ca is not None or access.certificate is not None
+
+    class OurClient(Client):
+        # The last step before anything of ours is sent, passwords among it.
+        def _connect_command(self) -> bytes:
+            if encrypt and not self._server_info.get("tls_required"):
+                raise NoTlsError("it does not ask for TLS, which is not done without")
+            return super()._connect_command()
+
+        # Credentials that have expired may have been replaced: no reason to give up at once.
+        async def _process_err(self, err_msg: str) -> None:
+            if not is_refusal(err_msg):
+                await super()._process_err(err_msg)
+                return
+            error = Error(err_msg)
+            await self._error_cb(error)
+            await self._process_op_err(error)
+
+    arguments: dict[str, Any] = {}
+    if access.credentials is not None:
+        arguments |= _credentials(access.credentials)
+    if encrypt:
+        arguments["tls"] = _tls(access)
+    return OurClient(), arguments
+
+
+def is_refusal(text: str) -> bool:
+    """Say whether these words of the engine mean that it will not have us."""
+    return any(words in text.lower() for words in _REFUSED)
+
+
+def _tls(access: BrokerAccess) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=access.ca)
+    except (OSError, ValueError) as error:
+        raise StartError(
+            f"cannot use the certificates of the CA {access.ca}: {_text(error)}"
+        ) from error
+    if access.certificate is not None:
+
+        def refuse() -> NoReturn:
+            raise ValueError("its key is encrypted, and there is nobody to ask for the passphrase")
+
+        try:
+            context.load_cert_chain(access.certificate, access.key, password=refuse)
+        except (OSError, ValueError) as error:
+            of = "" if access.key is None else f" with the key {access.key}"
+            raise StartError(
+                f"cannot use the certificate {access.certificate}{of}: {_text(error)}"
+            ) from error
+    return context
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason is not None:
+        return error.reason.lower().replace("_", " ")
+    return str(error.strerror) if isinstance(error, OSError) else str(error)
+
+
+def _credentials(path: Path) -> dict[str, Callable[..., bytes]]:
+    """Return what gives the user's JWT and what signs with its key, of the file as it is then."""
+    try:
+        import nkeys  # type: ignore[import-untyped] # noqa: PLC0415
+    except ImportError as error:
+        raise StartError(
+            f"--nats-credentials needs the nkeys library ({error}): "
+            "pip install 'numbers-uring[cluster]'"
+        ) from error
+
+    def read() -> tuple[bytes, Any]:
+        try:
+            found = _CREDENTIALS.search(path.read_bytes())
+            if found is None:
+                raise ValueError
+            return found[1], nkeys.from_seed(bytearray(found[2]))
+        except OSError as error:
+            why = str(error.strerror)
+        except Exception:  # whatever the library raises for what is no seed
+            why = "they are no user's JWT and seed, as nsc writes them"
+        raise CredentialsError(f"cannot use the credentials {path}: {why}")
+
+    def sign(nonce: str) -> bytes:
+        _, pair = read()
+        try:
+            return base64.b64encode(pair.sign(nonce.encode()))
+        finally:
+            pair.wipe()
+
+    try:
+        read()[1].wipe()
+    except CredentialsError as error:
+        raise StartError(str(error)) from error
+    return {"user_jwt_cb": lambda: read()[0], "signature_cb": sign}

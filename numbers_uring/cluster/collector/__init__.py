@@ -1,0 +1,1 @@
+"""Turns partitions' streams into logs."""

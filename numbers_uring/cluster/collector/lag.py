@@ -1,0 +1,16 @@
+"""How far owners are behind their streams: asked of the engine, one after the other, in turn."""
+
+import asyncio
+from collections.abc import Sequence
+
+from numbers_uring.cluster.collector.owner import PartitionOwner
+from numbers_uring.limits import LAG_INTERVAL_S, LAG_PAUSE_S
+
+
+async def tend_lag(owners: Sequence[PartitionOwner]) -> None:
+    """Have each owner ask every LAG_INTERVAL_S, or more rarely where there are very many."""
+    pause_s = max(LAG_INTERVAL_S / len(owners), LAG_PAUSE_S)
+    while True:
+        for owner in owners:
+            await asyncio.sleep(pause_s)
+            await owner.ask_lag()

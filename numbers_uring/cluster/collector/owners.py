@@ -1,0 +1,452 @@
+"""The owners of some partitions, put together for one run."""
+
+import asyncio
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import dataclass
+from mmap import mmap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from numbers_uring.addresses import TcpAddress
+from numbers_uring.cluster.collector.kernel import OwnKernel
+from numbers_uring.cluster.collector.lag import tend_lag
+from numbers_uring.cluster.collector.lease import Lease, LeaseLostError, log_identity
+from numbers_uring.cluster.collector.owner import OwnerError, PartitionOwner
+from numbers_uring.cluster.collector.state import OwnersState
+from numbers_uring.cluster.connection import (
+    connected,
+    engine_errors,
+    jetstream,
+    require_nats_library,
+    until_closed,
+    url_text,
+)
+from numbers_uring.cluster.partitions import (
+    CLUSTER_BUCKET,
+    LEASES_BUCKET,
+    PARTITIONS_MAX,
+    Range,
+    log_name,
+    parse_partitions,
+    range_of,
+)
+from numbers_uring.cluster.streams import check_streams, recorded_partitions
+from numbers_uring.config import BrokerAccess, Fsync
+from numbers_uring.errors import SinkError, StartError
+from numbers_uring.ingest.bitmap import populate, reserve
+from numbers_uring.ingest.kernel import Kernel
+from numbers_uring.ingest.native import variants
+from numbers_uring.ingest.report import Counts, next_due_s, report_line
+from numbers_uring.limits import (
+    BROKER_CLOSE_S,
+    HEARTBEAT_INTERVAL_S,
+    LAST_REPORT_WAIT_S,
+    LEASE_REFRESH_S,
+    LINE_BYTES,
+    OWNER_BATCH_BYTES,
+    OWNER_THREADS_MAX,
+)
+from numbers_uring.log.resume import resume
+from numbers_uring.log.writer import NumbersLog
+from numbers_uring.metrics.library import require_metrics_library
+from numbers_uring.net.listeners import listen_for_metrics
+from numbers_uring.system.descriptors import raise_descriptor_limit
+from numbers_uring.system.signals import Requests
+from numbers_uring.system.stdio import PROGRAM, STDOUT, Diagnostics, Lines
+from numbers_uring.system.threads import start_pool
+from numbers_uring.systemd.notify import ServiceManager
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+    from nats.js import JetStreamContext
+
+    from numbers_uring.cluster.collector.metrics import OwnerMetrics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnConfig:
+    """One run of `own`, as asked for on the command line."""
+
+    url: str
+    access: BrokerAccess
+    partitions: str
+    log_dir: Path
+    replay: bool
+    report_interval_s: float
+    metrics: TcpAddress | None
+    """Where metrics are served; None where they are not."""
+
+
+def run_owners(config: OwnConfig, say: Diagnostics) -> None:
+    """Own until a signal. Raises StartError, StopRequestedError, LogError or OwnerError."""
+    manager = ServiceManager.from_environment(os.environ, say)
+    try:
+        manager.status("Starting")
+        require_nats_library()
+        requests = Requests(say)
+        with ExitStack() as parts:
+            metrics = None
+            if config.metrics is not None:
+                metrics = _serve_metrics(config.metrics, config.partitions)
+                parts.callback(metrics.close)
+            asyncio.run(_Owners(config, say, requests, manager, metrics).run())
+        requests.ignore_stops()
+    except (StartError, SinkError, OwnerError) as error:
+        manager.status(str(error))
+        raise
+    finally:
+        manager.close()
+
+
+def _serve_metrics(address: TcpAddress, partitions: str) -> "OwnerMetrics":
+    """Bind and answer from now on. Raises StartError."""
+    require_metrics_library()
+    from numbers_uring.cluster.collector.metrics import OwnerMetrics  # noqa: PLC0415 - it imports the library
+
+    return OwnerMetrics(
+        listen_for_metrics(address),
+        parse_partitions(partitions, PARTITIONS_MAX),
+        kernel=variants()[0].variant,
+    )
+
+
+class _Owners:
+    def __init__(
+        self,
+        config: OwnConfig,
+        say: Diagnostics,
+        requests: Requests,
+        manager: ServiceManager,
+        metrics: "OwnerMetrics | None",
+    ) -> None:
+        self._config = config
+        self._say = say
+        self._requests = requests
+        self._manager = manager
+        self._metrics = metrics
+        self._stdout = Lines(STDOUT)
+        self._owners: list[PartitionOwner] = []
+        self._stop = asyncio.Event()
+        self._halt = threading.Event()
+        self._report_now = asyncio.Event()
+        self._reported = Counts(0, 0)
+        self._reports_dropped = 0
+        self._failure: Exception | None = None
+
+    async def run(self) -> None:
+        """Start, own, and stop."""
+        begin_s = time.monotonic()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._requests.wakeup_fd, self._look_at_requests)
+        async with AsyncExitStack() as parts:
+            client = await parts.enter_async_context(
+                connected(
+                    self._config.url,
+                    f"{PROGRAM} own",
+                    access=self._config.access,
+                    say=self._say,
+                )
+            )
+            self._state = OwnersState(
+                self._names,
+                self._owners,
+                client,
+                self._manager,
+                None if self._metrics is None else self._metrics.health,
+                counts=lambda: self._counts,
+                stopped=self._stop.is_set,
+            )
+            js = jetstream(client)
+            with engine_errors("ask the engine for the partitions"):
+                chosen, partitions = await self._choose(js)
+            parts.push_async_callback(self._say_goodbye, client)
+            parts.push_async_callback(_cancel, asyncio.create_task(self._watch(client)))
+            pool = parts.enter_context(
+                start_pool(min(len(chosen), OWNER_THREADS_MAX), "partitions")
+            )
+            # Of all numbers; memory is taken for what is touched, which are the owned ones' bytes.
+            bitmap = reserve()
+            with engine_errors("take the partitions"):
+                recorded = await self._open(parts, js, chosen, partitions, bitmap, pool)
+            if self._metrics is not None:
+                self._metrics.tell(
+                    self._owners,
+                    partitions,
+                    engine=lambda: (client.is_connected, client.stats["reconnects"]),
+                    reports_dropped=lambda: self._reports_dropped,
+                )
+            # From here on, leases are refreshed: to resume long logs takes longer than they last.
+            parts.push_async_callback(_cancel, asyncio.create_task(self._tend_leases()))
+            kernel = variants()[0]
+            with engine_errors("take up the streams"):
+                for owner, recorded_lines in zip(self._owners, recorded, strict=True):
+                    owned = range_of(owner.partition, partitions)
+                    await loop.run_in_executor(pool, self._resume, owner, owned, kernel, bitmap)
+                    await owner.prepare(recorded_lines, replay=self._config.replay)
+                    await owner.lease.record(owner.progress)
+            self._tell_start(partitions, time.monotonic() - begin_s)
+            await self._serve()
+            self._report(LAST_REPORT_WAIT_S)
+        if self._failure is not None:
+            raise self._failure
+        self._tell_end()
+
+    # Starting.
+
+    async def _choose(self, js: "JetStreamContext") -> tuple[list[int], int]:
+        partitions = await recorded_partitions(js)
+        try:
+            chosen = parse_partitions(self._config.partitions, partitions)
+        except ValueError as error:
+            raise StartError(f"the cluster has {partitions} partitions: {error}") from error
+        raise_descriptor_limit(len(chosen), f"--partitions {self._config.partitions}")
+        await check_streams(js, partitions)
+        return chosen, partitions
+
+    async def _open(
+        self,
+        parts: AsyncExitStack,
+        js: "JetStreamContext",
+        chosen: list[int],
+        partitions: int,
+        bitmap: mmap,
+        pool: ThreadPoolExecutor,
+    ) -> list[int]:
+        """Lock all logs and take all leases; return how many numbers each log is said to have."""
+        folder = self._config.log_dir
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(f"cannot make the folder {folder}: {error.strerror}") from error
+        leases = await js.key_value(LEASES_BUCKET)
+        settings = await js.key_value(CLUSTER_BUCKET)
+        recorded = []
+        for partition in chosen:
+            path = folder / log_name(partition)
+            log = NumbersLog(
+                path,
+                say=self._say,
+                inform=self._say.info,
+                fsync=Fsync.ALWAYS,
+                drop_synced=True,
+            )
+            parts.callback(log.close)
+            lease = Lease(
+                partition,
+                leases=leases,
+                settings=settings,
+                log_path=path,
+                log_identity=log_identity(path),
+                say=self._say,
+            )
+            recorded.append(await lease.take())
+            self._owners.append(
+                PartitionOwner(
+                    partition,
+                    js=js,
+                    kernel=OwnKernel(range_of(partition, partitions), bitmap, OWNER_BATCH_BYTES),
+                    log=log,
+                    lease=lease,
+                    pool=pool,
+                    halt=self._halt,
+                    say=self._say,
+                    inform=self._say.info,
+                )
+            )
+        return recorded
+
+    def _resume(self, owner: PartitionOwner, owned: Range, kernel: Kernel, bitmap: mmap) -> None:
+        """Read the owner's log into its slice of the bitmap. Raises StartError."""
+        place = slice(owned.first // 8, -(-owned.end // 8))
+        if owned.first < owned.end:
+            populate(bitmap, place.start, place.stop)
+        found = resume(
+            owner.log,
+            kernel,
+            bitmap,
+            say=self._say_progress,
+            warn=self._say,
+            stop_requested=lambda: self._requests.stop is not None,
+        )
+        # The slice was empty before, so whatever is missing in it has gone elsewhere.
+        if int.from_bytes(bitmap[place], "little").bit_count() != found.unique:
+            raise StartError(
+                f"the log {owner.log.path} has numbers of another partition: it is not this one's"
+            )
+        # What an earlier owner has written, and perhaps not synced, is acknowledged from now on.
+        owner.log.finish()
+        owner.resumed_lines = found.consumed_bytes // LINE_BYTES
+
+    def _say_progress(self, text: str) -> None:
+        self._say.info(text)
+        self._manager.starting(text)
+
+    # Running.
+
+    async def _serve(self) -> None:
+        """Return when all owners have ended: each as asked, or the first for what it says."""
+        tending = [asyncio.create_task(self._tend_report())]
+        if self._metrics is not None:
+            tending.append(asyncio.create_task(tend_lag(self._owners)))
+        try:
+            tasks = [asyncio.create_task(owner.run(self._stop)) for owner in self._owners]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            self._end()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            for task in tending:
+                await _cancel(task)
+        for result in results:
+            if isinstance(result, Exception) and self._failure is None:
+                self._failure = result
+
+    def _end(self) -> None:
+        if not self._stop.is_set():
+            self._manager.stopping("Stopping")
+        self._stop.set()
+        self._halt.set()
+
+    def _look_at_requests(self) -> None:
+        self._requests.quiet()
+        if self._requests.stop is not None:
+            self._end()
+        if self._requests.take_report():
+            self._report_now.set()
+        if self._requests.take_reopen():
+            self._say("the logs of an owner are not reopened: it needs all of them to start again")
+
+    async def _tend_leases(self) -> None:
+        due_s = time.monotonic()
+        while True:
+            due_s = next_due_s(due_s, time.monotonic(), LEASE_REFRESH_S)
+            await asyncio.sleep(due_s - time.monotonic())
+            try:
+                await self._refresh()
+            except Exception as error:
+                self._failure = self._failure or error
+                self._end()
+                return
+
+    async def _refresh(self) -> None:
+        """Refresh all leases; one that is lost ends the run."""
+        import nats  # noqa: PLC0415
+
+        results = await asyncio.gather(
+            *(owner.lease.refresh(owner.progress) for owner in self._owners),
+            return_exceptions=True,
+        )
+        for result in results:
+            if isinstance(result, LeaseLostError):
+                self._failure = self._failure or OwnerError(str(result))
+                self._end()
+            elif isinstance(result, BaseException) and not isinstance(
+                result, (nats.errors.Error, TimeoutError, OSError)
+            ):
+                raise result
+
+    async def _watch(self, client: "Client") -> None:
+        """End the run where the connection is closed for good."""
+        try:
+            await until_closed(client)
+        except ConnectionError as error:
+            self._failure = self._failure or OwnerError(
+                f"the engine at {url_text(self._config.url)} can't be used any more: {error}; what "
+                "was acknowledged is on file, and the next owner is sent the rest"
+            )
+            self._end()
+
+    async def _tend_report(self) -> None:
+        interval_s = self._config.report_interval_s
+        due_s = time.monotonic() + interval_s
+        while True:
+            wait_s = min(
+                due_s - time.monotonic(), self._manager.beat_interval_s, HEARTBEAT_INTERVAL_S
+            )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(wait_s, 0)):
+                    await self._report_now.wait()
+            self._state.beat()
+            now_s = time.monotonic()
+            if now_s >= due_s or self._report_now.is_set():
+                if now_s >= due_s:
+                    due_s = next_due_s(due_s, now_s, interval_s)
+                self._report_now.clear()
+                self._report(0)
+            else:
+                self._state.tell(if_changed=True)
+
+    @property
+    def _counts(self) -> Counts:
+        progress = [owner.progress for owner in self._owners]
+        return Counts(
+            sum(each.unique for each in progress), sum(each.duplicates for each in progress)
+        )
+
+    def _report(self, wait_s: float) -> None:
+        now = self._counts
+        if self._stdout.write(report_line(self._reported, now), wait_s=wait_s):
+            self._reported = now
+        else:
+            self._reports_dropped += 1
+        self._state.tell()
+
+    # Ending.
+
+    async def _say_goodbye(self, client: "Client") -> None:
+        """Give up the leases. An engine that does not answer lets them run out by itself."""
+        import nats  # noqa: PLC0415
+
+        async def release(owner: PartitionOwner) -> None:
+            with suppress(nats.errors.Error, LeaseLostError):
+                await owner.lease.refresh(owner.progress)
+                await owner.lease.release()
+
+        if client.is_connected:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BROKER_CLOSE_S):
+                    await asyncio.gather(*map(release, self._owners))
+
+    @property
+    def _names(self) -> str:
+        return f"partitions {self._config.partitions}"
+
+    def _tell_start(self, partitions: int, took_s: float) -> None:
+        numbers = sum(owner.progress.numbers for owner in self._owners)
+        urls = [] if self._metrics is None else self._metrics.urls
+        self._say.info(
+            f"owning {self._names} of {partitions} at {url_text(self._config.url)}, "
+            f"logs in {self._config.log_dir} with {numbers} numbers, started in {took_s:.2f} s"
+            f"{', metrics on ' if urls else ''}{' and '.join(urls)}",
+            event="started",
+            partitions=[owner.partition for owner in self._owners],
+            log_dir=self._config.log_dir,
+            metrics=urls,
+        )
+        self._state.ready()
+
+    def _tell_end(self) -> None:
+        counts = self._counts
+        by = "nobody" if self._requests.stop is None else self._requests.stop.name
+        summary = (
+            f"stopped by {by}: {counts.unique} numbers written to {self._config.log_dir}, "
+            f"{counts.duplicate} repeats"
+        )
+        self._manager.status(summary)
+        self._say.info(
+            summary,
+            event="stopped",
+            by=by,
+            unique=counts.unique,
+            duplicate=counts.duplicate,
+        )
+
+
+async def _cancel(task: "asyncio.Task[None]") -> None:
+    """End the task, and raise what it has failed for."""
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,1 @@
+"""A server that publishes its numbers to a stream of each partition."""

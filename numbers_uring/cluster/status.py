@@ -1,0 +1,153 @@
+"""How a cluster is: its nodes, its partitions with their owners, and what waits in the streams."""
+
+import asyncio
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from numbers_uring.cluster.collector.lease import read_object
+from numbers_uring.cluster.collector.owner import CONSUMER
+from numbers_uring.cluster.connection import engine_errors
+from numbers_uring.cluster.partitions import (
+    CLUSTER_BUCKET,
+    LEASES_BUCKET,
+    NODES_BUCKET,
+    stream_name,
+)
+from numbers_uring.cluster.streams import each_partition, recorded_partitions
+from numbers_uring.ingest.report import rate_text
+
+if TYPE_CHECKING:
+    from nats.js import JetStreamContext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionStatus:
+    """One partition at one moment."""
+
+    partition: int
+    owner: str | None
+    """Who holds its lease; None where nobody does."""
+    log: str | None
+    numbers: int
+    """In its log, as its owner said last."""
+    unique: int
+    duplicates: int
+    """Taken in by this run of its owner, as is the one above."""
+    per_s: float
+    """Numbers that its owner took in a second, of late."""
+    lag_messages: int
+    """Messages that nobody has acknowledged yet."""
+    messages: int
+    bytes: int
+    max_bytes: int
+    """Of the stream: what it keeps, and how much it may keep at most."""
+    leader: str | None
+    """The engine's server that leads the stream's replicas; None where it is alone or is gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterStatus:
+    """All that `cluster status` tells."""
+
+    nodes: dict[str, dict[str, Any]]
+    """By key, what each node said of itself in the last moments."""
+    partitions: list[PartitionStatus]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON has it, with the totals."""
+        each = self.partitions
+        return {
+            "nodes": self.nodes,
+            "partitions": [asdict(one) for one in each],
+            "totals": {
+                "nodes": len(self.nodes),
+                "partitions": len(each),
+                "owned": sum(one.owner is not None for one in each),
+                "numbers": sum(one.numbers for one in each),
+                "per_s": sum(one.per_s for one in each),
+                "lag_messages": sum(one.lag_messages for one in each),
+                "bytes": sum(one.bytes for one in each),
+            },
+        }
+
+    def as_text(self) -> str:
+        """Return it for people: a line for each node and each partition, and one for all."""
+        lines = [f"node {key}: {_fields(node)}" for key, node in sorted(self.nodes.items())]
+        for one in self.partitions:
+            fill = 100 * one.bytes // one.max_bytes if one.max_bytes > 0 else 0
+            lines.append(
+                f"partition {one.partition}: {one.owner or 'no owner'}, {one.numbers} numbers, "
+                f"{rate_text(one.per_s)}, lag {one.lag_messages} messages, "
+                f"stream {one.bytes / 1e6:.1f} MB ({fill} % full)"
+            )
+        totals = self.as_json()["totals"]
+        lines.append(
+            f"{totals['nodes']} nodes, {totals['owned']} of {totals['partitions']} partitions "
+            f"owned, {totals['numbers']} numbers, {rate_text(totals['per_s'])}, "
+            f"lag {totals['lag_messages']} messages, streams {totals['bytes'] / 1e6:.1f} MB"
+        )
+        return "\n".join(lines)
+
+
+def _fields(node: dict[str, Any]) -> str:
+    """Leave out what is for programs: the key names the node, and the time is about now."""
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value}"
+        for name, value in node.items()
+        if name not in {"node", "boot_id", "time"}
+    )
+
+
+async def read_status(js: "JetStreamContext") -> ClusterStatus:
+    """Ask the engine. Raises StartError."""
+    partitions = await recorded_partitions(js)
+    with engine_errors("read the cluster's status"):
+        leases, settings, nodes = await asyncio.gather(
+            *map(js.key_value, (LEASES_BUCKET, CLUSTER_BUCKET, NODES_BUCKET))
+        )
+        found = await each_partition(
+            partitions, lambda partition: _read_partition(js, leases, settings, partition)
+        )
+        return ClusterStatus(nodes=await _read_nodes(nodes), partitions=found)
+
+
+async def _read_nodes(bucket: Any) -> dict[str, dict[str, Any]]:
+    from nats.js.errors import NoKeysError  # noqa: PLC0415
+
+    try:
+        keys = await bucket.keys()
+    except NoKeysError:
+        return {}
+    objects = [(await read_object(bucket, key))[0] for key in keys]
+    return {key: each for key, each in zip(keys, objects, strict=True) if each is not None}
+
+
+async def _read_partition(
+    js: "JetStreamContext", leases: Any, settings: Any, partition: int
+) -> PartitionStatus:
+    from nats.js.errors import NotFoundError  # noqa: PLC0415
+
+    stream = stream_name(partition)
+    info = await js.stream_info(stream)
+    lease = (await read_object(leases, str(partition)))[0]
+    recorded = (await read_object(settings, f"log.{partition}"))[0] or {}
+    try:
+        consumer = await js.consumer_info(stream, CONSUMER)
+        lag_messages = (consumer.num_pending or 0) + (consumer.num_ack_pending or 0)
+    except NotFoundError:
+        lag_messages = info.state.messages
+    held = lease or {}
+    return PartitionStatus(
+        partition=partition,
+        owner=None if lease is None else str(held.get("owner")),
+        log=held.get("log"),
+        numbers=max(held.get("numbers", 0), recorded.get("numbers", 0)),
+        unique=held.get("unique", 0),
+        duplicates=held.get("duplicates", 0),
+        per_s=held.get("per_s", 0.0),
+        lag_messages=lag_messages,
+        messages=info.state.messages,
+        bytes=info.state.bytes,
+        max_bytes=info.config.max_bytes or 0,
+        leader=None if info.cluster is None else info.cluster.leader,
+    )

@@ -1,0 +1,131 @@
+"""Whether a server could open its files here: tried, with nothing made, changed or left behind."""
+
+import errno
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+from numbers_uring.config import Fsync
+from numbers_uring.errors import StartError
+from numbers_uring.ingest.kernel import Kernel
+from numbers_uring.limits import LINE_BYTES, PROBE_CHUNK_BYTES
+from numbers_uring.log.scan import scan
+from numbers_uring.log.writer import open_locked
+from numbers_uring.system.output_file import OutputFile
+
+_FS_IOC_GETFLAGS = 0x80086601 if struct.calcsize("l") == 8 else 0x80046601
+_FS_APPEND_FL = 0x20
+"""What chattr(1) calls `a`, see ioctl_iflags(2)."""
+
+
+def try_log(path: Path, fsync: Fsync, *, resume: bool) -> int | None:
+    """Return the size, in bytes, of the log that a server would find at `path`; None: a new one.
+
+    The lock is held for the moment that it takes to see that it can be had. Raises StartError as a
+    server would.
+    """
+    try:
+        # Through links, since a server would write, or make, what they lead to.
+        target = Path(os.path.realpath(path))
+        if not _exists(target):
+            _try_new(target)
+            return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartError(f"cannot open the log {path}: {reason}") from error
+    fd = open_locked(path, fsync)
+    try:
+        if _is_append_only(fd):
+            raise StartError(f"cannot truncate the log {path}: {os.strerror(errno.EPERM)}")
+        if resume:
+            _try_reading(path)
+        return os.fstat(fd).st_size
+    finally:
+        os.close(fd)
+
+
+def try_output(path: Path) -> None:
+    """Raise StartError as OutputFile would, where the file can't be written."""
+    try:
+        target = Path(os.path.realpath(path))
+        if not _exists(target):
+            _try_new(target)
+            return
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartError(f"cannot write {path}: {reason}") from error
+    # Of a file that is there this changes nothing.
+    OutputFile(path).close()
+
+
+def _exists(path: Path) -> bool:
+    """Say so, but raise OSError where that can't be told, or no file can have that name."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _try_new(path: Path) -> None:
+    """Make a file in the folder that has no name, or where that can't be, has one for a moment."""
+    flags = os.O_WRONLY | os.O_CLOEXEC
+    try:
+        fd = os.open(path.parent, flags | os.O_TMPFILE, 0o644)
+    except OSError:
+        # File systems without O_TMPFILE fail in many ways; where nothing can be made, so does this.
+        named = path.with_name(f".numbers-uring-{os.getpid()}")
+        fd = os.open(named, flags | os.O_CREAT | os.O_EXCL, 0o644)
+        named.unlink()
+    os.close(fd)
+
+
+def _is_append_only(fd: int) -> bool:
+    try:
+        answer = fcntl.ioctl(fd, _FS_IOC_GETFLAGS, bytes(struct.calcsize("l")))
+    except OSError:
+        return False
+    return bool(int.from_bytes(answer[:4], "little") & _FS_APPEND_FL)
+
+
+def _try_reading(path: Path) -> None:
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise StartError(f"cannot read the log {path}: {error.strerror}") from error
+
+
+def bad_line_near_ends(path: Path, kernel: Kernel, bitmap: bytearray) -> int | None:
+    """Return the offset of a line that --resume would refuse, looked for at both ends alone.
+
+    That is PROBE_CHUNK_BYTES at each, so all of a file that is not longer than both. Numbers found
+    are set in `bitmap`. Raises OSError where the file can't be read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        size = os.fstat(fd).st_size
+        starts = [0]
+        if size > PROBE_CHUNK_BYTES:
+            behind = max(size - PROBE_CHUNK_BYTES, PROBE_CHUNK_BYTES)
+            starts.append(behind - behind % LINE_BYTES)
+        for start in starts:
+            piece = os.pread(fd, PROBE_CHUNK_BYTES + LINE_BYTES, start)
+            if start + len(piece) < size:
+                piece = piece[:PROBE_CHUNK_BYTES]
+            offset = _bad_line(piece, kernel, bitmap)
+            if offset is not None:
+                return start + offset
+    finally:
+        os.close(fd)
+    return None
+
+
+def _bad_line(piece: bytes, kernel: Kernel, bitmap: bytearray) -> int | None:
+    fd = os.memfd_create("log", os.MFD_CLOEXEC)
+    try:
+        with open(fd, "wb", closefd=False) as copy:
+            copy.write(piece)
+        return scan(fd, kernel, bitmap).first_bad_offset
+    finally:
+        os.close(fd)

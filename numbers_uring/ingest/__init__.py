@@ -1,0 +1,1 @@
+"""Lines of numbers in, new ones out: the kernels, the bitmap and the counters."""

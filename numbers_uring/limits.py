@@ -1,0 +1,305 @@
+"""Every limit, with its unit, and the relations between them."""
+
+from select import PIPE_BUF
+
+LINE_BYTES = 10
+"""Nine characters and a newline: a number's line and `terminate` alike."""
+
+TAIL_BYTES_MAX = LINE_BYTES - 1
+"""The most that is carried from one receive to the next: an incomplete line."""
+
+NUMBERS = 1_000_000_000
+BITMAP_BYTES = NUMBERS // 8
+
+HEADROOM_BYTES = 16
+"""Free bytes in front of each received piece, where the connection's tail is laid."""
+
+RECEIVE_BYTES = 1024 * 1024
+"""The most that one receive takes; a compiled kernel is through with it in two milliseconds."""
+
+RECEIVE_BYTES_PYTHON = 64 * 1024
+"""The same for the kernel in Python, so that nobody waits for long while it takes in a flood."""
+
+CHUNK_BYTES_MAX = TAIL_BYTES_MAX + RECEIVE_BYTES
+"""The most that a kernel is given at once, and so the most that one call adds to the batch."""
+
+BATCH_BYTES = 2304 * 1024
+"""Lines that wait for the log: appended before each wait, and when a piece might not fit."""
+
+WRITE_BEHIND_BYTES = 8 * 1024 * 1024
+"""The log's window of write-back."""
+
+WRITE_BEHIND_LAG_BYTES = 256 * 1024 * 1024
+"""What stays in memory behind the writer, so that a burst is over before its write-back starts."""
+
+BACKLOG_CONNECTIONS = 4096
+"""Asked of listen(2); the kernel lowers it to net.core.somaxconn."""
+
+REACTORS_MAX = 64
+
+DESCRIPTORS_PER_REACTOR = 4
+"""Of each further reactor: its epoll or ring and its wake-up descriptor, and some to spare."""
+
+ACCEPTS_PER_PASS_MAX = 256
+"""Connections accepted in one pass, so that a flood of them does not starve the accepted."""
+
+PACING_SLEEP_S = 0.0008
+"""Slept before a wait while tiny packets come in a rush; an idle stream sees it once at most."""
+
+PACING_CHUNK_BYTES = 1024
+"""What a receive brings on average, below which packets count as tiny."""
+
+PACING_INTERVAL_S = 0.0001
+"""The time from event to event, below which packets come in a rush."""
+
+PACING_SIGNS = 8
+"""Passes in a row that have to look like it."""
+
+PACING_PASSES = 64
+"""Passes that are slept for before it is looked at anew."""
+
+ACCEPT_BACKOFF_S = 0.5
+"""How long nothing is accepted once the process or the system is out of descriptors."""
+
+ACCEPT_WARNING_INTERVAL_S = 60.0
+"""The least time between two warnings that connections can't be accepted."""
+
+DESCRIPTORS_RESERVED = 48
+"""Descriptors beside the clients': standard streams, log, epoll, listeners, HTTP, Python's own."""
+
+HTTP_CLIENTS_MAX = 8
+"""Clients that ask for metrics at once; one more takes the oldest one's place."""
+
+HTTP_CLIENT_S = 5.0
+"""How long one of them may take to ask and to read the answer."""
+
+HTTP_REQUEST_BYTES_MAX = 16 * 1024
+"""Of a request with all its headers."""
+
+HTTP_PAUSE_S = 0.02
+"""Slept after each step of such a client: a flood of them can take only so much of the reactor."""
+
+HEARTBEAT_INTERVAL_S = 1.0
+"""How often the loop shows that it is alive, where somebody may ask."""
+
+HEARTBEAT_STALE_S = 10.0
+"""The age of the last sign from which on the loop counts as stuck."""
+
+FORWARD_BATCH_BYTES = 256 * 1024
+"""The most that one message to the engine holds: 64 Ki numbers of four bytes."""
+
+FORWARD_AREAS_BYTES = 64 * 1024 * 1024
+"""What is packed for all partitions together; many of them have batches that are smaller."""
+
+FORWARD_LINGER_S = 0.003
+"""How long a number waits for others of its partition, where it is not a full batch before."""
+
+FORWARD_IN_FLIGHT = 32
+"""Batches that are published and not acknowledged, at most."""
+
+FORWARD_BATCHES_MAX = 64
+"""Batches that are in flight, or wait to be, at most."""
+
+FORWARD_RESEND_S = 5.0
+"""How long an acknowledgement is waited for, before the batch is published again."""
+
+FORWARD_RETRY_S = 0.25
+"""The pause before a batch that was refused is published again."""
+
+FORWARD_ROOM_S = 1.0
+FORWARD_ROOM_ALL_S = 4.0
+"""How long clients' lines wait for room in a window that does not move, and in one that does."""
+
+FORWARD_STOP_ACK_S = 30.0
+"""How long a stop waits for the next acknowledgement."""
+
+FORWARD_CLOSE_S = 2.0
+"""How long the end waits for the connection to be closed orderly."""
+
+NODE_STATUS_INTERVAL_S = 2.0
+"""How often a node tells the cluster of itself."""
+
+RESUME_PROGRESS_S = 2.0
+"""How often a long resume says how far it is."""
+
+SYNC_INTERVAL_S = 1.0
+"""How often a log that grows is synced, where it is neither never nor always."""
+
+PROBE_CHUNK_BYTES = 1_000_000
+"""What `doctor` reads of a log at either end, to see whether --resume would take it."""
+
+FREE_DISK_BYTES_MIN = 1_000_000_000
+"""Room for a hundred million numbers, below which `doctor` has a word to say."""
+
+THREAD_START_BYTES = 4 * 1024 * 1024
+"""What a thread may need, beside its stack, until it can say that memory is lacking."""
+
+THREAD_START_POLL_S = 0.05
+"""How often it is looked whether a thread that is to begin is still there."""
+
+START_MEMORY_SPARE_BYTES = 8 * 1024 * 1024
+"""What `doctor` wants to be left beside the bitmap and the buffers before it tries to have them."""
+
+RING_SMALL_BUFFERS = 1024
+RING_SMALL_BYTES = 16 * 1024 - 64
+"""What the ring receives packets into from clients that send little at a time."""
+
+RING_LARGE_BUFFERS = 16
+RING_LARGE_BYTES = RECEIVE_BYTES
+"""What the ring receives into from clients that fill small buffers, in turn."""
+
+RING_SUBMISSIONS_MAX = 1024
+RING_QUEUED_MIN = 4096
+"""Room for completions that were not looked at yet; it grows with the number of clients."""
+
+RING_COMPLETIONS_MAX = 4096
+"""The most that one pass of the ring hands out."""
+
+ENDED_POLL_S = 0.0005
+"""How often a loop looks whether what a client has sent is where it belongs, if that takes time."""
+
+NO_SPACE_RETRY_S = 1.0
+"""How often a log that is out of space is tried again."""
+
+STOP_TRIES = 4
+STOP_RETRY_S = 0.1
+"""How often, and how far apart, a stop tries to write to a full disk before it gives up."""
+
+KEEPALIVE_IDLE_S = 60
+KEEPALIVE_INTERVAL_S = 10
+KEEPALIVE_PROBES = 3
+"""A vanished host's slot is free after 60 + 3 * 10 seconds."""
+
+DRAIN_S = 0.5
+"""How long a stop goes on reading what it need not: bytes that arrive after it began."""
+
+DRAIN_QUIET_S = 0.05
+"""Silence after which a client that was sending when the stop began counts as done."""
+
+DRAIN_BYTES_MAX = 32 * 1024 * 1024
+"""The most that a stop takes from one connection beyond what its socket held at the start."""
+
+LAST_REPORT_WAIT_S = 0.2
+"""How long the last report waits for a reader of standard output that is behind."""
+
+SIGNAL_REPEAT_S = 0.05
+"""Signals this close together are one request: timeout(1) sends each of its signals twice."""
+
+PROFILE_HZ = 499
+PROFILE_PY_SPY_HZ = 100
+"""Samples a second of processor time with perf, of any time with py-spy, which stops us for each.
+
+An odd rate keeps clear of what happens a hundred or a thousand times a second.
+"""
+
+PROFILE_STACK_BYTES = 16 * 1024
+"""What perf copies of a stack where it has no frame pointers to follow; ours need some 12 KB."""
+
+PROFILE_BYTES_MAX = 1024 * 1024 * 1024
+"""A recording ends there: more than an hour of a busy server, or two minutes uncompressed."""
+
+PROFILE_START_S = 10.0
+PROFILE_STOP_S = 10.0
+PROFILE_READ_S = 60.0
+"""How long a stopped server reads its recording; the picture shows what was read by then."""
+
+WATCHDOG_HEARTBEATS = 4
+"""How often the loop tells the service manager that it lives, in the time that it is given."""
+
+RESUME_EXTEND_S = 60.0
+"""What a resume asks the service manager for, each time that it says how far it is."""
+
+SYNC_EXTEND_S = 300.0
+"""What a reload and a stop ask the service manager for: they may have to wait for the disk."""
+
+DIRECTORY_LOCK_TRIES = 50
+DIRECTORY_LOCK_RETRY_S = 0.02
+"""How often, and how far apart, the directory of a unix socket is tried to be locked."""
+
+DIAGNOSTIC_CHARACTERS_MAX = 900
+"""Of one line on standard error: short enough, as UTF-8, for a pipe to take it whole."""
+
+DISCONNECT_LOG_PER_S_MAX = 20
+"""How many disconnects are told of, one by one, with --verbose."""
+
+BROKER_START_S = 5.0
+"""How long a command tries to reach the engine of a cluster before it gives up."""
+
+BROKER_REFUSALS_MAX = 3
+"""So often in a row each of the engine's servers may refuse to have a lost connection back, until
+it is gone for good: that one of three has learned of a new password first is no reason."""
+
+BROKER_POLL_S = 0.25
+"""How often it is looked whether the connection is gone for good."""
+
+BROKER_REQUEST_S = 10.0
+"""How long an answer may take: a group of three needs 5-7 s to choose a new leader."""
+
+BROKER_CLOSE_S = 2.0
+"""How long an owner that stops waits for an engine that does not answer."""
+
+OWNER_THREADS_MAX = 32
+"""Partitions of one owner that are taken in or synced at the same moment."""
+
+OWNER_BROKER_RETRY_S = 0.5
+"""How often an owner asks an engine that has no answer for it."""
+
+OWNER_BROKER_ANSWER_S = 1.0
+"""How long it waits for the answer then: a group without a leader loses what it is asked, and
+answers as soon as it has one only what it is asked anew."""
+
+BROKER_ACK_WAIT_S = 5.0
+"""After this time the engine delivers a message again that its owner has not acknowledged."""
+
+DUPLICATE_WINDOW_S = 120.0
+"""How long a stream knows the ids of messages, so that one sent again is stored once."""
+
+STREAM_NUMBERS_TIMES = 4
+"""A stream has room for each number of its partition so often, unless asked for otherwise."""
+
+MESSAGE_BYTES_MAX = 1024 * 1024
+"""The longest message that an owner takes, and that a stream is made for, headers included."""
+
+FETCH_MESSAGES = 16
+"""What an owner asks for at once, and puts on disk with one sync if it fits."""
+
+OWNER_BATCH_BYTES = 12 * 1024 * 1024
+"""Lines of one partition that wait for its log: all of a fetch of common size."""
+
+FETCH_BUSY_S = 0.1
+FETCH_IDLE_S = 2.0
+"""How long an owner waits for messages while they come, and for one when none came."""
+
+LAG_INTERVAL_S = 5.0
+"""How often the engine is asked how far an owner is behind a stream, where that is shown."""
+
+LAG_PAUSE_S = 0.05
+"""The least time between two such questions of one process, however many partitions it owns."""
+
+LEASE_S = 15.0
+"""A partition is free so long after its owner has vanished."""
+
+LEASE_REFRESH_S = 4.0
+"""How often an owner says that it is there, and what it has taken in; and how long it waits for the
+answer, before it says so again."""
+
+NODE_STATUS_S = 10.0
+"""What a node said of itself is forgotten after that time."""
+
+assert BITMAP_BYTES * 8 == NUMBERS
+assert 4 * DIAGNOSTIC_CHARACTERS_MAX < PIPE_BUF
+assert RESUME_EXTEND_S > 2 * RESUME_PROGRESS_S
+assert HEADROOM_BYTES >= TAIL_BYTES_MAX
+assert BATCH_BYTES >= 2 * CHUNK_BYTES_MAX
+assert PROBE_CHUNK_BYTES % LINE_BYTES == 0
+assert DRAIN_QUIET_S < DRAIN_S < 1
+assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
+assert DESCRIPTORS_RESERVED >= 2 * HTTP_CLIENTS_MAX + 32
+assert 3 * LEASE_REFRESH_S < LEASE_S
+assert OWNER_BROKER_ANSWER_S < BROKER_REQUEST_S
+assert OWNER_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
+assert 2 * max(HEARTBEAT_INTERVAL_S, DRAIN_S, FORWARD_ROOM_ALL_S) < HEARTBEAT_STALE_S
+assert FORWARD_IN_FLIGHT <= FORWARD_BATCHES_MAX
+assert FORWARD_BATCH_BYTES < MESSAGE_BYTES_MAX
+assert 3 * NODE_STATUS_INTERVAL_S < NODE_STATUS_S
+assert RING_COMPLETIONS_MAX >= 2 * ACCEPTS_PER_PASS_MAX

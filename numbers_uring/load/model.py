@@ -1,0 +1,141 @@
+"""What a load is asked to do, and what has become of it: no sockets and no compiled code."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from numbers_uring.limits import LINE_BYTES, NUMBERS
+
+CLIENTS_MAX = 10_000
+SEND_BYTES_MAX = 4 * 1024 * 1024
+NUMBERS_MAX = 2**53
+"""Beyond this a float can't tell two counts apart."""
+
+SEND_BYTES = 64 * 1024
+
+PREPARE_BYTES = 1024 * 1024 * 1024
+"""Lines made before the clock starts, if all fit; 107 million numbers."""
+
+
+class Mix(StrEnum):
+    """Which numbers are sent."""
+
+    UNIQUE = "unique"
+    """Each number at most once, in a pseudo-random order that the seed decides."""
+
+    RANDOM = "random"
+    """Independent and uniform over all 10^9, repeats as they fall."""
+
+    DUPLICATE = "duplicate"
+    """A given share repeats numbers that come before, drawn evenly from these."""
+
+    SEQUENTIAL = "sequential"
+    """0, 1, 2, ... whatever the seed."""
+
+    HOT = "hot"
+    """Drawn from 1,000 numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadParameters:
+    """One load. Raises ValueError, with the text for the user, for what can't be."""
+
+    host: str = "127.0.0.1"
+    port: int = 4000
+    clients: int = 5
+    numbers: int = 10_000_000
+    """Of all clients; client k of n sends those from numbers * k // n on."""
+    mix: Mix = Mix.UNIQUE
+    duplicates: float = 0.5
+    """Share of repeats, for the mix `duplicate` alone."""
+    send_bytes: int = SEND_BYTES
+    seed: int = 1
+    rate: int = 0
+    """Numbers a second over all clients; 0: as fast as they are taken."""
+    prepare_bytes: int = PREPARE_BYTES
+    """Lines are made before the clock starts where all of them need no more than this."""
+    terminate: bool = False
+    timeout_s: float = 0.0
+    """Ends the run, counted from its first connection; 0: never."""
+
+    def __post_init__(self) -> None:
+        _check("clients", self.clients, 1, CLIENTS_MAX)
+        _check("numbers", self.numbers, 1, NUMBERS_MAX)
+        _check("send-bytes", self.send_bytes, 1, SEND_BYTES_MAX)
+        _check("seed", self.seed, 0, 2**64 - 1)
+        _check("rate", self.rate, 0, 10**12)
+        _check("prepare", self.prepare_bytes, 0, 2**62)
+        _check("duplicates", self.duplicates, 0, 1)
+        _check("timeout", self.timeout_s, 0, 1e9)
+        if self.mix in (Mix.UNIQUE, Mix.SEQUENTIAL) and self.numbers > NUMBERS:
+            raise ValueError(f"there are only {NUMBERS} different numbers for mix {self.mix}")
+        if self.distinct > NUMBERS:
+            raise ValueError(
+                f"mix duplicate would need {self.distinct} different numbers of {NUMBERS}"
+            )
+
+    @property
+    def distinct(self) -> int:
+        """How many different numbers the mix `duplicate` sends; for the other mixes 1."""
+        if self.mix is not Mix.DUPLICATE:
+            return 1
+        return max(1, self.numbers - round(self.numbers * self.duplicates))
+
+    @property
+    def prepared(self) -> bool:
+        """Whether all lines are made before the clock starts."""
+        return self.numbers * LINE_BYTES <= self.prepare_bytes
+
+
+def _check(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:  # which nan is not either
+        raise ValueError(f"{name} {value} is not in the range {least} to {most}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latency:
+    """Percentiles of `samples` times, in milliseconds; all None where there are no samples."""
+
+    samples: int
+    p50: float | None = None
+    p90: float | None = None
+    p99: float | None = None
+    p999: float | None = None
+    max: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadResult:
+    """What became of a load; see `run_load` for what its times are."""
+
+    parameters: LoadParameters
+    prepared: bool
+    prepare_seconds: float
+    seconds: float
+    """From the first send on until the last client was done."""
+    numbers_sent: int
+    """Whole lines that the operating system took to send."""
+    numbers_taken: int
+    """Of clients that the server closed orderly, after it had read all they sent."""
+    numbers_not_taken_min: int
+    """Of all others, those that did not even reach the server's host; more may be lost."""
+    numbers_per_s: float
+    """Taken in."""
+    bytes_per_s: float
+    cpu_user_seconds: float
+    cpu_system_seconds: float
+    drained_ms: Latency
+    acknowledged_ms: Latency
+    clients_drained: int
+    clients_failed: int
+    clients_unfinished: int
+    """Neither drained nor failed when the run was ended by its time limit or the user."""
+    errors: dict[str, int] = field(default_factory=dict)
+    """What went wrong, and for how many clients."""
+    terminated: bool = False
+    timed_out: bool = False
+    interrupted: bool = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything that was asked for was done."""
+        return self.numbers_taken == self.parameters.numbers and not self.errors

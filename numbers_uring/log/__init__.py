@@ -1,0 +1,1 @@
+"""The log: written, read back, resumed and repaired."""

@@ -1,0 +1,191 @@
+"""The sockets that clients connect to."""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from numbers_uring.addresses import Address, TcpAddress, UnixAddress
+from numbers_uring.errors import StartError
+from numbers_uring.limits import (
+    BACKLOG_CONNECTIONS,
+    KEEPALIVE_IDLE_S,
+    KEEPALIVE_INTERVAL_S,
+    KEEPALIVE_PROBES,
+)
+from numbers_uring.net.unix import SocketFile, listen_unix, try_unix
+
+_INHERITED_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
+    # A byte sent as urgent data is a byte of the stream like any other.
+    (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
+)
+"""Set on the listener: what it accepts has them from the start."""
+
+
+_TCPI_UNACKED = struct.Struct("=24xI")
+
+
+def backlog_connections(listener: socket.socket) -> int:
+    """Return how many connections wait for accept; of a unix socket, the most that can.
+
+    The former is tcpi_unacked of a listening socket (tcp_get_info in net/ipv4/tcp.c).
+    """
+    if listener.family == socket.AF_UNIX:
+        return BACKLOG_CONNECTIONS
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED.size)
+    (waiting,) = _TCPI_UNACKED.unpack(info)
+    return int(waiting)
+
+
+@dataclass(slots=True)
+class Listeners:
+    """Listening sockets, and the files by which those of AF_UNIX are found."""
+
+    sockets: list[socket.socket] = field(default_factory=list)
+    files: list[SocketFile] = field(default_factory=list)
+
+    def remove_files(self) -> None:
+        """Remove the files; to be called before the sockets are closed."""
+        for file in self.files:
+            file.remove()
+
+    def close(self) -> None:
+        """Remove the files and close the sockets; what was closed already does not matter."""
+        self.remove_files()
+        for listener in self.sockets:
+            listener.close()
+
+
+def listen(addresses: Iterable[Address], *, unix_mode: int, unix_group: str | None) -> Listeners:
+    """Bind and listen on all of the addresses, or on none. Raises StartError."""
+    with ExitStack() as undo:
+        listeners = Listeners()
+        undo.callback(listeners.close)
+        for address in addresses:
+            if isinstance(address, UnixAddress):
+                listener, file = listen_unix(address, mode=unix_mode, group=unix_group)
+                listeners.sockets.append(listener)
+                listeners.files.append(file)
+            else:
+                listeners.sockets += listen_tcp(address.host, address.port)
+        undo.pop_all()
+    return listeners
+
+
+def try_listening(addresses: Sequence[Address], *, unix_group: str | None) -> None:
+    """Raise StartError where `listen` would; nothing is left behind.
+
+    TCP addresses are bound for a moment. To listen on them, too, would have clients connect and be
+    reset; only where two of them share a port it takes that to see whether both can be had.
+    """
+    tcp = [address for address in addresses if isinstance(address, TcpAddress)]
+    ports = [address.port for address in tcp if address.port]
+    with ExitStack() as bound:
+        for address in addresses:
+            if isinstance(address, UnixAddress):
+                try_unix(address, group=unix_group)
+                continue
+            shared = ports.count(address.port) > 1
+            for listener in listen_tcp(address.host, address.port, bind_only=not shared):
+                bound.callback(listener.close)
+
+
+def listen_for_metrics(address: TcpAddress, *, bind_only: bool = False) -> list[socket.socket]:
+    """Do as `listen_tcp`; an error says what it was for."""
+    try:
+        return listen_tcp(*address, bind_only=bind_only)
+    except StartError as error:
+        raise StartError(f"--metrics: {error}") from error
+
+
+def listen_tcp(host: str, port: int, *, bind_only: bool = False) -> list[socket.socket]:
+    """Bind, and unless that is all, listen on every address of `host` that is there.
+
+    A name like localhost often stands for an IPv6 address, too, where IPv6 is turned off: what is
+    missing is passed over as long as another is there. With port 0 the system chooses one, the same
+    for all addresses. Raises StartError.
+    """
+    listeners: list[socket.socket] = []
+    missing: StartError | None = None
+    try:
+        for family, address in _addresses(host, port):
+            chosen = listeners[0].getsockname()[1] if listeners and port == 0 else address[1]
+            try:
+                listeners.append(_listen_on(family, (address[0], chosen, *address[2:]), bind_only))
+            except StartError as error:
+                if not _is_missing(error.__cause__):
+                    raise
+                missing = missing or error
+        if not listeners and missing is not None:
+            raise missing
+    except StartError:
+        for listener in listeners:
+            listener.close()
+        raise
+    return listeners
+
+
+def _is_missing(cause: BaseException | None) -> bool:
+    return isinstance(cause, OSError) and cause.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+
+
+def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
+    try:
+        found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartError(f"cannot listen on host {host!r}: {reason}") from error
+    # A name may be listed twice for the same address.
+    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))  # type: ignore[misc]
+
+
+def _listen_on(
+    family: socket.AddressFamily, address: tuple[str, int], bind_only: bool
+) -> socket.socket:
+    listener = None
+    try:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        # A restart must not wait for the last run's connections to leave TIME_WAIT.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        set_options(listener)
+        listener.bind(address)
+        # With SO_REUSEADDR two sockets may bind to one port; only one of them may listen.
+        if not bind_only:
+            listener.listen(BACKLOG_CONNECTIONS)
+    except OSError as error:
+        if listener is not None:
+            listener.close()
+        raise StartError(
+            f"cannot listen on {TcpAddress(*address[:2])}: {error.strerror}"
+        ) from error
+    return listener
+
+
+def set_options(listener: socket.socket) -> None:
+    """Give the listener what those that it accepts are to have. Raises OSError.
+
+    Of unix sockets the options mean nothing: their peers cannot vanish unnoticed.
+    """
+    if listener.family != socket.AF_UNIX:
+        for level, option, value in _INHERITED_OPTIONS:
+            listener.setsockopt(level, option, value)
+
+
+def address_text(listener: socket.socket) -> str:
+    """Return the listener's address as HOST:PORT, an IPv6 host in brackets, or as unix:PATH.
+
+    An abstract name, which only a service manager hands down, has an @ in front.
+    """
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return str(UnixAddress(os.fsdecode(name).replace("\0", "@")))
+    return str(TcpAddress(*name[:2]))

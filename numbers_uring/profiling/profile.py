@@ -1,0 +1,177 @@
+"""Records the server while it runs, and draws a flame graph once it has stopped."""
+
+import os
+import platform
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from numbers_uring.errors import StartError
+from numbers_uring.limits import PROFILE_BYTES_MAX, PROFILE_READ_S, SIGNAL_REPEAT_S
+from numbers_uring.profiling.flame_graph import Origin, Stacks, render, shares
+from numbers_uring.profiling.recorder import (
+    Names,
+    Reading,
+    Recorder,
+    RecordError,
+    name_own_functions,
+    names_offered,
+    start_recorder,
+)
+from numbers_uring.system.output_file import OutputFile
+from numbers_uring.system.signals import STOP_SIGNALS
+from numbers_uring.system.stdio import Diagnostics
+
+
+def refuse_the_log(path: Path, log_path: Path) -> None:
+    """Raise StartError where the picture would get the log's place."""
+    if path.resolve() == log_path.resolve():
+        raise StartError(f"the profile would replace the log {path}")
+
+
+class Profile:
+    """A flame graph of this process in `path`, from `start` until the context is left.
+
+    Leaving the context takes as long as the recording is read, PROFILE_READ_S at most, or until a
+    stop signal; it raises nothing. `say` takes one line for the operator: at the start what the
+    picture will not show, at the end what it shows, or why there is none, and once if the recording
+    ends early. Main thread only. Raises StartError where `path` can't be written, or is the log.
+    """
+
+    def __init__(self, path: Path, log_path: Path, say: Diagnostics) -> None:
+        refuse_the_log(path, log_path)
+        self._say = say
+        self._output = OutputFile(path)
+        self._recorder: Recorder | None = None
+        self._names = Names.NONE
+        self._about = ""
+        self._stopping = False
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._recorder is not None:
+                self._finish(self._recorder)
+        finally:
+            self._output.close()
+
+    def start(self, about: str) -> None:
+        """Begin to record; `about` says on the picture what is seen there.
+
+        Raises StartError where nothing can record this process.
+        """
+        self._about = about
+        self._names = name_own_functions()
+        self._recorder = start_recorder(os.getpid(), self._names)
+        self._say.info(
+            f"recording a profile for {self._output.path} with {self._recorder.tool}, "
+            f"{self._recorder.hz} samples a second{self._missing()}"
+        )
+        threading.Thread(target=self._watch, args=(self._recorder,), daemon=True).start()
+
+    def _missing(self) -> str:
+        assert self._recorder is not None
+        if self._recorder.tool == "py-spy":
+            return ", without the kernel"
+        if self._names is not Names.NONE:
+            return ""
+        offered = names_offered()
+        if offered is Names.NONE:
+            return ", without names of Python's functions: this Python can't give them"
+        return (
+            ", without names of Python's functions: they need "
+            f"'{Path(sys.executable).name} -X {offered.value} -m numbers_uring serve'"
+        )
+
+    def _watch(self, recorder: Recorder) -> None:
+        """Say it when the recording ends before the server does."""
+        recorder.process.wait()
+        if not self._stopping:
+            self._say(
+                f"the profile's recording has ended early: {recorder.tool} was stopped, or had "
+                f"written {PROFILE_BYTES_MAX // 2**20} MiB"
+            )
+
+    def _finish(self, recorder: Recorder) -> None:
+        self._stopping = True
+        begin_s = time.monotonic()
+        reading = Reading(PROFILE_READ_S)
+
+        def cut(_number: int, _frame: FrameType | None) -> None:
+            # A repeat of the signal that ended the run is no further one.
+            if time.monotonic() - begin_s > SIGNAL_REPEAT_S:
+                reading.cut()
+
+        for number in STOP_SIGNALS:
+            signal.signal(number, cut)
+        try:
+            recorder.stop()
+            stacks = recorder.read(reading)
+            # Nothing to stop is left, as after a run without a profile.
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
+            self._draw(recorder, _without_watching(stacks), reading)
+        except (RecordError, OSError) as error:
+            self._say(f"no profile in {self._output.path}: {error}")
+        finally:
+            reading.close()
+            with suppress(OSError):
+                recorder.discard()
+
+    def _draw(self, recorder: Recorder, stacks: Stacks, reading: Reading) -> None:
+        if not stacks:
+            raise RecordError(
+                "its reading was cut short" if reading.was_cut else "nothing was sampled"
+            )
+        picture = render(
+            stacks,
+            title="numbers-uring serve: where the time goes",
+            subtitle=f"{self._about}; "
+            f"{stacks.total()} samples at {recorder.hz} Hz by {recorder.tool}, "
+            f"Python {_version()}, Linux {platform.release()}",
+        )
+        self._output.write(picture.encode())
+        own = shares(stacks)
+        unseen = _unseen_kernel(recorder, stacks)
+        shown = ", ".join(
+            f"{origin.label} {100 * own[origin]:.0f} %{unseen if origin is Origin.KERNEL else ''}"
+            for origin in Origin
+        )
+        self._say.info(
+            f"profile in {self._output.path}: {stacks.total()} samples: {shown}"
+            f"{', the rest was not read in time' if reading.was_cut else ''}"
+        )
+
+
+def _without_watching(stacks: Stacks) -> Stacks:
+    """Leave out the thread of `_watch`, which is not the server: py-spy takes waiting for work."""
+    name = f"{Profile._watch.__qualname__} ({Path(__file__).name})"
+    return Counter(
+        {
+            stack: count
+            for stack, count in stacks.items()
+            if all(frame.name != name for frame in stack)
+        }
+    )
+
+
+def _unseen_kernel(recorder: Recorder, stacks: Stacks) -> str:
+    """Say why perf has seen nothing of the kernel, where that is so."""
+    seen = any(frame.origin is Origin.KERNEL for stack in stacks for frame in stack)
+    if seen or recorder.tool != "perf":
+        return ""
+    with suppress(OSError):
+        setting = Path("/proc/sys/kernel/perf_event_paranoid").read_text(encoding="ascii").strip()
+        return f" (not to be seen: kernel.perf_event_paranoid is {setting})"
+    return ""
+
+
+def _version() -> str:
+    return ".".join(platform.python_version_tuple()[:2])

@@ -1,0 +1,1 @@
+"""Sockets in, completions out: the contract, over epoll and over io_uring."""

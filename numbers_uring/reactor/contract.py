@@ -1,0 +1,103 @@
+"""The contract of a reactor: what has happened on the sockets, handed out as completions."""
+
+from collections.abc import Iterator
+from enum import IntEnum
+from typing import Protocol
+
+from numbers_uring.addresses import Peer
+from numbers_uring.ingest.kernel import Memory
+
+
+class Kind(IntEnum):
+    """What a completion tells. Every kind is handed out exactly once for what it stands for."""
+
+    OPENED = 0
+    """A client was accepted into this slot."""
+    RECEIVED = 1
+    """`size` > 0 bytes of the client's stream lie in the arena from `start` on."""
+    CLOSED = 2
+    """The connection is over. `start` is an End; unless it is DISCONNECTED, the caller must
+    then call `finish_close`."""
+
+
+class End(IntEnum):
+    """How a connection ended."""
+
+    EOF = 0
+    """The client closed or shut down its side."""
+    RESET = 1
+    """The client's host reset the connection, or vanished."""
+    DISCONNECTED = 2
+    """The server's own `disconnect`."""
+
+
+Completion = tuple[int, int, int, int]
+"""(Kind, connection, start, size): plain integers, because one is made for each packet."""
+
+
+class Reactor(Protocol):
+    """Sockets in, completions out; a connection is named by its slot, 0 to connections_max - 1."""
+
+    @property
+    def arena(self) -> Memory:
+        """The memory that is received into, for the reactor's whole life.
+
+        HEADROOM_BYTES in front of each received piece are free for the receiver of the completion.
+        """
+
+    @property
+    def refused(self) -> int:
+        """Clients accepted and closed at once because all slots were taken."""
+
+    def wait(self, timeout_s: float) -> Iterator[Completion]:
+        """Wait until something happens, at most `timeout_s`, and hand it out.
+
+        At most one RECEIVED for each connection. A received piece is the caller's until it resumes
+        the iterator. An iterator that is left early loses nothing: what was not handed out comes
+        with the next wait. Ends early when the wake-up descriptor is readable.
+
+        The CLOSED of a connection that its client has ended comes with a later wait than its last
+        bytes.
+        """
+
+    def drain(self, end_s: float) -> Iterator[Completion]:
+        """Stop accepting, hand out what the sockets hold at this moment, close every connection.
+
+        Everything that a connected client, or one that waits in the backlog, had delivered to this
+        host is handed out. Bytes that come later may be, until `end_s` on the monotonic clock
+        and in a bounded number. Nothing but `close` may follow.
+        """
+
+    def finish_close(self, connection: int) -> None:
+        """Close what the client has ended, after its CLOSED; only then is the slot used again.
+
+        It is the caller's to say when, because a client may take the close to mean that all it sent
+        was dealt with.
+        """
+
+    def disconnect(self, connection: int) -> None:
+        """Close the connection at once; it is RECEIVED from no more, and CLOSED soon."""
+
+    def peer(self, connection: int) -> Peer:
+        """Return who was accepted into this slot; valid until the next one is."""
+
+    def release(self, connection: int) -> int:
+        """Give away a connection whose OPENED is at hand, and return its descriptor.
+
+        To be called before the next completion is asked for; there is no CLOSED for it.
+        """
+
+    def adopt(self, fd: int, peer: Peer) -> None:
+        """Take over what another reactor has released; its OPENED comes with the next wait.
+
+        To be called between two waits, where a slot is free once all that is closed is handed out.
+        """
+
+    def set_connections_elsewhere(self, connections: int) -> None:
+        """Count so many connections of other reactors against connections_max when accepting."""
+
+    def sleep(self, timeout_s: float) -> None:
+        """Wait for the wake-up descriptor alone, at most `timeout_s`: nothing is received."""
+
+    def close(self) -> None:
+        """Close everything that is open, without a further completion."""

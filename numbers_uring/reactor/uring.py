@@ -1,0 +1,301 @@
+"""The reactor over io_uring(7): a thin wrapper of native/ring.
+
+What it stands on, beside what native/uring/ring.c says of the kernel:
+
+- A piece stays where the kernel put it until the next pass gives its buffer back, so rows that an
+  iterator left behind keep their buffers, and the next wait hands them out first.
+- With IORING_SETUP_DEFER_TASKRUN completions are made only inside of the ring's own system call
+  (io_uring_setup(2)): who does not wait receives nothing, and TCP holds the clients back.
+"""
+
+import errno
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator, Sequence
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from operator import length_hint
+from typing import Any
+
+from numbers_uring._native import ffi, lib
+from numbers_uring.addresses import Peer
+from numbers_uring.config import WhenFull
+from numbers_uring.limits import (
+    ACCEPTS_PER_PASS_MAX,
+    DRAIN_BYTES_MAX,
+    DRAIN_QUIET_S,
+    HEADROOM_BYTES,
+    RING_COMPLETIONS_MAX,
+    RING_LARGE_BUFFERS,
+    RING_LARGE_BYTES,
+    RING_QUEUED_MIN,
+    RING_SMALL_BUFFERS,
+    RING_SMALL_BYTES,
+    RING_SUBMISSIONS_MAX,
+)
+from numbers_uring.net.listeners import backlog_connections
+from numbers_uring.reactor.accept_backoff import AcceptBackoff
+from numbers_uring.reactor.contract import Completion, End, Kind
+from numbers_uring.reactor.pacing import Pacing
+
+assert tuple(Kind) == (lib.NU_OPENED, lib.NU_RECEIVED, lib.NU_CLOSED)
+assert tuple(End) == (lib.NU_EOF, lib.NU_RESET, lib.NU_DISCONNECTED)
+
+_RECEIVED, _CLOSED, _DISCONNECTED = int(Kind.RECEIVED), int(Kind.CLOSED), int(End.DISCONNECTED)
+
+_ROW = struct.Struct("=4I")
+_FAMILY = struct.Struct("=H")
+_PORT = struct.Struct("!2xH")
+"""Where sockaddr_in and sockaddr_in6 have them; their hosts are 4 and 8 bytes from the start."""
+_PASS_S_MIN = 0.001
+"""A wait for what must be there already: long enough for the ring to arm a receive again."""
+
+
+class UringReactor:
+    """See numbers_uring.reactor.contract.Reactor.
+
+    Takes over the listening `listeners`; `wakeup_fd` stays the caller's. `warn` is given one line
+    when connections can't be accepted for lack of descriptors or memory. To be used only by the
+    thread that made it. Raises OSError, which names the system call, where no ring can be set up;
+    the listeners are then the caller's again.
+    """
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        wakeup_fd: int,
+        *,
+        connections_max: int,
+        when_full: WhenFull,
+        warn: Callable[[str], None],
+    ) -> None:
+        self._listeners = list(listeners)
+        for listener in listeners:
+            listener.setblocking(False)
+        self._connections_max = connections_max
+        self._backoff = AcceptBackoff(warn)
+        self._pacing = Pacing()
+        self._disconnected: set[int] = set()
+        self._to_adopt: list[tuple[int, Peer]] = []
+        self._adopted: dict[int, Peer] = {}
+        self._rows: Iterator[Completion] = iter(())
+        self._wakeup = select.poll()
+        self._wakeup.register(wakeup_fd, select.POLLIN)
+        self._results: Any = ffi.new("struct nu_ring_results *")
+        self._completions: Any = ffi.new("struct nu_completion[]", RING_COMPLETIONS_MAX)
+        self._peer: Any = ffi.new("uint8_t[]", lib.NU_PEER_BYTES)
+        self._completion_bytes: Any = ffi.buffer(self._completions)
+        descriptors = ffi.new("int32_t[]", [listener.fileno() for listener in listeners])
+        config: Any = ffi.new(
+            "struct nu_ring_config *",
+            {
+                "headroom_bytes": HEADROOM_BYTES,
+                "small": (RING_SMALL_BUFFERS, RING_SMALL_BYTES),
+                "large": (RING_LARGE_BUFFERS, RING_LARGE_BYTES),
+                "connections_max": connections_max,
+                "refuse": when_full is WhenFull.REFUSE,
+                "listener_fds": descriptors,
+                "listeners": len(listeners),
+                "wakeup_fd": wakeup_fd,
+                "results": self._results,
+                "completions": self._completions,
+                "completions_max": RING_COMPLETIONS_MAX,
+                "submissions_max": RING_SUBMISSIONS_MAX,
+                "queued_max": max(RING_QUEUED_MIN, 2 * connections_max),
+                "accepts_per_pass_max": ACCEPTS_PER_PASS_MAX,
+            },
+        )
+        arena_bytes = lib.nu_ring_arena_bytes(config)
+        self.arena = mmap(-1, arena_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        self._arena = ffi.from_buffer("uint8_t[]", self.arena, require_writable=True)
+        config.arena, config.arena_bytes = self._arena, arena_bytes
+        self._ring = self._open(config)
+        lib.nu_ring_listen(self._ring, True)
+
+    @staticmethod
+    def _open(config: Any) -> Any:
+        ring: Any = ffi.new("struct nu_ring **")
+        step: Any = ffi.new("char **")
+        error = lib.nu_ring_open(config, ring, step)
+        if error:
+            name: Any = ffi.string(step[0])
+            raise OSError(-error, f"{name.decode()}: {os.strerror(-error)}")
+        return ring[0]
+
+    @property
+    def refused(self) -> int:
+        return self._results.refused  # type: ignore[no-any-return]
+
+    # Waiting.
+
+    def wait(self, timeout_s: float) -> Iterator[Completion]:
+        if self._backoff.active:
+            timeout_s = self._end_backoff(timeout_s)
+        if not length_hint(self._rows):
+            if self._to_adopt:
+                return self._take_adopted()
+            sleep_s = self._pacing.sleep_s()
+            if sleep_s:
+                time.sleep(sleep_s)
+            self._pass(timeout_s)
+            self._pacing.note_pass(
+                time.monotonic(), self._results.count, self._results.received_bytes
+            )
+        return self._take_rows()
+
+    def _pass(self, timeout_s: float) -> None:
+        """Have new rows made; those of the last pass must have been handed out."""
+        count = lib.nu_ring_pass(self._ring, int(max(timeout_s, 0) * 1e9))
+        if count < 0:
+            raise OSError(-count, f"io_uring_enter: {os.strerror(-count)}")
+        self._rows = _ROW.iter_unpack(self._completion_bytes[: count * _ROW.size])
+        if self._results.accept_errno:
+            self._backoff.begin(self._results.accept_errno)
+
+    def _take_rows(self) -> Iterator[Completion]:
+        for row in self._rows:
+            if self._disconnected and row[1] in self._disconnected:
+                if row[0] == _RECEIVED:
+                    continue
+                self._disconnected.discard(row[1])
+                if row[2] != _DISCONNECTED:
+                    # Its client was faster, and has ended it in the pass before.
+                    self.finish_close(row[1])
+                yield _CLOSED, row[1], _DISCONNECTED, 0
+            else:
+                yield row
+
+    def sleep(self, timeout_s: float) -> None:
+        self._wakeup.poll(max(timeout_s, 0) * 1000)
+
+    def finish_close(self, connection: int) -> None:
+        assert 0 <= connection < self._connections_max
+        lib.nu_ring_finish_close(self._ring, connection)
+
+    def disconnect(self, connection: int) -> None:
+        assert 0 <= connection < self._connections_max
+        self._disconnected.add(connection)
+        lib.nu_ring_disconnect(self._ring, connection)
+
+    def peer(self, connection: int) -> Peer:
+        if connection in self._adopted:
+            return self._adopted[connection]
+        lib.nu_ring_peer(self._ring, connection, self._peer)
+        address = bytes(ffi.buffer(self._peer))
+        family, port = _FAMILY.unpack_from(address)[0], _PORT.unpack_from(address)[0]
+        if family == socket.AF_INET:
+            return Peer(socket.inet_ntop(family, address[4:8]), port)
+        if family == socket.AF_INET6:
+            return Peer(socket.inet_ntop(family, address[8:24]), port)
+        return Peer("", 0)
+
+    # Between reactors.
+
+    def release(self, connection: int) -> int:
+        return lib.nu_ring_release(self._ring, connection)  # type: ignore[no-any-return]
+
+    def adopt(self, fd: int, peer: Peer) -> None:
+        self._to_adopt.append((fd, peer))
+
+    def _take_adopted(self) -> Iterator[Completion]:
+        """Hand out what was adopted; to be called when no row is left."""
+        while self._to_adopt:
+            fd, peer = self._to_adopt.pop()
+            connection: int = lib.nu_ring_adopt(self._ring, fd)
+            assert connection >= 0, "no slot is free"
+            self._adopted[connection] = peer
+            yield Kind.OPENED, connection, 0, 0
+
+    def set_connections_elsewhere(self, connections: int) -> None:
+        lib.nu_ring_set_connections_elsewhere(self._ring, connections)
+
+    # Accepting.
+
+    def _end_backoff(self, timeout_s: float) -> float:
+        left_s = self._backoff.left_s()
+        if left_s:
+            return min(timeout_s, left_s)
+        lib.nu_ring_listen(self._ring, True)
+        return timeout_s
+
+    # Stopping.
+
+    def drain(self, end_s: float) -> Iterator[Completion]:
+        lib.nu_ring_listen(self._ring, False)
+        lib.nu_ring_ignore_wakeup(self._ring)
+        waiting = [backlog_connections(listener) for listener in self._listeners]
+        yield from self._take_rows()
+        yield from self._take_adopted()
+        while True:
+            yield from self._accept_waiting(waiting)
+            if lib.nu_ring_next_open(self._ring, 0) < 0:
+                return
+            yield from self._drain_connected(end_s)
+            for connection in self._open_connections():
+                self.disconnect(connection)
+            while lib.nu_ring_next_open(self._ring, 0) >= 0:
+                self._pass(DRAIN_QUIET_S)
+                yield from self._take_rows()
+
+    def _open_connections(self) -> Iterator[int]:
+        connection = lib.nu_ring_next_open(self._ring, 0)
+        while connection >= 0:
+            yield connection
+            connection = lib.nu_ring_next_open(self._ring, connection + 1)
+
+    def _drain_connected(self, end_s: float) -> Iterator[Completion]:
+        """Hand out what is held for each connection now, and what comes on top until `end_s`.
+
+        A client that has written all and left may have part of that in its own send buffer, because
+        the window was closed: it comes as soon as there is room. So silence ends this, and for a
+        client that never stops, DRAIN_S and DRAIN_BYTES_MAX do.
+        """
+        owed_bytes = {
+            connection: lib.nu_ring_held_bytes(self._ring, connection)
+            for connection in self._open_connections()
+        }
+        silent_from_s = time.monotonic()
+        in_vain = False
+        while lib.nu_ring_next_open(self._ring, 0) >= 0:
+            now_s = time.monotonic()
+            late = now_s >= end_s
+            left_s = silent_from_s + (_PASS_S_MIN if late else DRAIN_QUIET_S) - now_s
+            # However late it is, what the sockets hold takes passes to be seen.
+            if left_s <= 0 and in_vain:
+                return
+            self._pass(max(left_s, _PASS_S_MIN))
+            in_vain = not self._results.count
+            for completion in self._take_rows():
+                kind, connection, _, size = completion
+                yield completion
+                silent_from_s = time.monotonic()
+                owed_bytes[connection] -= size
+                enough = owed_bytes[connection] <= (0 if late else -DRAIN_BYTES_MAX)
+                if kind == _RECEIVED and enough:
+                    self.disconnect(connection)
+
+    def _accept_waiting(self, waiting: list[int]) -> Iterator[Completion]:
+        """Accept, of those that were in the backlog when the stop began, as many as may come in."""
+        for listener in range(len(waiting)):
+            while waiting[listener] > 0:
+                connection = lib.nu_ring_accept(self._ring, listener)
+                if connection == -errno.ENOSPC:
+                    return
+                waiting[listener] -= 1
+                if connection >= 0:
+                    yield Kind.OPENED, connection, 0, 0
+                elif self._results.accept_errno:
+                    self._backoff.begin(self._results.accept_errno)
+                    waiting[listener] = 0
+                elif connection == -errno.EAGAIN:
+                    waiting[listener] = 0
+
+    def close(self) -> None:
+        lib.nu_ring_close(self._ring)
+        self._ring = ffi.NULL
+        for fd, _ in self._to_adopt:
+            os.close(fd)
+        for listener in self._listeners:
+            listener.close()

@@ -1,0 +1,32 @@
+"""What a ring stands on, feature by feature: each tried by itself, for finding out what is missing.
+
+Whether a server's ring works is ring_probe's to say; this is for the one who wants to know why not.
+"""
+
+import errno
+import socket
+from typing import Any
+
+from numbers_uring._native import ffi, lib
+
+FEATURES = ("setup", "timed_wait", "provided_buffers", "poll", "multishot_receive", "cancel_all")
+"""In the order of native/uring/uring.h's nu_trial."""
+
+assert len(FEATURES) == lib.NU_TRIALS
+
+
+def try_features() -> dict[str, str | None]:
+    """Return for each of FEATURES None where it works, or what went wrong: the error's name.
+
+    ECANCELED is not what the system said: the feature could not be tried, because one that it needs
+    does not work; ETIME: nothing happened within a second. Raises OSError where no socket pair can
+    be made.
+    """
+    outcomes: Any = ffi.new("int32_t[]", lib.NU_TRIALS)
+    near, far = socket.socketpair()
+    with near, far:
+        lib.nu_ring_try(near.fileno(), far.fileno(), outcomes)
+    return {
+        name: errno.errorcode.get(-outcome, str(-outcome)) if outcome else None
+        for name, outcome in zip(FEATURES, outcomes, strict=True)
+    }

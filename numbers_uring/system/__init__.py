@@ -1,0 +1,1 @@
+"""The process: standard streams, signals, threads, descriptors and files."""

@@ -1,0 +1,33 @@
+"""How many descriptors a process may open, and how many it needs."""
+
+import resource
+
+from numbers_uring.errors import StartError
+from numbers_uring.limits import DESCRIPTORS_PER_REACTOR, DESCRIPTORS_RESERVED
+
+
+def descriptors_needed(connections_max: int, reactors: int = 1) -> int:
+    """Return how many descriptors a server of that size has open at most."""
+    return connections_max + DESCRIPTORS_RESERVED + (reactors - 1) * DESCRIPTORS_PER_REACTOR
+
+
+def raise_descriptor_limit(
+    connections_max: int, wish: str | None = None, *, reactors: int = 1
+) -> None:
+    """See to it that so many clients, or logs, fit, as `wish` asks for. Raises StartError."""
+    needed = descriptors_needed(connections_max, reactors)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise StartError(
+            f"{wish or f'--max-clients {connections_max}'} needs {needed} file descriptors, "
+            f"and the hard limit is {hard} (ulimit -Hn)"
+        )
+    target = needed if hard == resource.RLIM_INFINITY else hard
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+    except (OSError, ValueError) as error:
+        raise StartError(
+            f"cannot raise the limit of file descriptors to {target}: {error}"
+        ) from error

@@ -1,0 +1,1 @@
+"""The service manager: notifications and inherited sockets."""

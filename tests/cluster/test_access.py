@@ -1,0 +1,435 @@
+"""Commands that reach a real engine by certificates, credentials and rights, or are refused."""
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.errors import NoKeysError
+
+from engine import Engine, free_port
+from numbers_uring.cluster import connection
+from numbers_uring.cluster.access import client_for
+from numbers_uring.cluster.collector.owner import CONSUMER
+from numbers_uring.cluster.connection import connected, engine_errors, jetstream
+from numbers_uring.cluster.partitions import NODES_BUCKET, log_name, stream_name
+from numbers_uring.config import BrokerAccess
+from numbers_uring.errors import StartError
+from signed_jwts import Operator
+from support import (
+    DEADLINE_S,
+    CommandProcess,
+    ServerProcess,
+    assert_one_line_error,
+    lines,
+    run_command,
+    wait_until,
+)
+
+EXAMPLE = Path(__file__).parents[2] / "deploy" / "nats.conf"
+STATUS = ("cluster", "status", "--json")
+
+
+class Certificates:
+    """A CA, and certificates that it has signed for the engine and for us."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir()
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2")
+        for name in ("ca", "other-ca"):
+            self._openssl("req", "-x509", *key, "-noenc", *self._files(name), f"-subj=/CN={name}")
+        for name in ("engine", "client"):
+            self._openssl(
+                *("req", "-x509", *key, "-noenc", *self._files(name), "-subj", f"/CN={name}"),
+                *("-CA", str(self.path("ca.pem")), "-CAkey", str(self.path("ca.key"))),
+                *("-addext", "subjectAltName=IP:127.0.0.1"),
+                *("-addext", "basicConstraints=CA:FALSE"),
+            )
+        both = self.path("client.pem").read_bytes() + self.path("client.key").read_bytes()
+        self.path("both.pem").write_bytes(both)
+        secret = ("-in", str(self.path("client.key")), "-out", str(self.path("secret.key")))
+        self._openssl("pkey", "-aes256", "-passout", "pass:secret", *secret)
+
+    def path(self, name: str) -> Path:
+        return self._folder / name
+
+    def _files(self, name: str) -> tuple[str, ...]:
+        paths = str(self.path(f"{name}.key")), str(self.path(f"{name}.pem"))
+        return "-keyout", paths[0], "-out", paths[1]
+
+    @staticmethod
+    def _openssl(*arguments: str) -> None:
+        done = subprocess.run(["openssl", *arguments], capture_output=True, check=False, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates") / "files")
+
+
+@pytest.fixture(scope="module")
+def encrypted(
+    certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    """An engine that encrypts, and asks for our certificate and for a password."""
+    path = certificates.path
+    settings = (
+        f'tls {{ cert_file: "{path("engine.pem")}", key_file: "{path("engine.key")}"\n'
+        f'  ca_file: "{path("ca.pem")}", verify: true }}\n'
+        'authorization { user: "cluster", password: "secret" }\n'
+    )
+    engine = Engine(tmp_path_factory.mktemp("encrypted"), settings=settings)
+    engine.url = f"tls://cluster:secret@127.0.0.1:{engine.port}"
+    engine.access = BrokerAccess(ca=path("ca.pem"), certificate=path("both.pem"))
+    with engine:
+        yield engine
+
+
+@pytest.fixture
+def access(certificates: Certificates) -> tuple[str, ...]:
+    """The options that the engine above asks for."""
+    path = certificates.path
+    files = {"ca": path("ca.pem"), "cert": path("client.pem"), "key": path("client.key")}
+    return tuple(f"--nats-{name}={file}" for name, file in files.items())
+
+
+def assert_numbers_get_through(
+    engine: Engine,
+    access: tuple[str, ...],
+    folder: Path,
+    *,
+    away: Callable[[], AbstractContextManager[None]] = nullcontext,
+    words: str = "is back",
+) -> None:
+    """Have a whole cluster of one partition at work, also after its engine was away; look at it."""
+    url = engine.url
+    done = run_command("cluster", "init", "--nats", url, "--partitions", "1", *access)
+    assert done.returncode == 0, done.stderr
+    arguments = ("own", "--nats", url, "--partitions", "0", "--log-dir", str(folder), *access)
+    options = ("--forward", url, "--partitions", "1", *access)
+    with (
+        CommandProcess(*arguments) as owner,
+        ServerProcess(Path("no-log"), *options, has_log=False) as node,
+    ):
+        owner.wait_for("owning partitions")
+        node.send(lines([1, 2, 3]))
+        log = folder / log_name(0)
+        wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the numbers")
+        engine.kill()
+        owner.wait_for("is gone")
+        with away():
+            engine.start()
+            owner.wait_for(words)
+        node.send(lines([4]))
+        wait_until(lambda: log.read_bytes() == lines([1, 2, 3, 4]), "the number after the return")
+        done = run_command(*STATUS, "--nats", url, *access)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["totals"]["owned"] == 1
+        assert node.terminate() == 0
+        assert "secret" not in node.stderr + owner.stderr
+    done = run_command("doctor", "--port", "0", *options, cwd=folder)
+    assert " answers, and its 1 streams" in done.stdout, done.stdout
+    assert "secret" not in done.stdout
+
+
+def test_a_cluster_works_with_certificates_on_both_sides(
+    encrypted: Engine, access: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert_numbers_get_through(encrypted, access, tmp_path)
+    # What begins with nats:// is encrypted as well, and options come from the environment.
+    environment = {
+        option.partition("=")[0].replace("--", "NUMBERS_URING_CLUSTER_STATUS_").replace("-", "_"): (
+            option.partition("=")[2]
+        )
+        for option in access
+    }
+    environment = {name.upper(): value for name, value in environment.items()}
+    url = encrypted.url.replace("tls://", "nats://")
+    done = run_command(*STATUS, "--nats", url, environment=environment)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_engine_that_is_not_to_be_trusted_or_does_not_trust_us_is_one_line(
+    encrypted: Engine, certificates: Certificates, access: tuple[str, ...]
+) -> None:
+    ca, cert, key = access
+    other = f"--nats-ca={certificates.path('other-ca.pem')}"
+    for options, words in (
+        ((), "certificate verify failed"),
+        ((other, cert, key), "certificate verify failed"),
+        ((ca,), "certificate required"),
+    ):
+        done = run_command(*STATUS, "--nats", encrypted.url, *options)
+        assert_one_line_error(done, 3, "cannot reach the engine at tls://127.0.0.1", words)
+        assert "secret" not in done.stderr
+    url = encrypted.url.replace("127.0.0.1", "localhost")
+    done = run_command(*STATUS, "--nats", url, *access)
+    assert_one_line_error(done, 3, "localhost")
+
+
+@pytest.mark.parametrize("option", ["tls://", "--nats-ca", "--nats-cert"])
+def test_nothing_is_said_to_an_engine_without_tls_where_tls_is_asked_for(
+    certificates: Certificates, option: str
+) -> None:
+    said: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            with client:
+                client.settimeout(DEADLINE_S)
+                client.sendall(b'INFO {"auth_required":true,"max_payload":1048576}\r\n')
+                said.append(client.recv(1000))
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        url = f"{'tls' if option == 'tls://' else 'nats'}://user:secret@127.0.0.1:{port}"
+        files = {"--nats-ca": "ca.pem", "--nats-cert": "both.pem"}
+        options = [f"{option}={certificates.path(files[option])}"] if option in files else []
+        done = run_command(*STATUS, "--nats", url, *options)
+        thread.join(DEADLINE_S)
+    assert_one_line_error(done, 3, "it does not ask for TLS")
+    assert said == [b""]
+
+
+def test_a_cluster_works_with_credentials(tmp_path: Path) -> None:
+    operator = Operator()
+    credentials, ours, others = (
+        tmp_path / f"{name}.creds" for name in ("theirs", "ours", "others")
+    )
+    for path, who in ((credentials, operator), (ours, operator), (others, Operator())):
+        path.write_text(who.credentials())
+    engine = Engine(tmp_path / "engine", settings=operator.settings())
+    engine.access = BrokerAccess(credentials=ours)
+    with engine:
+        logs = tmp_path / "logs"
+        logs.mkdir()
+
+        @contextmanager
+        def replaced() -> Iterator[None]:
+            """Have no whole file at the client's place for a moment; at our own, all the time."""
+            text = credentials.read_text()
+            credentials.write_text(text[:-300])
+            yield
+            credentials.write_text(text)
+
+        assert_numbers_get_through(
+            engine,
+            (f"--nats-credentials={credentials}",),
+            logs,
+            away=replaced,
+            words=f"cannot use the credentials {credentials}: they are no user's JWT",
+        )
+        for options in ((), (f"--nats-credentials={others}",)):
+            done = run_command(*STATUS, "--nats", engine.url, *options)
+            assert_one_line_error(done, 3, "Authorization Violation")
+
+
+def test_credentials_that_expire_can_be_replaced_meanwhile(tmp_path: Path) -> None:
+    operator = Operator()
+    credentials, ours = tmp_path / "theirs.creds", tmp_path / "ours.creds"
+    ours.write_text(operator.credentials())
+    engine = Engine(tmp_path / "engine", settings=operator.settings())
+    engine.access = BrokerAccess(credentials=ours)
+    access = ("--nats", engine.url, f"--nats-credentials={credentials}")
+    with engine:
+        credentials.write_text(operator.credentials())
+        done = run_command("cluster", "init", "--partitions", "1", *access)
+        assert done.returncode == 0, done.stderr
+        credentials.write_text(operator.credentials(lasts_s=3))
+        with CommandProcess("own", "--partitions", "0", f"--log-dir={tmp_path}", *access) as owner:
+            owner.wait_for("owning partitions")
+            credentials.write_text(operator.credentials())
+            owner.wait_for("is back: going on")
+            assert owner.stop(signal.SIGTERM) == 0
+        credentials.write_text(operator.credentials(lasts_s=2))
+        with CommandProcess("own", "--partitions", "0", f"--log-dir={tmp_path}", *access) as owner:
+            owner.wait_for("owning partitions")
+            assert owner.wait() == 1
+            assert "can't be used any more: " in owner.stderr_lines[-1]
+
+
+@pytest.fixture
+def bad(certificates: Certificates, tmp_path: Path) -> Callable[[str], str]:
+    """Return the path of a file that is of no use, or of one that is."""
+
+    def path(name: str) -> str:
+        if name == "text":
+            (tmp_path / name).write_text("-----BEGIN NATS USER JWT-----\nno more\n")
+        if name == "seedless":
+            text = Operator().credentials()
+            start = text.index("SU", text.index("SEED-----"))
+            (tmp_path / name).write_text(text[:start] + "SUX" + text[start + 3 :])
+        ours = certificates.path(name)
+        return str(ours if ours.exists() else tmp_path / name)
+
+    return path
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"credentials": "absent"}, "cannot use the credentials"),
+        ({"credentials": "text"}, "no user's JWT and seed"),
+        ({"credentials": "seedless"}, "no user's JWT and seed"),
+        ({"ca": "absent"}, "cannot use the certificates of the CA"),
+        ({"ca": "text"}, "cannot use the certificates of the CA"),
+        ({"cert": "absent"}, "cannot use the certificate"),
+        ({"cert": "text"}, "cannot use the certificate"),
+        ({"cert": "client.pem"}, "cannot use the certificate"),
+        ({"cert": "client.pem", "key": "ca.key"}, "mismatch"),
+        ({"cert": "client.pem", "key": "secret.key"}, "its key is encrypted"),
+    ],
+    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else None,
+)
+def test_files_of_no_use_are_one_line(
+    bad: Callable[[str], str], options: dict[str, str], words: str
+) -> None:
+    given = [f"--nats-{option}={bad(name)}" for option, name in options.items()]
+    done = run_command(*STATUS, *given)
+    assert_one_line_error(done, 3, words, given[0].partition("=")[2])
+
+
+def test_all_commands_refuse_files_of_no_use(tmp_path: Path) -> None:
+    absent = f"--nats-ca={tmp_path / 'absent'}"
+    for arguments in (
+        ("serve", "--port", "0", "--forward", "nats://127.0.0.1:4222", "--partitions", "1"),
+        ("own", "--partitions", "0", "--log-dir", str(tmp_path / "logs")),
+        ("cluster", "init", "--partitions", "1"),
+    ):
+        done = run_command(*arguments, absent)
+        assert_one_line_error(done, 3, "absent", "No such file or directory")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_that_do_not_go_together_are_wrong_usage(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    for option in ("--nats-credentials", "--nats-ca", "--nats-cert", "--nats-key"):
+        done = run_command("serve", "--port", "0", f"{option}={file}", cwd=tmp_path)
+        assert_one_line_error(done, 2, option, "--forward")
+    done = run_command(*STATUS, f"--nats-key={file}")
+    assert_one_line_error(done, 2, "--nats-key is of use with --nats-cert alone")
+    done = run_command(*STATUS, "--nats", f"user:secret@127.0.0.1:{free_port()}")
+    assert_one_line_error(done, 2, "nats://HOST:PORT")
+    assert "secret" not in done.stderr
+
+
+def test_a_missing_library_for_credentials_is_said_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "nkeys.py").write_text("raise ImportError('there is none')\n")
+    credentials = tmp_path / "user.creds"
+    credentials.write_text(Operator().credentials())
+    environment = {"PYTHONPATH": str(tmp_path)}
+    done = run_command(*STATUS, f"--nats-credentials={credentials}", environment=environment)
+    assert_one_line_error(done, 3, "nkeys", "pip install 'numbers-uring[cluster]'")
+
+
+@pytest.fixture(scope="module")
+def example(
+    certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    """An engine with the configuration that comes with us, and a cluster that its admin made."""
+    folder = tmp_path_factory.mktemp("example")
+    engine = Engine(folder)
+    text = EXAMPLE.read_text()
+    for there, here in (
+        ("0.0.0.0:4222", f"127.0.0.1:{engine.port}"),
+        ("/var/lib/nats", str(folder / "store")),
+        ("/etc/nats", str(certificates.path("ca.pem").parent)),
+    ):
+        assert there in text
+        text = text.replace(there, here)
+    engine.config.write_text(text)
+    engine.access = BrokerAccess(
+        ca=certificates.path("ca.pem"), certificate=certificates.path("both.pem")
+    )
+    engine.url = url_of(engine, "admin")
+    with pytest.MonkeyPatch.context() as patch:
+        for user in ("admin", "node", "owner"):
+            patch.setenv(f"NUMBERS_{user.upper()}_PASSWORD", f"secret-{user}")
+        with engine:
+            yield engine
+
+
+def url_of(engine: Engine, user: str) -> str:
+    return f"tls://{user}:secret-{user}@127.0.0.1:{engine.port}"
+
+
+def test_the_example_configuration_gives_all_the_rights_that_they_need(
+    example: Engine, access: tuple[str, ...], tmp_path: Path
+) -> None:
+    done = run_command("cluster", "init", "--nats", example.url, "--partitions", "1", *access)
+    assert done.returncode == 0, done.stderr
+    log = tmp_path / log_name(0)
+    own = ("own", "--partitions", "0", "--log-dir", str(tmp_path), *access)
+    forward = ("--forward", url_of(example, "node"), "--partitions", "1", *access)
+    with ServerProcess(Path("no-log"), *forward, has_log=False) as node:
+        with CommandProcess(*own, "--nats", url_of(example, "owner")) as owner:
+            owner.wait_for("owning partitions")
+            node.send(lines([1, 2, 3]))
+            wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the numbers")
+            example.run(lambda js: js.delete_consumer(stream_name(0), CONSUMER))
+            owner.wait_for("was deleted: taking in the stream from its start")
+            wait_until(lambda: example.run(nodes), "the node in the list of nodes")
+        # Killed, so that the next one finds its lease.
+        with CommandProcess(*own, "--nats", url_of(example, "owner")) as owner:
+            owner.wait_for("owning partitions")
+            assert owner.stop(signal.SIGTERM) == 0
+        log.unlink()
+        with CommandProcess(*own, "--nats", url_of(example, "owner")) as owner:
+            owner.wait_for("taking in the stream numbers-0 from its start")
+            wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the log, made again")
+            assert owner.stop(signal.SIGTERM) == 0
+        assert node.terminate() == 0
+    assert "iolation" not in example.log.read_text()
+
+
+async def nodes(js: JetStreamContext) -> bool:
+    try:
+        return bool(await (await js.key_value(NODES_BUCKET)).keys())
+    except NoKeysError:
+        return False
+
+
+def test_what_is_forbidden_is_said_with_the_right_that_is_missing(
+    example: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "BROKER_REQUEST_S", 0.5)
+    said: list[str] = []
+
+    async def do(what: Callable[[JetStreamContext], Coroutine[Any, Any, object]]) -> None:
+        url = url_of(example, "node")
+        async with connected(url, "tests", access=example.access, say=said.append) as client:
+            with engine_errors("do that"):
+                await what(jetstream(client))
+
+    for what, right in (
+        (lambda js: js.purge_stream("numbers-0"), "stream.purge.numbers-0"),
+        (lambda js: js.publish("numbers-else", b"", timeout=0.5), "numbers-else"),
+        (lambda js: js.consumer_info("numbers-0", CONSUMER), "consumer.info.numbers-0.owner"),
+    ):
+        with pytest.raises(StartError, match=f"permissions violation for publish .*{right}"):
+            asyncio.run(do(what))
+    assert len(said) == 3
+    assert all(" forbids something: permissions violation" in line for line in said)
+
+
+def test_a_client_library_without_what_is_needed_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for step in ("_connect_command", "_process_err", "_process_op_err"):
+        with monkeypatch.context() as patch:
+            patch.delattr(Client, step)
+            with pytest.raises(StartError, match=f"no Client.{step}, which is needed"):
+                client_for("nats://127.0.0.1:4222", BrokerAccess())

@@ -1,0 +1,458 @@
+"""Owners as others see them: their metrics and health, and what their service manager is told."""
+
+import json
+import platform
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from nats.js import JetStreamContext
+
+from engine import Engine, free_port
+from notify_socket import NotifySocket, told
+from numbers_uring import __version__
+from numbers_uring.cluster.collector import lease
+from numbers_uring.cluster.collector.metrics import (
+    OwnerMetrics,
+    OwnersCollector,
+    OwnersCounters,
+    PartitionCounters,
+)
+from numbers_uring.cluster.collector.owner import CONSUMER, PartitionOwner
+from numbers_uring.cluster.collector.state import OwnersState
+from numbers_uring.cluster.partitions import log_name, stream_name
+from numbers_uring.errors import StartError
+from numbers_uring.ingest.report import Counts
+from numbers_uring.limits import HEARTBEAT_STALE_S
+from numbers_uring.metrics.health import Health, State
+from numbers_uring.system.stopwatch import Stopwatch
+from numbers_uring.systemd.notify import ServiceManager
+from owning import PARTITIONS, init, own_arguments, owner_process, publish, sample, wait_for_lag
+from scraping import Samples, get, health, samples, scrape
+from support import (
+    CommandProcess,
+    assert_one_line_error,
+    needs_strace,
+    run_command,
+    stalled_sync,
+    strace,
+    wait_until,
+)
+
+Own = Callable[..., CommandProcess]
+
+METRICS = ("--metrics", "127.0.0.1:0")
+WATCHDOG_S = 0.4
+OWNER = "numbers_uring_owner"
+_partitions = iter(range(PARTITIONS))
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with Engine(tmp_path_factory.mktemp("engine")) as engine:
+        init(engine.url)
+        yield engine
+
+
+@pytest.fixture
+def partition() -> int:
+    """One that no other test has touched."""
+    return next(_partitions)
+
+
+@pytest.fixture
+def own(engine: Engine, partition: int, tmp_path: Path) -> Iterator[Own]:
+    """Start owners of the test's partition, with the logs in `tmp_path`, that end with the test."""
+    started: list[CommandProcess] = []
+
+    def start(*options: str, log_dir: Path = tmp_path, **more: Any) -> CommandProcess:
+        started.append(owner_process(engine.url, partition, log_dir, *options, **more))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+
+
+# The exposition.
+
+FULL = PartitionCounters(
+    unique=1,
+    duplicate=2,
+    received_messages=3,
+    received_bytes=4,
+    redelivered_messages=5,
+    acknowledged_messages=6,
+    written_bytes=7,
+    write_s=8.5,
+    sync_s=9.5,
+    held_back_s=10.5,
+    log_numbers=11,
+    lag_messages=12,
+    lease_age_s=13.5,
+)
+
+
+def collected(counters: OwnersCounters) -> Samples:
+    return samples(OwnersCollector(lambda: counters, kernel="k").collect())
+
+
+def test_each_counter_of_an_owner_has_its_metric() -> None:
+    found = collected(
+        OwnersCounters(
+            partitions={7: FULL, 8: PartitionCounters()},
+            cluster_partitions=9,
+            engine_connected=True,
+            engine_reconnects=14,
+            reports_dropped=15,
+        )
+    )
+    (info,) = [name for name in found if name.startswith("numbers_uring_info ")]
+    assert info.split()[1:] == ["k", platform.python_version(), __version__]
+    assert found.pop(info) == 1
+    of_8 = {name: found.pop(name) for name in list(found) if name.split()[1:2] == ["8"]}
+    assert found == {
+        f"{OWNER}_cluster_partitions": 9,
+        f"{OWNER}_engine_connected": 1,
+        f"{OWNER}_engine_reconnects_total": 14,
+        "numbers_uring_reports_dropped_total": 15,
+        f"{OWNER}_numbers_total 7 unique": 1,
+        f"{OWNER}_numbers_total 7 duplicate": 2,
+        f"{OWNER}_received_messages_total 7": 3,
+        f"{OWNER}_received_bytes_total 7": 4,
+        f"{OWNER}_redelivered_messages_total 7": 5,
+        f"{OWNER}_acknowledged_messages_total 7": 6,
+        f"{OWNER}_log_written_bytes_total 7": 7,
+        f"{OWNER}_log_write_seconds_total 7": 8.5,
+        f"{OWNER}_log_sync_seconds_total 7": 9.5,
+        f"{OWNER}_held_back_seconds_total 7": 10.5,
+        f"{OWNER}_log_numbers 7": 11,
+        f"{OWNER}_lag_messages 7": 12,
+        f"{OWNER}_lease_age_seconds 7": 13.5,
+    }
+    # What is not known yet is not there; all else is there from the start.
+    assert set(of_8.values()) == {0}
+    unknown = {f"{OWNER}_lag_messages 8", f"{OWNER}_lease_age_seconds 8"}
+    assert set(of_8) == {name.replace(" 7", " 8") for name in found if " 7" in name} - unknown
+
+
+def test_owners_that_are_not_ready_are_starting_with_every_counter_at_zero() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    metrics = OwnerMetrics([listener], [3, 5], kernel="avx2")
+    try:
+        url = metrics.urls[0].removesuffix("/metrics")
+        status, body, _ = get(f"{url}/healthz")
+        assert (status, json.loads(body)) == (503, {"status": "starting"})
+        text = get(f"{url}/metrics")[1].decode()
+    finally:
+        metrics.close()
+    for partition in (3, 5):
+        assert f'{OWNER}_numbers_total{{partition="{partition}",result="unique"}} 0.0' in text
+    assert f"{OWNER}_engine_connected 0.0" in text
+
+
+# How they are.
+
+
+class Manager:
+    """Counts beats, and keeps the last status."""
+
+    beat_interval_s = 15.0
+    beats = 0
+    text = ""
+
+    def beat(self) -> None:
+        self.beats += 1
+
+    def ready(self, text: str) -> None:
+        self.text = text
+
+    status = ready
+
+
+def test_a_thread_that_is_in_one_step_for_long_makes_the_owners_stuck() -> None:
+    def owner() -> Any:
+        return SimpleNamespace(
+            step_s=None, out_of_space=Stopwatch(), lease=SimpleNamespace(fresh=True)
+        )
+
+    owners = [owner(), owner()]
+    client = SimpleNamespace(is_connected=True)
+    manager, now_s = Manager(), 1000.0
+    watched = Health(lambda: now_s)
+    stopped: list[bool] = []
+    state = OwnersState(
+        "partitions 0-1",
+        cast("list[PartitionOwner]", owners),
+        cast("Any", client),
+        cast("ServiceManager", manager),
+        watched,
+        counts=lambda: Counts(1, 2),
+        stopped=lambda: bool(stopped),
+        clock=lambda: now_s,
+    )
+    state.ready()
+    assert manager.text == "Owning partitions 0-1"
+    state.beat()
+    assert (watched.state(), manager.beats) == (State.OK, 1)
+    owners[1].step_s = now_s
+    now_s += HEARTBEAT_STALE_S + 0.1
+    state.beat()
+    assert (watched.state(), manager.beats) == (State.STUCK, 2)
+    now_s += manager.beat_interval_s
+    state.beat()
+    assert (watched.state(), manager.beats) == (State.STUCK, 2)
+    # Once it gets through, or waits for space, which is tried again and again, all is well.
+    owners[1].step_s = None
+    owners[1].out_of_space.start()
+    state.beat()
+    assert (watched.state(), manager.beats) == (State.HELD_BACK, 3)
+    state.tell()
+    assert manager.text == "No space for a log, owning partitions 0-1; 1 unique, 2 repeats"
+    owners[1].out_of_space.stop()
+    assert watched.state() is State.OK
+    for away in (client, owners[0].lease):
+        (name,) = vars(away)
+        setattr(away, name, False)
+        assert watched.state() is State.HELD_BACK
+        state.tell(if_changed=True)
+        assert manager.text.startswith("The engine does not answer, owning partitions 0-1; ")
+        setattr(away, name, True)
+    stopped.append(True)
+    assert watched.state() is State.STOPPING
+    state.tell()
+    assert "engine" in manager.text, "what the stop has said is not overwritten"
+
+
+def test_before_the_engine_has_answered_it_is_starting(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{free_port()}"
+        url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
+        arguments = own_arguments(url, 0, tmp_path / "logs")
+        with CommandProcess(*arguments, "--metrics", address):
+
+            def answers() -> bool:
+                try:
+                    status, body, _ = get(f"http://{address}/healthz")
+                except OSError:
+                    return False
+                assert (status, json.loads(body)) == (503, {"status": "starting"})
+                return True
+
+            wait_until(answers, "the metrics")
+            _, body, _ = get(f"http://{address}/metrics")
+            assert f'{OWNER}_log_numbers{{partition="0"}} 0.0'.encode() in body
+
+
+def wait_for(process: CommandProcess, name: str, value: float) -> None:
+    wait_until(lambda: scrape(process).get(name) == value, f"{name} to be {value}")
+
+
+def test_what_an_owner_takes_in_is_counted_and_what_it_had_is_known(
+    engine: Engine, partition: int, own: Own
+) -> None:
+    numbers = sample(partition, 3000)
+    assert own().stop(signal.SIGTERM) == 0
+
+    async def deliver_first(js: JetStreamContext) -> None:
+        subscription = await js.pull_subscribe_bind(CONSUMER, stream_name(partition))
+        for message in await subscription.fetch(1):
+            await message.nak()
+
+    publish(engine, partition, numbers[:2000])
+    engine.run(deliver_first)
+    publish(engine, partition, numbers[1000:])
+    owner = own(*METRICS)
+    assert health(owner) == (200, "ok")
+    wait_for(owner, f"{OWNER}_acknowledged_messages_total {partition}", 2)
+    found = scrape(owner)
+    expected = {
+        f"{OWNER}_cluster_partitions": PARTITIONS,
+        f"{OWNER}_engine_connected": 1,
+        f"{OWNER}_engine_reconnects_total": 0,
+        f"{OWNER}_numbers_total {partition} unique": 3000,
+        f"{OWNER}_numbers_total {partition} duplicate": 1000,
+        f"{OWNER}_received_messages_total {partition}": 2,
+        f"{OWNER}_received_bytes_total {partition}": 4 * 4000,
+        f"{OWNER}_redelivered_messages_total {partition}": 1,
+        f"{OWNER}_log_written_bytes_total {partition}": 10 * 3000,
+        f"{OWNER}_log_numbers {partition}": 3000,
+        f"{OWNER}_held_back_seconds_total {partition}": 0,
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert found[f"{OWNER}_log_write_seconds_total {partition}"] > 0
+    assert found[f"{OWNER}_log_sync_seconds_total {partition}"] > 0
+    assert 0 < found[f"{OWNER}_lease_age_seconds {partition}"] < 15
+    # How much waited at the start is asked for again in the background.
+    assert found[f"{OWNER}_lag_messages {partition}"] == 2
+    wait_for(owner, f"{OWNER}_lag_messages {partition}", 0)
+    assert owner.stop(signal.SIGTERM) == 0
+    owner = own(*METRICS)
+    found = scrape(owner)
+    assert found[f"{OWNER}_log_numbers {partition}"] == 3000
+    assert found[f"{OWNER}_numbers_total {partition} unique"] == 0
+    assert owner.stop(signal.SIGTERM) == 0
+
+
+def test_an_engine_that_is_away_holds_a_healthy_owner_back(
+    tmp_path: Path, manager: NotifySocket
+) -> None:
+    with Engine(tmp_path / "engine") as engine, ExitStack() as running:
+        init(engine.url, partitions=1)
+        owner = running.enter_context(
+            owner_process(engine.url, 0, tmp_path, *METRICS, environment=told(manager, WATCHDOG_S))
+        )
+        engine.kill()
+        wait_for(owner, f"{OWNER}_engine_connected", 0)
+        assert health(owner) == (200, "held back")
+        manager.wait_for("STATUS", "The engine does not answer, owning partitions 0; ")
+        manager.wait_for("WATCHDOG", "1", count=len(manager.values("WATCHDOG")) + 6)
+        engine.start()
+        wait_for(owner, f"{OWNER}_engine_reconnects_total", 1)
+        wait_until(lambda: health(owner) == (200, "ok"), "the engine to be back")
+        manager.wait_for("STATUS", "Owning partitions 0; ")
+        assert owner.stop(signal.SIGTERM) == 0
+
+
+@needs_strace
+def test_a_stop_of_an_owner_is_seen_as_long_as_it_lasts(
+    engine: Engine, partition: int, own: Own, tmp_path: Path
+) -> None:
+    owner = own(*METRICS)
+    with stalled_sync(owner.process.pid, tmp_path / "trace") as sync_has_begun:
+        publish(engine, partition, sample(partition, 10))
+        wait_until(sync_has_begun, "the sync")
+        owner.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: health(owner) == (503, "stopping"), "the stop")
+        assert owner.wait() == 0
+
+
+# What is said where metrics can't be had.
+
+
+def test_a_port_in_use_is_said_and_nothing_made(
+    engine: Engine, partition: int, tmp_path: Path
+) -> None:
+    logs = tmp_path / "logs"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        done = run_command(*own_arguments(engine.url, partition, logs), "--metrics", address)
+    assert_one_line_error(done, 3, "--metrics", address, "Address already in use")
+    assert not logs.exists()
+
+
+def test_without_the_library_it_is_named_and_not_needed_where_not_asked_for(
+    engine: Engine, partition: int, own: Own, tmp_path: Path
+) -> None:
+    (tmp_path / "prometheus_client.py").write_text("raise ImportError('not installed')")
+    environment = {"PYTHONPATH": str(tmp_path)}
+    logs = tmp_path / "logs"
+    arguments = (*own_arguments(engine.url, partition, logs), *METRICS)
+    done = run_command(*arguments, environment=environment)
+    assert_one_line_error(done, 3, "prometheus-client", "pip install 'numbers-uring[metrics]'")
+    assert not logs.exists()
+    owner = own(environment=environment)
+    assert "metrics" not in owner.stderr
+    assert owner.stop(signal.SIGTERM) == 0
+
+
+def test_what_is_no_address_is_wrong_usage(tmp_path: Path) -> None:
+    done = run_command("own", "--partitions=0", f"--log-dir={tmp_path}", "--metrics", "4001")
+    assert_one_line_error(done, 2, "--metrics", "own --help")
+
+
+def test_where_the_boots_id_is_hidden_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lease, "_BOOT_ID", tmp_path / "missing")
+    with pytest.raises(StartError, match=r"cannot read .*missing: No such file"):
+        lease.log_identity(tmp_path)
+
+
+# The service manager.
+
+
+def test_an_owner_tells_its_manager_when_it_is_ready_and_when_it_stops(
+    engine: Engine, partition: int, own: Own, tmp_path: Path, manager: NotifySocket
+) -> None:
+    owner = own("--report-interval", "0.1", environment=told(manager))
+    manager.wait_for("READY", "1")
+    resumed, ready = manager.messages[1:3]
+    assert manager.messages[0] == {"STATUS": "Starting"}
+    assert resumed["STATUS"].startswith(f"resumed {tmp_path / log_name(partition)}: 0 numbers")
+    assert int(resumed["EXTEND_TIMEOUT_USEC"]) > 0
+    assert ready == {"READY": "1", "STATUS": f"Owning partitions {partition}"}
+    publish(engine, partition, sample(partition, 100), sample(partition, 100))
+    manager.wait_for("STATUS", f"Owning partitions {partition}; 100 unique, 100 repeats")
+    assert owner.stop(signal.SIGTERM) == 0
+    assert manager.values("READY") == ["1"]
+    assert manager.values("STOPPING") == ["1"]
+    stopping, last = manager.messages[-2:]
+    assert stopping.keys() == {"STOPPING", "STATUS", "EXTEND_TIMEOUT_USEC"}
+    assert last["STATUS"].startswith("stopped by SIGTERM: 100 numbers written to ")
+
+
+def test_an_owner_that_cannot_go_on_tells_why(
+    engine: Engine, partition: int, own: Own, tmp_path: Path, manager: NotifySocket
+) -> None:
+    owner = own()
+    done = run_command(*own_arguments(engine.url, partition, tmp_path), environment=told(manager))
+    assert_one_line_error(done, 3, "another process has locked it")
+    assert manager.values("READY") == []
+    said = done.stderr.splitlines()[-1].removeprefix("numbers-uring: error: ")
+    assert manager.values("STATUS")[-1] == said
+    assert owner.stop(signal.SIGTERM) == 0
+    owner = own(environment=told(manager))
+    (tmp_path / log_name(partition)).unlink()
+    publish(engine, partition, sample(partition, 10))
+    assert owner.wait() == 4
+    assert manager.values("STOPPING") == ["1"]
+    error = owner.stderr_lines[-1].removeprefix("numbers-uring: error: ")
+    assert "was removed" in error
+    assert manager.values("STATUS")[-1] == error
+
+
+def test_the_watchdog_is_fed_and_the_owner_healthy_while_there_is_no_space(
+    engine: Engine, partition: int, own: Own, small_disk: Path, manager: NotifySocket
+) -> None:
+    held_back = f"{OWNER}_held_back_seconds_total {partition}"
+    owner = own(*METRICS, log_dir=small_disk, environment=told(manager, WATCHDOG_S))
+    publish(engine, partition, sample(partition, 120_000))
+    manager.wait_for("STATUS", f"No space for a log, owning partitions {partition}; ")
+    assert health(owner) == (200, "held back")
+    first = scrape(owner)[held_back]
+    manager.wait_for("WATCHDOG", "1", count=len(manager.values("WATCHDOG")) + 6)
+    assert scrape(owner)[held_back] > first
+    assert scrape(owner)[f"{OWNER}_acknowledged_messages_total {partition}"] == 0
+    subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
+    wait_for_lag(engine, partition)
+    wait_until(lambda: health(owner) == (200, "ok"), "space")
+    found = scrape(owner)
+    assert found[f"{OWNER}_log_written_bytes_total {partition}"] == 1_200_000
+    assert scrape(owner)[held_back] == found[held_back]
+    assert owner.stop(signal.SIGTERM) == 0
+
+
+@needs_strace
+def test_an_owner_that_is_stuck_in_a_sync_feeds_nothing(
+    engine: Engine, partition: int, own: Own, tmp_path: Path, manager: NotifySocket
+) -> None:
+    stuck_s = 2
+    owner = own(environment=told(manager, WATCHDOG_S))
+    slow = ("-e", "trace=fdatasync", "-e", f"inject=fdatasync:delay_enter={stuck_s}s")
+    with strace(owner.process.pid, tmp_path / "trace", *slow):
+        manager.wait_for("WATCHDOG", "1", count=2)
+        publish(engine, partition, sample(partition, 10))
+        wait_for_lag(engine, partition)
+        manager.wait_for("WATCHDOG", "1", count=len(manager.values("WATCHDOG")) + 2)
+    times_s = manager.times_s("WATCHDOG")
+    longest_s = max(later_s - sooner_s for sooner_s, later_s in pairwise(times_s))
+    assert longest_s > stuck_s - 2 * WATCHDOG_S
+    assert owner.stop(signal.SIGTERM) == 0

@@ -1,0 +1,116 @@
+"""The streams of a cluster on a real engine: made once, and checked for each setting."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
+
+from engine import Engine
+from numbers_uring.cluster.connection import url_text
+from numbers_uring.cluster.streams import check_streams, init_cluster
+from numbers_uring.errors import StartError
+from support import assert_one_line_error, run_command
+
+PARTITIONS = 3
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    with Engine(tmp_path_factory.mktemp("engine")) as engine:
+        yield engine
+
+
+@pytest.fixture
+def cluster(engine: Engine) -> Engine:
+    """An engine with the streams of a cluster as they should be."""
+
+    async def renew(js: JetStreamContext) -> None:
+        for stream in await js.streams_info():
+            assert stream.config.name is not None
+            await js.delete_stream(stream.config.name)
+        await init_cluster(js, PARTITIONS, replicas=1, max_bytes=2_000_000)
+
+    engine.run(renew)
+    return engine
+
+
+def test_a_cluster_is_made_once_and_its_number_of_partitions_stays(cluster: Engine) -> None:
+    def init(*options: str) -> Any:
+        return run_command("cluster", "init", "--nats", cluster.url, *options)
+
+    done = init("--partitions", "3")
+    assert done.returncode == 0, done.stderr
+    assert "3 partitions, 0 streams made, 3 there before" in done.stderr
+    assert_one_line_error(init("--partitions", "4"), 3, "has 3 partitions, not 4")
+    assert_one_line_error(init("--partitions", "3", "--replicas", "3"), 3, "replicas 1, not 3")
+    done = init("--partitions", "3", "--max-bytes", "3000000")
+    assert_one_line_error(done, 3, "max_bytes 2000000, not 3000000")
+    cluster.run(lambda js: js.delete_stream("numbers-1"))
+    done = init("--partitions", "3", "--max-bytes", "2000000")
+    assert "1 streams made, 2 there before" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("subjects", ["numbers.1", "more"]),
+        ("storage", StorageType.MEMORY),
+        ("retention", RetentionPolicy.WORK_QUEUE),
+        ("discard", DiscardPolicy.OLD),
+        ("no_ack", True),
+        ("max_age", 3600),
+        ("max_msgs", 1000),
+        ("max_msgs_per_subject", 1000),
+        ("duplicate_window", 30.0),
+        ("persist_mode", "async"),
+    ],
+)
+def test_a_setting_that_breaks_the_promise_is_named(cluster: Engine, name: str, value: Any) -> None:
+    async def spoil(js: JetStreamContext) -> None:
+        config = (await js.stream_info("numbers-1")).config
+        await js.delete_stream("numbers-1")
+        setattr(config, name, value)
+        await js.add_stream(config)
+        with pytest.raises(StartError, match=rf"^the stream numbers-1 has {name} "):
+            await check_streams(js, PARTITIONS)
+
+    cluster.run(spoil)
+
+
+def test_a_missing_stream_and_a_missing_cluster_are_told_with_the_remedy(cluster: Engine) -> None:
+    async def spoil(js: JetStreamContext) -> None:
+        await check_streams(js, PARTITIONS)
+        with pytest.raises(StartError, match="has 3 partitions, not 2"):
+            await check_streams(js, 2)
+        await js.delete_stream("numbers-2")
+        with pytest.raises(StartError, match="no stream numbers-2: 'numbers-uring cluster init'"):
+            await check_streams(js, PARTITIONS)
+        await js.delete_key_value("numbers-cluster")
+        with pytest.raises(StartError, match="no cluster yet: 'numbers-uring cluster init'"):
+            await check_streams(js, PARTITIONS)
+
+    cluster.run(spoil)
+
+
+def test_an_engine_without_jetstream_or_without_room_is_told_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, engine: Engine
+) -> None:
+    done = run_command(
+        "cluster", "init", "--partitions", "2", "--nats", "nats://u:geheim@127.0.0.1:1"
+    )
+    assert_one_line_error(done, 3, "cannot reach the engine at nats://127.0.0.1:1: ")
+    assert "geheim" not in done.stderr
+    done = run_command("cluster", "status", "--nats", "127.0.0.1:x")
+    assert_one_line_error(done, 2, "--nats", "'127.0.0.1:x' is not like nats://HOST:PORT")
+    with Engine(tmp_path_factory.mktemp("engine")) as other:
+        arguments = ("--partitions", "2", "--nats", other.url, "--max-bytes")
+        done = run_command("cluster", "init", *arguments, "100000000000")
+        assert_one_line_error(done, 3, "cannot make the cluster's streams: insufficient storage")
+
+
+def test_a_url_is_shown_without_its_password() -> None:
+    assert url_text("nats://me:secret@host:4222,tls://other:4223") == (
+        "nats://host:4222,tls://other:4223"
+    )

@@ -1,0 +1,109 @@
+"""A user whom the engine will not have any more, while nodes and owners run under its name."""
+
+import signal
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from nats.js import JetStreamContext
+
+from engine import Engine
+from numbers_uring.cluster.collector.owner import CONSUMER
+from numbers_uring.cluster.partitions import log_name, stream_name, subject_name
+from support import (
+    CommandProcess,
+    ServerProcess,
+    assert_one_line_error,
+    lines,
+    run_command,
+    wait_until,
+)
+
+
+def users(*names: str) -> str:
+    """Return the engine's settings for these users, each with its name as the password."""
+    each = ", ".join(f'{{ user: "{name}", password: "secret-{name}" }}' for name in names)
+    return f"authorization {{ users: [{each}] }}\n"
+
+
+def url_of(engine: Engine, name: str) -> str:
+    return f"nats://{name}:secret-{name}@127.0.0.1:{engine.port}"
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """An engine with the users `tests` and `cluster`, and with a cluster of one partition."""
+    engine = Engine(tmp_path / "engine", settings=users("tests", "cluster"))
+    engine.url = url_of(engine, "tests")
+    with engine:
+        done = run_command("cluster", "init", "--nats", engine.url, "--partitions", "1")
+        assert done.returncode == 0, done.stderr
+        assert "secret" not in done.stderr
+        yield engine
+
+
+@pytest.mark.parametrize("how", ["reload", "restart"])
+def test_nodes_and_owners_stop_and_say_what_is_not_where_it_belongs(
+    engine: Engine, tmp_path: Path, how: str
+) -> None:
+    url = url_of(engine, "cluster")
+    arguments = ("own", "--partitions", "0", "--log-dir", str(tmp_path), "--nats")
+    log = tmp_path / log_name(0)
+    options = ("--forward", url, "--partitions", "1")
+    with (
+        ServerProcess(Path("no-log"), *options, has_log=False) as node,
+        CommandProcess(*arguments, url) as owner,
+    ):
+        owner.wait_for("owning partitions")
+        node.send(lines([1, 2, 3]))
+        wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the first numbers")
+        engine.configure(users("tests"))
+        if how == "reload":
+            engine.reload()
+        else:
+            engine.kill()
+            engine.start()
+        wait_until(lambda: "is gone" in node.stderr, "the loss by the node")
+        owner.wait_for("is gone")
+        node.send(lines([4, 5]))
+        engine.run(_publish)
+        assert node.wait() == 4
+        assert owner.wait() == 1
+    (error,) = [line for line in node.stderr_lines if "error: " in line]
+    assert "can't be used any more: Authorization Violation" in error
+    assert "2 numbers that were taken in are not acknowledged" in error
+    assert node.reported()[2] == 3
+    (error,) = [line for line in owner.stderr_lines if "error: " in line]
+    assert "can't be used any more: Authorization Violation" in error
+    for said in (node.stderr, owner.stderr):
+        assert "secret" not in said
+        assert "Traceback" not in said
+    # What was published since is not acknowledged unless it is on file, so the next one gets it.
+    assert log.read_bytes() == lines([1, 2, 3])
+    assert engine.run(_unacknowledged) > 0
+    with CommandProcess(*arguments, engine.url) as owner:
+        wait_until(lambda: engine.run(_unacknowledged) == 0, "the next owner")
+        assert owner.stop(signal.SIGTERM) == 0
+    assert log.read_bytes() == lines([1, 2, 3, 7, 8])
+
+
+async def _publish(js: JetStreamContext) -> None:
+    await js.publish(subject_name(0), array("I", [7, 8]).tobytes())
+
+
+async def _unacknowledged(js: JetStreamContext) -> int:
+    info = await js.consumer_info(stream_name(0), CONSUMER)
+    return (info.num_pending or 0) + (info.num_ack_pending or 0)
+
+
+def test_a_wrong_password_is_one_line_at_once(engine: Engine, tmp_path: Path) -> None:
+    url = f"nats://cluster:guessed@127.0.0.1:{engine.port}"
+    for arguments in (
+        ("cluster", "status", "--nats", url),
+        ("own", "--nats", url, "--partitions", "0", "--log-dir", str(tmp_path)),
+        ("serve", "--port", "0", "--forward", url, "--partitions", "1"),
+    ):
+        done = run_command(*arguments)
+        assert_one_line_error(done, 3, f"127.0.0.1:{engine.port}: Authorization Violation")
+        assert "guessed" not in done.stderr

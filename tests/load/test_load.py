@@ -1,0 +1,634 @@
+"""The load generator: what it sends, and what it says has become of it."""
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from numbers_uring._native import ffi, lib
+from numbers_uring.errors import ExitCode, StartError
+from numbers_uring.limits import NUMBERS
+from numbers_uring.load.run import LoadParameters, Mix, make_lines, run_load
+
+DEADLINE_S = 60
+COMMAND = [sys.executable, "-m", "numbers_uring"]
+MIXES = list(Mix)
+
+
+def parameters(mix: Mix, numbers: int = 1_000_000, **others: Any) -> LoadParameters:
+    return LoadParameters(mix=mix, numbers=numbers, **others)
+
+
+def numbers_of(lines: bytes | bytearray) -> list[int]:
+    assert len(lines) % 10 == 0
+    assert lines[9::10] == b"\n" * (len(lines) // 10)
+    return [int(line) for line in lines.split()]
+
+
+def made(load: LoadParameters, first: int = 0, count: int | None = None) -> list[int]:
+    return numbers_of(make_lines(load, first, load.numbers if count is None else count))
+
+
+# What is sent
+
+
+@given(st.integers(0, NUMBERS - 1))
+@example(0)
+@example(9)
+@example(99_999)
+@example(100_000)
+@example(NUMBERS - 1)
+def test_a_number_is_written_as_nine_digits_and_a_newline(number: int) -> None:
+    lines = make_lines(parameters(Mix.SEQUENTIAL, NUMBERS), number, 1)
+    assert lines == b"%09d\n" % number
+
+
+def test_every_part_of_a_number_is_written_right() -> None:
+    load = parameters(Mix.SEQUENTIAL, NUMBERS)
+    # The middle four digits and the last take all their values in the first run; the head, in the
+    # second, one number from each of its values.
+    assert make_lines(load, 0, 100_000) == b"".join(b"%09d\n" % n for n in range(100_000))
+    for number in range(54_321, NUMBERS, 100_000):
+        assert make_lines(load, number, 1) == b"%09d\n" % number
+
+
+@given(st.sampled_from(MIXES), st.integers(0, NUMBERS - 2_000), st.integers(0, 1_200))
+@example(Mix.UNIQUE, 99_999_000, 1_200)
+@example(Mix.UNIQUE, 9_999, 256)
+@example(Mix.DUPLICATE, 0, 257)
+def test_the_fast_path_writes_what_the_portable_one_does(mix: Mix, first: int, count: int) -> None:
+    load = parameters(mix, NUMBERS)
+    assert make_lines(load, first, count) == make_lines(load, first, count, portable=True)
+
+
+@pytest.mark.parametrize("make", ["nu_lines_portable", "nu_lines_avx2"])
+def test_no_byte_beyond_the_lines_is_written(make: str) -> None:
+    sequence: Any = ffi.new("struct nu_sequence *")
+    assert lib.nu_sequence_set(sequence, lib.NU_MIX_UNIQUE, 1, 1000, 1) == 0
+    for count in (0, 1, 2, 7, 8, 255, 256, 257, 511, 512, 513):
+        out = bytearray(b"\xaa" * (count * 10 + 64))
+        written = getattr(lib, make)(sequence, 0, count, ffi.from_buffer(out))
+        if written is not None and written < 0:
+            pytest.skip("this CPU or build has no AVX2")
+        assert out[count * 10 :] == b"\xaa" * 64
+        assert len(numbers_of(out[: count * 10])) == count
+
+
+@given(st.sampled_from(MIXES), st.integers(0, 10**8), st.lists(st.integers(0, 700), max_size=6))
+def test_how_a_sequence_is_cut_does_not_matter(mix: Mix, first: int, counts: list[int]) -> None:
+    load = parameters(mix, NUMBERS)
+    pieces = b""
+    for count in counts:
+        pieces += make_lines(load, first + len(pieces) // 10, count)
+    assert pieces == make_lines(load, first, sum(counts))
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_the_seed_decides(mix: Mix) -> None:
+    first, again, other = (
+        make_lines(parameters(mix, seed=seed), 12_345, 5_000) for seed in (7, 7, 8)
+    )
+    assert first == again
+    assert (first == other) == (mix is Mix.SEQUENTIAL)
+
+
+def index_of(number: int, rounds: Any) -> int:
+    """Undo the permutation, round by round: the proof that it is one."""
+    parts = {"head": number // 100_000, "middle": number // 10 % 10_000, "last": number % 10}
+    others = {
+        "head": ("middle", "last"),
+        "middle": ("head", "last"),
+        "last": ("head", "middle"),
+    }
+    for key, part in reversed(
+        list(zip(rounds, ["head", "middle", "last", "head", "middle"], strict=True))
+    ):
+        first, second = (parts[name] for name in others[part])
+        mixed = first * key.first_factor + second * key.second_factor + key.addend & 0xFFFF
+        mixed = (mixed ^ mixed >> 7) * key.last_factor & 0xFFFF
+        radix = 10 if part == "last" else 10_000
+        parts[part] = (parts[part] - (mixed * radix >> 16)) % radix
+    return parts["last"] * 10**8 + parts["head"] * 10**4 + parts["middle"]
+
+
+@given(st.integers(0, NUMBERS - 1), st.integers(0, 2**64 - 1))
+@example(0, 0)
+@example(NUMBERS - 1, 2**64 - 1)
+@example(99_999_999, 1)
+def test_the_unique_order_can_be_undone(index: int, seed: int) -> None:
+    sequence: Any = ffi.new("struct nu_sequence *")
+    assert lib.nu_sequence_set(sequence, lib.NU_MIX_UNIQUE, seed, NUMBERS, 1) == 0
+    load = parameters(Mix.UNIQUE, NUMBERS, seed=seed)
+    (number,) = numbers_of(make_lines(load, index, 1))
+    assert index_of(number, sequence.rounds) == index
+
+
+def test_unique_numbers_are_distinct_in_and_between_ranges() -> None:
+    load = parameters(Mix.UNIQUE, NUMBERS)
+    found: set[int] = set()
+    for first in (0, 100_000, 99_990_000, 500_000_000, NUMBERS - 100_000):
+        found.update(made(load, first, 100_000))
+    # 99,990,000 to 100,090,000 does not overlap with the others.
+    assert len(found) == 500_000
+
+
+def test_unique_numbers_are_spread_like_random_ones() -> None:
+    numbers = made(parameters(Mix.UNIQUE), 0, 200_000)
+    # 65,536 numbers share 8 KiB of a bitmap. Of n thrown at m places, m * (1 - 1/m)^n stay empty.
+    places = NUMBERS // 65_536 + 1
+    hit = len({number // 65_536 for number in numbers[:20_000]})
+    expected = places * (1 - (1 - 1 / places) ** 20_000)
+    assert abs(hit - expected) < 0.02 * expected
+    for digit in range(9):
+        counts = Counter(number // 10**digit % 10 for number in numbers)
+        assert all(abs(counts[value] - 20_000) < 5 * 20_000**0.5 for value in range(10))
+
+
+@given(st.integers(1, 3_000), st.floats(0, 1), st.integers(0, 99))
+@example(1, 1.0, 0)
+@example(3_000, 1.0, 0)
+@example(3_000, 0.0, 0)
+@settings(deadline=None)
+def test_the_mix_duplicate_has_exactly_its_share_of_repeats(
+    numbers: int, share: float, seed: int
+) -> None:
+    load = parameters(Mix.DUPLICATE, numbers, duplicates=share, seed=seed)
+    assert len(set(made(load))) == max(1, numbers - round(numbers * share))
+
+
+def test_repeats_are_spread_over_the_run_and_over_what_came_before() -> None:
+    load = parameters(Mix.DUPLICATE, 100_000, duplicates=0.25)
+    numbers = made(load)
+    assert abs(len(set(numbers[:10_000])) - 7_500) <= 1
+    seen = {number: place for place, number in reversed(list(enumerate(numbers)))}
+    ages = [place - seen[number] for place, number in enumerate(numbers) if seen[number] < place]
+    assert len(ages) == 25_000
+    # Drawn evenly from all before, the age is a quarter of the run on average.
+    assert abs(sum(ages) / len(ages) - 25_000) < 1_000
+
+
+def test_the_mix_hot_draws_from_a_thousand_numbers() -> None:
+    counts = Counter(made(parameters(Mix.HOT, 200_000)))
+    assert len(counts) == 1_000
+    assert max(counts.values()) < 300
+
+
+def test_the_mix_random_repeats_as_chance_has_it() -> None:
+    numbers = made(parameters(Mix.RANDOM, 1_000_000))
+    repeats = len(numbers) - len(set(numbers))
+    # n^2 / 2N = 500, and its root is 22.
+    assert 350 < repeats < 650
+    assert all(0 <= number < NUMBERS for number in numbers)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"clients": 0},
+        {"clients": 10_001},
+        {"numbers": 0},
+        {"numbers": NUMBERS + 1},
+        {"numbers": NUMBERS + 1, "mix": Mix.SEQUENTIAL},
+        {"numbers": 3 * NUMBERS, "mix": Mix.DUPLICATE},
+        {"send_bytes": 0},
+        {"send_bytes": 4 * 1024 * 1024 + 1},
+        {"seed": -1},
+        {"seed": 2**64},
+        {"rate": -1},
+        {"duplicates": 1.5},
+        {"duplicates": float("nan")},
+        {"timeout_s": -1.0},
+        {"timeout_s": float("nan")},
+    ],
+)
+def test_what_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"\d"):
+        LoadParameters(**wrong)
+
+
+@given(st.integers(0, 2**62))
+@example(31)
+@example(32)
+@example(63)
+@example(64)
+def test_a_latency_lies_in_its_narrow_bucket(latency_ns: int) -> None:
+    bucket = lib.nu_latency_bucket(latency_ns)
+    least, after = lib.nu_latency_least_ns(bucket), lib.nu_latency_least_ns(bucket + 1)
+    assert least <= latency_ns < after
+    assert after - least <= max(1, least / 32)
+    assert bucket < lib.NU_LOAD_LATENCIES
+
+
+# What becomes of it
+
+
+def read_line(stream: IO[bytes]) -> str:
+    """A line, or "" at the end; a test that waits in vain is ended by its own time limit."""
+    return stream.readline().decode()
+
+
+class Server:
+    """The real server, in a process of its own."""
+
+    def __init__(self, directory: Path, *options: str, host: str = "127.0.0.1") -> None:
+        self.log = directory / "numbers.log"
+        self.process = subprocess.Popen(
+            [*COMMAND, "serve", "--host", host, "--port", "0", "--log-file", self.log, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=directory,
+        )
+        assert self.process.stderr
+        line = read_line(self.process.stderr)
+        match = re.search(r"listening on \S*:(\d+)[ ,]", line)
+        if not match:
+            self.close()
+            pytest.fail(f"no start line but {line!r}")
+        self.port = int(match[1])
+
+    def stop(self) -> str:
+        """Stop it as a user would; returns its reports."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.outcome()
+
+    def outcome(self) -> str:
+        output, _ = self.process.communicate(timeout=DEADLINE_S)
+        assert self.process.returncode == 0
+        return output.decode()
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate(timeout=DEADLINE_S)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with closing(Server(tmp_path)) as running:
+        yield running
+
+
+def logged(server: Server) -> list[int]:
+    return sorted(numbers_of(server.log.read_bytes()))
+
+
+def reported(output: str) -> tuple[int, int, int]:
+    """Unique and duplicate numbers over all reports, and the last total."""
+    found = re.findall(
+        r"Received (\d+) unique numbers, (\d+) duplicates\. Unique total: (\d+)", output
+    )
+    return sum(int(f[0]) for f in found), sum(int(f[1]) for f in found), int(found[-1][2])
+
+
+@contextmanager
+def peer(serve: Callable[[socket.socket], object]) -> Iterator[int]:
+    """A server that does to each client in turn what `serve` says; gives its port."""
+    stopping = threading.Event()
+
+    def accept() -> None:
+        while not stopping.is_set():
+            connection, _ = listener.accept()
+            with connection:
+                connection.settimeout(DEADLINE_S)
+                if not stopping.is_set():
+                    serve(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            stopping.set()
+            socket.create_connection(listener.getsockname(), DEADLINE_S).close()
+            thread.join(DEADLINE_S)
+            assert not thread.is_alive()
+
+
+def read_all(connection: socket.socket) -> bytes:
+    pieces = []
+    while piece := connection.recv(1 << 16):
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+def load_command(*options: object, **others: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "load", *map(str, options)],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+        **others,
+    )
+
+
+@pytest.mark.parametrize("send_bytes", [7, 10, 1_003, 65_536])
+@pytest.mark.parametrize("prepare_bytes", [0, 10**9])
+@pytest.mark.parametrize("clients", [1, 3])
+def test_each_client_sends_its_part_byte_by_byte(
+    send_bytes: int, prepare_bytes: int, clients: int
+) -> None:
+    received: list[bytes] = []
+    with peer(lambda connection: received.append(read_all(connection))) as port:
+        load = LoadParameters(
+            port=port,
+            clients=clients,
+            numbers=5_000,
+            send_bytes=send_bytes,
+            prepare_bytes=prepare_bytes,
+            timeout_s=DEADLINE_S,
+        )
+        result = run_load(load)
+    assert result.complete, result
+    assert result.prepared == bool(prepare_bytes)
+    # Connections are accepted in the order they were made in.
+    assert b"".join(received) == make_lines(load, 0, 5_000)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("prepare_bytes", [0, 10**9])
+def test_the_log_holds_exactly_what_was_sent(server: Server, mix: Mix, prepare_bytes: int) -> None:
+    load = parameters(
+        mix, 300_000, port=server.port, prepare_bytes=prepare_bytes, timeout_s=DEADLINE_S
+    )
+    result = run_load(load)
+    assert result.complete, result
+    assert result.numbers_taken == result.numbers_sent == 300_000
+    assert result.numbers_not_taken_min == 0
+    assert (result.clients_drained, result.clients_failed, result.clients_unfinished) == (5, 0, 0)
+    assert result.drained_ms.samples == 5
+    output = server.stop()
+    expected = sorted(set(made(load)))
+    assert logged(server) == expected
+    unique, duplicates, total = reported(output)
+    assert (unique, total) == (len(expected), len(expected))
+    assert unique + duplicates == 300_000
+
+
+@pytest.mark.parametrize("send_bytes", [7, 10, 123_457])
+def test_lines_may_be_cut_anywhere(server: Server, send_bytes: int) -> None:
+    load = parameters(
+        Mix.UNIQUE, 20_000, port=server.port, send_bytes=send_bytes, timeout_s=DEADLINE_S
+    )
+    assert run_load(load).complete
+    server.stop()
+    assert logged(server) == sorted(made(load))
+
+
+def test_many_clients_wait_for_a_few_places(tmp_path: Path) -> None:
+    with closing(Server(tmp_path, "--max-clients", "5")) as server:
+        load = parameters(Mix.UNIQUE, 200_000, port=server.port, clients=200, timeout_s=DEADLINE_S)
+        result = run_load(load)
+        assert result.complete, result
+        assert result.clients_drained == 200
+        server.stop()
+        assert logged(server) == sorted(made(load))
+
+
+def test_more_clients_than_numbers_are_no_error(server: Server) -> None:
+    load = parameters(Mix.SEQUENTIAL, 3, port=server.port, clients=10, timeout_s=DEADLINE_S)
+    result = run_load(load)
+    assert result.complete, result
+    assert result.drained_ms.samples == 3
+    server.stop()
+    assert logged(server) == [0, 1, 2]
+
+
+def test_terminate_stops_the_server_with_everything_on_file(server: Server) -> None:
+    done = load_command("--port", server.port, "--numbers", 100_000, "--terminate", "--json")
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout)["terminated"] is True
+    server.outcome()
+    assert len(logged(server)) == 100_000
+
+
+def test_ipv6_and_names_are_served(tmp_path: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with closing(Server(tmp_path, host="::1")) as server:
+        load = parameters(Mix.UNIQUE, 1_000, host="::1", port=server.port, timeout_s=DEADLINE_S)
+        assert run_load(load).complete
+    with closing(Server(tmp_path)) as server:
+        load = parameters(
+            Mix.UNIQUE, 1_000, host="localhost", port=server.port, timeout_s=DEADLINE_S
+        )
+        assert run_load(load).complete
+
+
+def test_json_is_one_object_with_parameters_and_figures(server: Server) -> None:
+    done = load_command(
+        *("--port", server.port, "--numbers", 50_000, "--clients", 2, "--mix", "duplicate"),
+        *("--duplicates", 0.25, "--seed", 9, "--prepare-bytes", 0, "--json"),
+    )
+    assert done.returncode == 0, done
+    assert done.stderr == ""
+    result = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    for name, value in {
+        "numbers": 50_000,
+        "clients": 2,
+        "mix": "duplicate",
+        "duplicates": 0.25,
+        "seed": 9,
+        "send_bytes": 65_536,
+        "prepared": False,
+        "complete": True,
+        "errors": {},
+        "numbers_taken": 50_000,
+    }.items():
+        assert result[name] == value
+    assert result["numbers_per_s"] == pytest.approx(50_000 / result["seconds"])
+    assert result["bytes_per_s"] == pytest.approx(10 * result["numbers_per_s"])
+    assert result["cpu_user_seconds"] + result["cpu_system_seconds"] >= 0
+    assert set(result["drained_ms"]) == {"samples", "p50", "p90", "p99", "p999", "max"}
+    server.stop()
+    assert len(logged(server)) == 37_500
+
+
+def test_the_result_is_one_line_and_the_environment_counts(server: Server) -> None:
+    environment = os.environ | {
+        "NUMBERS_URING_LOAD_PORT": str(server.port),
+        "NUMBERS_URING_LOAD_NUMBERS": "12345",
+    }
+    done = load_command(env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.fullmatch(
+        r"Sent 12345 numbers \(0\.1 MB, mix unique, prepared\) from 5 clients in \d+\.\d+ s: "
+        r"\S+ M numbers/s, \S+ MB/s taken in; drained after last send p50 .* ms; "
+        r"acknowledged after send .*\n",
+        done.stdout,
+    )
+
+
+def test_a_rate_is_not_exceeded(server: Server) -> None:
+    result = run_load(
+        parameters(Mix.UNIQUE, 1_000, port=server.port, rate=2_000, timeout_s=DEADLINE_S)
+    )
+    assert result.complete, result
+    assert result.seconds >= 0.4
+
+
+def test_a_rate_holds_for_sends_that_are_no_lines(server: Server) -> None:
+    load = parameters(
+        Mix.UNIQUE, 600, port=server.port, rate=2_000, send_bytes=7, timeout_s=DEADLINE_S
+    )
+    result = run_load(load)
+    assert result.complete, result
+    assert result.seconds >= 0.2
+    server.stop()
+    assert logged(server) == sorted(made(load))
+
+
+@pytest.mark.parametrize("mix", ["unique", "sequential"])
+def test_more_numbers_than_there_are_is_wrong_usage(mix: str) -> None:
+    done = load_command("--mix", mix, "--numbers", NUMBERS + 1)
+    assert done.returncode == ExitCode.USAGE
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_refused_connection_is_one_line_and_exit_code_3() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    done = load_command("--port", port, "--numbers", 10)
+    assert done.returncode == ExitCode.NOT_STARTED
+    assert done.stdout == ""
+    assert re.fullmatch(r"numbers-uring: error: cannot connect to .*refused\n", done.stderr)
+
+
+def test_an_unknown_host_is_exit_code_3() -> None:
+    with pytest.raises(StartError, match="host"):
+        run_load(parameters(Mix.UNIQUE, 1, host="a..b"))
+
+
+def test_a_server_that_closes_in_the_middle_is_an_error() -> None:
+    # Bytes are unread when it closes, so each client's connection is reset.
+    with peer(lambda connection: connection.recv(1_000)) as port:
+        done = load_command("--port", port, "--numbers", 2_000_000, "--clients", 3)
+    assert done.returncode == ExitCode.FAILED, done
+    assert re.match(r"Sent \d+ of 2000000 numbers .* 0 numbers taken in", done.stdout)
+    clients = re.findall(r"error: .* \((\d) of 3 clients\)", done.stderr)
+    assert sum(map(int, clients)) == 3, done
+    assert re.search(r"at least \d+ numbers were not taken in", done.stderr)
+
+
+def test_a_server_that_closes_before_the_end_of_a_slow_client_is_an_error() -> None:
+    with peer(lambda connection: connection.recv(10, socket.MSG_WAITALL)) as port:
+        result = run_load(
+            parameters(
+                Mix.UNIQUE, 1_000_000, port=port, clients=1, rate=1_000, timeout_s=DEADLINE_S
+            )
+        )
+    assert not result.complete
+    assert result.clients_failed == 1
+    assert sum(result.errors.values()) == 1
+    assert not result.timed_out
+    assert result.numbers_taken == 0
+    assert result.numbers_not_taken_min > 900_000
+
+
+def test_a_server_that_answers_is_an_error() -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.sendall(b"220 hello\r\n")
+        with suppress(ConnectionResetError):
+            read_all(connection)
+
+    with peer(answer) as port:
+        result = run_load(
+            parameters(Mix.UNIQUE, 10_000, port=port, clients=1, rate=10, timeout_s=DEADLINE_S)
+        )
+    assert [text for text in result.errors if "answered" in text]
+
+
+def test_a_killed_server_is_an_error_and_no_hang(tmp_path: Path) -> None:
+    with closing(Server(tmp_path, "--report-interval", "0.05")) as server:
+        load = slow_load(server.port)
+        await_numbers(server)
+        server.process.kill()
+        output, said = load.communicate(timeout=DEADLINE_S)
+        assert load.returncode == ExitCode.FAILED
+        assert json.loads(output)["clients_failed"] == 5
+        assert b"Traceback" not in said
+
+
+def slow_load(port: int) -> subprocess.Popen[bytes]:
+    options = ["--port", str(port), "--numbers", "100000000", "--rate", "100000", "--json"]
+    return subprocess.Popen(
+        [*COMMAND, "load", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def await_numbers(server: Server) -> None:
+    """Wait for a report that tells of numbers."""
+    assert server.process.stdout
+    deadline_s = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline_s:
+        line = read_line(server.process.stdout)
+        assert line, "the server is gone"
+        if not line.startswith("Received 0 "):
+            return
+    pytest.fail("no numbers came")
+
+
+def test_an_interrupted_load_says_how_far_it_came(tmp_path: Path) -> None:
+    with closing(Server(tmp_path, "--report-interval", "0.05")) as server:
+        load = slow_load(server.port)
+        await_numbers(server)
+        load.send_signal(signal.SIGINT)
+        output, said = load.communicate(timeout=DEADLINE_S)
+        assert load.returncode == 130
+        result = json.loads(output)
+        assert result["interrupted"] is True
+        assert 0 < result["numbers_sent"] < 100_000_000
+        assert said.decode().splitlines()[-1] == "numbers-uring: interrupted"
+        assert b"Traceback" not in said
+
+
+def test_a_server_that_reads_nothing_ends_with_the_time_limit() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        done = load_command("--port", port, "--numbers", 20_000_000, "--timeout", 0.3, "--json")
+    assert done.returncode == ExitCode.FAILED
+    result = json.loads(done.stdout)
+    assert result["timed_out"] is True
+    assert result["clients_unfinished"] == 5
+    assert result["numbers_taken"] == 0
+    assert "not done after 0.3 s" in done.stderr
+
+
+def test_progress_is_shown_on_a_terminal() -> None:
+    leader, follower = pty.openpty()
+    with open(leader, "rb", buffering=0) as screen, peer(read_all) as port:  # noqa: PTH123
+        load = subprocess.Popen(
+            [*COMMAND, "load", "--port", str(port), "--numbers", "1000"],
+            stdout=subprocess.PIPE,
+            stderr=follower,
+        )
+        os.close(follower)
+        shown = b""
+        with suppress(OSError):  # how a terminal without users says that it is at its end
+            while piece := screen.read(4096):
+                shown += piece
+        output, _ = load.communicate(timeout=DEADLINE_S)
+    assert load.returncode == 0
+    assert b"send" in shown
+    assert b"100%" in shown
+    assert output.startswith(b"Sent 1000 numbers")

@@ -1,0 +1,221 @@
+"""A real Prometheus that scrapes a real server, node and owner: what deploy/ asks for is there."""
+
+import json
+import re
+import shutil
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from engine import Engine
+from owning import init
+from scraping import url_of
+from support import DEADLINE_S, CommandProcess, ServerProcess, lines, wait_until
+
+DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+DASHBOARD = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+NAME = re.compile(r"\b(?:numbers_uring|process)_[a-z_]+|\bup\b")
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("prometheus") is None or shutil.which("promtool") is None,
+    reason="prometheus is not installed",
+)
+
+
+def promtool(*arguments: str, cwd: Path = DEPLOY, stdin: str = "") -> None:
+    done = subprocess.run(
+        ["promtool", *arguments],
+        capture_output=True,
+        check=False,
+        cwd=cwd,
+        input=stdin,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+
+
+class Prometheus:
+    """The configuration in deploy/, at other addresses and in shorter intervals."""
+
+    def __init__(self, folder: Path, servers: list[str], owners: list[str]) -> None:
+        configuration = (DEPLOY / "prometheus.yml").read_text()
+        for theirs, ours in (
+            ('["127.0.0.1:4001"]', json.dumps(servers)),
+            ('["127.0.0.1:4002"]', json.dumps(owners)),
+            ("15s", "250ms"),
+        ):
+            assert theirs in configuration
+            configuration = configuration.replace(theirs, ours)
+        (folder / "prometheus.yml").write_text(configuration)
+        shutil.copy(DEPLOY / "prometheus-alerts.yml", folder)
+        said = folder / "said"
+        with said.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [
+                    *("prometheus", "--web.listen-address=127.0.0.1:0"),
+                    f"--config.file={folder / 'prometheus.yml'}",
+                    f"--storage.tsdb.path={folder / 'data'}",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            )
+        self._said = said
+        self._port = ""
+
+    def is_ready(self) -> bool:
+        assert self.process.poll() is None, self._said.read_text()
+        found = re.search(r'"Listening on" address=127.0.0.1:(\d+)', self._said.read_text())
+        self._port = found[1] if found else ""
+        return bool(found) and "ready to receive web requests" in self._said.read_text()
+
+    def ask(self, what: str, **parameters: str) -> Any:
+        url = f"http://127.0.0.1:{self._port}/api/v1/{what}?{urlencode(parameters)}"
+        with urllib.request.urlopen(url, timeout=DEADLINE_S) as answer:
+            return json.load(answer)["data"]
+
+    def query(self, expression: str) -> list[Any]:
+        found = self.ask("query", query=expression)["result"]
+        assert isinstance(found, list)
+        return found
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    log = tmp_path_factory.mktemp("server") / "numbers.log"
+    with ServerProcess(log, "--metrics", "127.0.0.1:0") as server:
+        yield server
+        assert server.terminate() == 0
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[tuple[ServerProcess, CommandProcess]]:
+    """A node, and the owner of all partitions."""
+    folder = tmp_path_factory.mktemp("cluster")
+    metrics = ("--metrics", "127.0.0.1:0")
+    with Engine(folder / "engine") as engine, ExitStack() as running:
+        init(engine.url, partitions=2)
+        owner = CommandProcess(
+            *("own", "--nats", engine.url, "--partitions", "0-1", "--log-dir", str(folder)),
+            *metrics,
+        )
+        running.enter_context(owner)
+        owner.wait_for("owning partitions 0-1")
+        forward = ("--forward", engine.url, "--partitions", "2")
+        node = ServerProcess(folder / "no-log", *forward, *metrics, has_log=False)
+        yield running.enter_context(node), owner
+
+
+@pytest.fixture(scope="module")
+def urls(
+    server: ServerProcess, cluster: tuple[ServerProcess, CommandProcess]
+) -> tuple[str, str, str]:
+    """Where the metrics of the server, the node and the owner are."""
+    return url_of(server), url_of(cluster[0]), url_of(cluster[1])
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    tmp_path_factory: pytest.TempPathFactory, urls: tuple[str, str, str]
+) -> Iterator[Prometheus]:
+    """A Prometheus that has scraped all of them at least twice."""
+    targets = [url.removeprefix("http://") for url in urls]
+    prometheus = Prometheus(tmp_path_factory.mktemp("prometheus"), targets[:2], targets[2:])
+    try:
+        wait_until(prometheus.is_ready, "Prometheus")
+        scrapes = "count_over_time(up[1m]) > 2"
+        wait_until(
+            lambda: len(prometheus.query(scrapes)) == len(urls),
+            "the scrapes",
+        )
+        yield prometheus
+    finally:
+        prometheus.process.terminate()
+        prometheus.process.wait(DEADLINE_S)
+
+
+def dashboard_expressions() -> list[str]:
+    found = [target["expr"] for panel in PANELS for target in panel["targets"]]
+    for variable, value in (("$__rate_interval", "10s"), ("$job", ".*"), ("$instance", ".*")):
+        assert any(variable in expression for expression in found)
+        found = [expression.replace(variable, value) for expression in found]
+    return found
+
+
+def alert_expressions() -> list[str]:
+    text = (DEPLOY / "prometheus-alerts.yml").read_text()
+    return re.findall(r"^ +expr: (.+)$", text, re.MULTILINE)
+
+
+def test_the_expositions_keep_to_the_conventions(urls: tuple[str, str, str]) -> None:
+    for url in urls:
+        with urllib.request.urlopen(f"{url}/metrics", timeout=DEADLINE_S) as answer:
+            promtool("check", "metrics", stdin=answer.read().decode())
+
+
+@pytest.mark.parametrize("expression", dashboard_expressions())
+def test_each_panel_of_the_dashboard_shows_something(
+    prometheus: Prometheus, expression: str
+) -> None:
+    assert "$" not in expression
+    assert prometheus.query(expression), expression
+
+
+def test_the_dashboard_offers_what_there_is_to_choose_from(prometheus: Prometheus) -> None:
+    variables = {variable["name"]: variable for variable in DASHBOARD["templating"]["list"]}
+    assert list(variables) == ["datasource", "job", "instance"]
+    for name in ("job", "instance"):
+        chosen = re.fullmatch(
+            r"label_values\(([a-z_]+)\b.*, (\w+)\)", variables[name]["definition"]
+        )
+        assert chosen
+        assert prometheus.query(chosen[1])[0]["metric"][chosen[2]]
+
+
+def test_every_metric_that_is_named_exists_and_every_one_of_ours_is_shown(
+    prometheus: Prometheus,
+) -> None:
+    there = set(prometheus.ask("label/__name__/values"))
+    shown = set(NAME.findall(" ".join(dashboard_expressions())))
+    alerted = set(NAME.findall(" ".join(alert_expressions())))
+    assert shown | alerted <= there
+    assert shown >= {name for name in there if name.startswith("numbers_uring")}
+
+
+def test_each_alert_is_evaluated_and_none_fires(prometheus: Prometheus) -> None:
+    def alerts() -> list[Any]:
+        groups = prometheus.ask("rules")["groups"]
+        return [rule for group in groups for rule in group["rules"]]
+
+    wait_until(lambda: all(alert["health"] == "ok" for alert in alerts()), "the evaluation")
+    assert len(alerts()) == len(alert_expressions()) > 0
+    assert {alert["state"] for alert in alerts()} == {"inactive"}
+
+
+def test_what_clients_send_arrives_in_prometheus(
+    prometheus: Prometheus, server: ServerProcess
+) -> None:
+    server.send(lines([*range(100), *range(30)]))
+    total = "sum by (result) (numbers_uring_numbers_total)"
+
+    def arrived() -> dict[str, str]:
+        return {row["metric"]["result"]: row["value"][1] for row in prometheus.query(total)}
+
+    wait_until(lambda: arrived() == {"unique": "100", "duplicate": "30"}, "the numbers")
+
+
+def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
+    promtool("check", "config", "prometheus.yml")
+    shutil.copy(DEPLOY / "prometheus-alerts.yml", tmp_path)
+    shutil.copy(Path(__file__).with_name("alerts.yml"), tmp_path)
+    promtool("test", "rules", "alerts.yml", cwd=tmp_path)

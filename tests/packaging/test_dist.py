@@ -1,0 +1,156 @@
+"""What `make dist` makes: complete, nothing too much, working in a fresh venv of another Python."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from numbers_uring import __version__
+from support import ServerProcess
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = f"numbers_uring-{__version__}"
+PYTHON_MIN = (3, 11)
+SHARE = {
+    "share/bash-completion/completions/numbers-uring",
+    "share/fish/vendor_completions.d/numbers-uring.fish",
+    "share/man/man1/numbers-uring.1",
+    "share/zsh/site-functions/_numbers-uring",
+}
+
+pytestmark = pytest.mark.timeout(300)  # A build, and a venv, on a busy machine.
+
+
+def output(*command: str | Path, cwd: Path | None = None) -> str:
+    done = subprocess.run(
+        command, capture_output=True, check=False, cwd=cwd, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder dist, made in a copy of the sources with the venv that runs the tests."""
+    copy = tmp_path_factory.mktemp("sources") / "numbers-uring"
+    made = (
+        ".*_cache",
+        ".git",
+        ".hypothesis",
+        ".venv",
+        "*.egg-info",
+        "_native*.so",
+        "build",
+        "dist",
+    )
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*made))
+    # --old-file: the venv, which is not the copy's own, needs nothing done to it.
+    venv = (f"VENV={sys.prefix}", f"--old-file={sys.prefix}/dev.stamp")
+    output("make", *venv, "dist", cwd=copy)
+    return copy / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    (path,) = dist.glob("*.whl")
+    return path
+
+
+def test_the_checksums_are_those_of_the_source_distribution_and_the_wheel(
+    dist: Path, wheel: Path
+) -> None:
+    names = {f"{NAME}.tar.gz", wheel.name}
+    assert {path.name for path in dist.iterdir()} == names | {"SHA256SUMS"}
+    verified = output("sha256sum", "--check", "--strict", "SHA256SUMS", cwd=dist)
+    assert set(verified.splitlines()) == {f"{name}: OK" for name in names}
+
+
+def test_the_source_distribution_has_every_file_of_the_project(dist: Path) -> None:
+    """A wheel is built from it, too: that is how `make dist` makes its own."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: there is nothing to compare with")
+    tracked = set(output("git", "ls-files", cwd=ROOT).splitlines()) - {".gitignore"}
+    with tarfile.open(dist / f"{NAME}.tar.gz") as archive:
+        archived = {name.removeprefix(f"{NAME}/") for name in archive.getnames()}
+    assert tracked - archived == set()
+    built = re.compile(r"\.so$|\.o$|\.pyc$|_native\.c$|^build/|\.log$")
+    assert [name for name in archived if built.search(name)] == []
+
+
+def test_the_wheel_is_for_any_later_python_and_has_what_it_should_alone(wheel: Path) -> None:
+    """manylinux: it names the oldest glibc that it runs with."""
+    assert re.fullmatch(
+        rf"{re.escape(NAME)}-cp311-abi3-manylinux\w+(\.manylinux\w+)*\.whl", wheel.name
+    )
+    with zipfile.ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if not name.endswith("/")}
+    metadata = {
+        "METADATA",
+        "RECORD",
+        "WHEEL",
+        "entry_points.txt",
+        "licenses/LICENSE",
+        "top_level.txt",
+    }
+    package = ROOT / "numbers_uring"
+    modules = {str(path.relative_to(package)) for path in package.rglob("*.py*")}
+    modules = {name for name in modules if "__pycache__" not in name}
+    assert found == {
+        *(f"numbers_uring/{name}" for name in modules | {"_native.abi3.so", "py.typed"}),
+        *(f"{NAME}.data/data/{name}" for name in SHARE),
+        *(f"{NAME}.dist-info/{name}" for name in metadata),
+    }
+
+
+def candidates() -> Iterator[Path]:
+    """Pythons that may be here: those in NUMBERS_URING_TEST_PYTHONS, on the path, or of pyenv."""
+    yield from map(Path, filter(None, os.environ.get("NUMBERS_URING_TEST_PYTHONS", "").split(":")))
+    for minor in range(PYTHON_MIN[1], 20):
+        found = shutil.which(f"python3.{minor}")
+        if found is not None:
+            yield Path(found)
+    if shutil.which("pyenv") is not None:
+        for version in output("pyenv", "versions", "--bare").split():
+            yield Path(output("pyenv", "prefix", version).strip(), "bin", "python")
+
+
+def another_python() -> str | None:
+    """Return a Python that has venv, is new enough, and is not of the version that runs this."""
+    ask = "import ensurepip, ssl, sys, venv; print(*sys.version_info[:2])"
+    for python in candidates():
+        done = subprocess.run(
+            [python, "-c", ask], capture_output=True, check=False, text=True, timeout=30
+        )
+        version = tuple(map(int, done.stdout.split())) if done.returncode == 0 else ()
+        if version >= PYTHON_MIN and version != sys.version_info[:2]:
+            return str(python)
+    return None
+
+
+def test_the_wheel_runs_in_a_fresh_venv_of_another_python_where_there_is_one(
+    wheel: Path, tmp_path: Path
+) -> None:
+    python = another_python() or sys.executable
+    venv = tmp_path / "venv"
+    output(python, "-m", "venv", venv)
+    output(venv / "bin/pip", "install", "--quiet", wheel)
+    assert {name for name in SHARE if (venv / name).is_file()} == SHARE
+    program = venv / "bin/numbers-uring"
+    assert __version__ in output(program, "--version")
+    # Elsewhere, so that it can't be the sources that are run.
+    elsewhere = ["env", f"--chdir={tmp_path}"]
+    log = tmp_path / "numbers.log"
+    with ServerProcess(log, prefix=elsewhere, python=str(venv / "bin/python")) as server:
+        assert "kernel python" not in server.stderr
+        load = ("load", "--port", str(server.port), "--numbers", "100000", "--terminate")
+        assert "Sent 100000 numbers" in output(program, *load)
+        assert server.wait() == 0
+        assert server.reported() == (100_000, 0, 100_000)
+    assert "clean" in output(program, "check", log)

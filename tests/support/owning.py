@@ -1,0 +1,86 @@
+"""What tests of owners need: a cluster of PARTITIONS, owners of one, and what is in their logs."""
+
+import random
+import re
+from array import array
+from collections.abc import Iterable
+from pathlib import Path
+
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+
+from engine import Engine
+from numbers_uring.cluster.collector.owner import CONSUMER
+from numbers_uring.cluster.partitions import log_name, range_of, stream_name, subject_name
+from numbers_uring.errors import StartError
+from support import CommandProcess, run_command, wait_until
+
+PARTITIONS = 32
+
+
+def init(url: str, *options: str, partitions: int = PARTITIONS) -> None:
+    arguments = ("--nats", url, "--partitions", str(partitions), "--max-bytes", "100000000")
+    done = run_command("cluster", "init", *arguments, *options)
+    assert done.returncode == 0, done.stderr
+
+
+def own_arguments(url: str, partition: int, log_dir: Path) -> tuple[str, ...]:
+    return ("own", "--nats", url, "--partitions", str(partition), "--log-dir", str(log_dir))
+
+
+def owner_process(
+    url: str,
+    partition: int,
+    log_dir: Path,
+    *options: str,
+    prefix: Iterable[str] = (),
+    environment: dict[str, str] | None = None,
+) -> CommandProcess:
+    process = CommandProcess(
+        *own_arguments(url, partition, log_dir), *options, prefix=prefix, environment=environment
+    )
+    process.wait_for("owning partitions")
+    return process
+
+
+def sample(partition: int, count: int, seed: int = 1) -> list[int]:
+    owned = range_of(partition, PARTITIONS)
+    return random.Random(seed).sample(range(owned.first, owned.end), count)
+
+
+def publish(engine: Engine, partition: int, *messages: Iterable[int] | bytes) -> None:
+    async def send(js: JetStreamContext) -> None:
+        for message in messages:
+            data = message if isinstance(message, bytes) else array("I", message).tobytes()
+            await js.publish(subject_name(partition), data)
+
+    engine.run(send)
+
+
+def logged(log_dir: Path, partition: int) -> set[int]:
+    """Return the log's numbers, after a check that it is whole lines, none twice."""
+    data = (log_dir / log_name(partition)).read_bytes()
+    assert re.fullmatch(rb"(?:[0-9]{9}\n)*", data), "the log has something else than lines"
+    numbers = [int(line) for line in data.split()]
+    assert len(set(numbers)) == len(numbers), "the log has a number twice"
+    return set(numbers)
+
+
+def lag(engine: Engine, partition: int) -> int:
+    """Return how many messages are not acknowledged."""
+
+    async def ask(js: JetStreamContext) -> int:
+        info = await js.consumer_info(stream_name(partition), CONSUMER)
+        return (info.num_pending or 0) + (info.num_ack_pending or 0)
+
+    return engine.run(ask)
+
+
+def wait_for_lag(engine: Engine, partition: int, messages: int = 0) -> None:
+    def reached() -> bool:
+        try:
+            return lag(engine, partition) == messages
+        except (StartError, NatsError):
+            return False  # There is no leader just now.
+
+    wait_until(reached, f"a lag of {messages} messages")

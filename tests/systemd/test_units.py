@@ -1,0 +1,177 @@
+"""The units in deploy/: that they are right, tight, and leave the server what it needs."""
+
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from engine import Engine
+from numbers_uring.errors import ExitCode
+from owning import init
+from sandbox import settings
+from scraping import health, scrape
+from support import CommandProcess, ServerProcess, lines, wait_until
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVICE = ROOT / "deploy" / "numbers-uring.service"
+SOCKET = ROOT / "deploy" / "numbers-uring.socket"
+OWN = ROOT / "deploy" / "numbers-uring-own@.service"
+NODE = ROOT / "deploy" / "numbers-uring-node.service"
+INSTALLED = "/opt/numbers-uring/bin/numbers-uring"
+
+
+def sandbox(unit: Path) -> tuple[str, ...]:
+    """Return what a command is run under to be confined as `unit` says."""
+    return (
+        *("setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"),
+        *(sys.executable, str(ROOT / "tests" / "support" / "sandbox.py"), str(unit)),
+    )
+
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd is not installed"
+)
+needs_x86_64 = pytest.mark.skipif(
+    platform.machine() != "x86_64", reason="the sandbox knows the system calls of x86-64 alone"
+)
+
+
+@pytest.mark.parametrize("unit", [SERVICE, OWN, NODE], ids=lambda unit: unit.name)
+def test_the_service_is_tight(unit: Path) -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(unit)],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Overall exposure level" in done.stdout
+
+
+def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
+    installed = Path(sys.executable).parent / "numbers-uring"
+    for unit in (SERVICE, OWN, NODE):
+        text = unit.read_text()
+        assert INSTALLED in text
+        (tmp_path / unit.name).write_text(text.replace(INSTALLED, str(installed)))
+    shutil.copy(SOCKET, tmp_path)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", *map(str, sorted(tmp_path.iterdir()))],
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+@needs_x86_64
+def test_the_server_needs_no_call_that_the_service_may_not_make(
+    serve: Callable[..., ServerProcess], backend: str
+) -> None:
+    """All of its life, under the service's own filter, in which whatever is forbidden kills."""
+    for first in (0, 10_000):
+        server = serve(
+            *("--backend", backend, "--host", "localhost", "--resume", "--max-clients", "100"),
+            prefix=sandbox(SERVICE),
+            # Coverage is no part of the service.
+            environment={"COVERAGE_PROCESS_CONFIG": ""},
+        )
+        server.send(lines(range(first, first + 5_000)))
+        wait_until(lambda: server.log_path.stat().st_size == 50_000, "the numbers")  # noqa: B023
+        rotated = server.log_path.with_suffix(f".{first}")
+        server.log_path.rename(rotated)
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(server.log_path.exists, "the new log")
+        assert len(rotated.read_bytes()) == 50_000
+        server.send(lines(range(first + 5_000, first + 10_000)))
+        assert server.terminate() == 0
+        assert server.logged_set() == set(range(first + 5_000, first + 10_000))
+        server.log_path.write_bytes(b"")
+
+
+def unit_arguments(unit: Path, instance: str, state: Path) -> list[str]:
+    """Return what ExecStart= has the command be called with."""
+    (start,) = settings(unit, "ExecStart")
+    program, *arguments = start.replace("%i", instance).replace("%S", str(state)).split()
+    assert program == INSTALLED
+    return arguments
+
+
+def environment_of(url: str) -> dict[str, str]:
+    """Return what deploy/cluster.env says, for the engine at `url`, and no coverage."""
+    text = (ROOT / "deploy" / "cluster.env").read_text().replace("nats://127.0.0.1:4222", url)
+    entries = [line.split("=", 1) for line in text.splitlines() if line[0] != "#"]
+    return {**dict(entries), "COVERAGE_PROCESS_CONFIG": ""}
+
+
+def taken_in(owner: CommandProcess) -> float:
+    """Return how many numbers its partitions have taken in, together."""
+    found = scrape(owner)
+    return sum(found[name] for name in found if "owner_numbers_total" in name)
+
+
+@needs_x86_64
+def test_a_cluster_needs_no_call_that_its_services_may_not_make(tmp_path: Path) -> None:
+    with Engine(tmp_path / "engine") as engine, ExitStack() as running:
+        environment = environment_of(engine.url)
+        init(engine.url, partitions=int(environment["NUMBERS_URING_SERVE_PARTITIONS"]))
+        logs = tmp_path / "numbers-uring-own"
+        for first in (0, 1000):
+            owner = CommandProcess(
+                *unit_arguments(OWN, "0-7", tmp_path),
+                *("--metrics", "127.0.0.1:0"),
+                prefix=sandbox(OWN),
+                environment=environment,
+            )
+            running.enter_context(owner)
+            owner.wait_for("owning partitions 0-7")
+            assert unit_arguments(NODE, "", tmp_path) == ["serve"]
+            node = ServerProcess(
+                tmp_path / "no-log",
+                *("--metrics", "127.0.0.1:0"),
+                prefix=sandbox(NODE),
+                environment=environment,
+                has_log=False,
+            )
+            running.enter_context(node)
+            node.send(lines(number * 1_000_000 // 2 for number in range(first, first + 1000)))
+            wait_until(lambda owner=owner: taken_in(owner) == 1000, "the numbers")  # type: ignore[misc]
+            assert health(owner) == health(node) == (200, "ok")
+            assert node.stop() == 0
+            assert owner.stop(signal.SIGTERM) == 0
+        written = sum(len(log.read_bytes()) for log in logs.iterdir())
+        assert written == 10 * 2000
+
+
+def test_what_ends_an_owner_for_good_is_not_started_again() -> None:
+    prevented = {
+        unit.name: settings(unit, "RestartPreventExitStatus")[0].split()
+        for unit in (SERVICE, OWN, NODE)
+    }
+    usage = 2
+    lost, failed = int(ExitCode.FAILED), int(ExitCode.LOG_FAILED)
+    assert prevented == {
+        SERVICE.name: [f"{usage}", f"{failed}"],
+        OWN.name: [f"{lost}", f"{usage}", f"{failed}"],
+        NODE.name: [f"{usage}"],
+    }
+
+
+@needs_x86_64
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        "import os; os.setpriority(os.PRIO_PROCESS, 0, 5)",
+        "import os; os.chroot('/')",
+        "import mmap; mmap.mmap(-1, 4096, prot=mmap.PROT_WRITE | mmap.PROT_EXEC)",
+    ],
+)
+def test_the_sandbox_of_these_tests_does_kill(forbidden: str) -> None:
+    done = subprocess.run([*sandbox(SERVICE), sys.executable, "-c", forbidden], check=False)
+    assert done.returncode == -signal.SIGSYS
