@@ -1,8 +1,9 @@
 """Addresses, as they are written on the command line and told to people."""
 
 import os
+import socket
 from ipaddress import IPv6Address, ip_address
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PORT_MAX = 65535
 UNIX_PATH_BYTES_MAX = 107
@@ -17,6 +18,28 @@ class TcpAddress(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def tcp_address(name: tuple[Any, ...]) -> TcpAddress:
+    """Return the address in `name`, which is as socket(7)'s calls give it for IPv4 or IPv6.
+
+    The zone of a link-local address, which these calls give as a number, is added by its name.
+    """
+    host, port, *rest = name
+    scope_id = rest[1] if len(rest) == 2 else 0
+    return TcpAddress(host_text(host, scope_id), port)
+
+
+def host_text(host: str, scope_id: int) -> str:
+    """Return `host`, with the zone that `scope_id` stands for behind a `%`; 0 is none."""
+    if not scope_id or "%" in host:
+        return host
+    try:
+        zone = socket.if_indextoname(scope_id)
+    except OSError:
+        # The interface is gone.
+        zone = str(scope_id)
+    return f"{host}%{zone}"
 
 
 class UnixAddress(NamedTuple):

@@ -4,11 +4,12 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 
-from numbers_uring.addresses import Address, TcpAddress, UnixAddress
+from numbers_uring.addresses import Address, TcpAddress, UnixAddress, tcp_address
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     BACKLOG_CONNECTIONS,
@@ -63,8 +64,11 @@ class Listeners:
             listener.close()
 
 
-def listen(addresses: Iterable[Address], *, unix_mode: int, unix_group: str | None) -> Listeners:
-    """Bind and listen on all of the addresses, or on none. Raises StartError."""
+def listen(addresses: Sequence[Address], *, unix_mode: int, unix_group: str | None) -> Listeners:
+    """Bind and listen on all of the addresses, or on none. Raises StartError.
+
+    `[::]` takes IPv4 clients, too, unless an IPv4 address with the same port is among the others.
+    """
     with ExitStack() as undo:
         listeners = Listeners()
         undo.callback(listeners.close)
@@ -74,7 +78,8 @@ def listen(addresses: Iterable[Address], *, unix_mode: int, unix_group: str | No
                 listeners.sockets.append(listener)
                 listeners.files.append(file)
             else:
-                listeners.sockets += listen_tcp(address.host, address.port)
+                beside = _ipv4_ports(addresses, address)
+                listeners.sockets += listen_tcp(address.host, address.port, ipv4_ports=beside)
         undo.pop_all()
     return listeners
 
@@ -93,7 +98,9 @@ def try_listening(addresses: Sequence[Address], *, unix_group: str | None) -> No
                 try_unix(address, group=unix_group)
                 continue
             shared = ports.count(address.port) > 1
-            for listener in listen_tcp(address.host, address.port, bind_only=not shared):
+            for listener in listen_tcp(
+                *address, ipv4_ports=_ipv4_ports(addresses, address), bind_only=not shared
+            ):
                 bound.callback(listener.close)
 
 
@@ -105,8 +112,28 @@ def listen_for_metrics(address: TcpAddress, *, bind_only: bool = False) -> list[
         raise StartError(f"--metrics: {error}") from error
 
 
-def listen_tcp(host: str, port: int, *, bind_only: bool = False) -> list[socket.socket]:
-    """Bind, and unless that is all, listen on every address of `host` that is there.
+def _ipv4_ports(addresses: Sequence[Address], but: TcpAddress) -> set[int]:
+    """Return the ports of the IPv4 addresses in `addresses`, those of `but` left out.
+
+    A host that can't be resolved has none here; listening on it says why.
+    """
+    ports = set()
+    for address in addresses:
+        if isinstance(address, TcpAddress) and address != but:
+            with suppress(StartError):
+                families = {family for family, _ in _addresses(*address)}
+                if socket.AF_INET in families:
+                    ports.add(address.port)
+    return ports
+
+
+def listen_tcp(
+    host: str, port: int, *, ipv4_ports: Collection[int] = (), bind_only: bool = False
+) -> list[socket.socket]:
+    """Bind, and unless `bind_only`, listen on every address of `host` that this machine has.
+
+    `ipv4_ports` are the ports that the caller listens on with IPv4 besides: there, `::` is IPv6
+    alone.
 
     A name like localhost often stands for an IPv6 address, too, where IPv6 is turned off: what is
     missing is passed over as long as another is there. With port 0 the system chooses one, the same
@@ -115,10 +142,15 @@ def listen_tcp(host: str, port: int, *, bind_only: bool = False) -> list[socket.
     listeners: list[socket.socket] = []
     missing: StartError | None = None
     try:
-        for family, address in _addresses(host, port):
+        found = _addresses(host, port)
+        both = port in ipv4_ports or any(family == socket.AF_INET for family, _ in found)
+        for family, address in found:
             chosen = listeners[0].getsockname()[1] if listeners and port == 0 else address[1]
+            complete = (address[0], chosen, *address[2:])
             try:
-                listeners.append(_listen_on(family, (address[0], chosen, *address[2:]), bind_only))
+                listeners.append(
+                    _listen_on(family, complete, ipv4_besides=both, bind_only=bind_only)
+                )
             except StartError as error:
                 if not _is_missing(error.__cause__):
                     raise
@@ -149,11 +181,19 @@ def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[s
 
 
 def _listen_on(
-    family: socket.AddressFamily, address: tuple[str, int], bind_only: bool
+    family: socket.AddressFamily,
+    address: tuple[str, int],
+    *,
+    ipv4_besides: bool,
+    bind_only: bool,
 ) -> socket.socket:
     listener = None
     try:
         listener = socket.socket(family, socket.SOCK_STREAM)
+        if family == socket.AF_INET6:
+            # Always set: the default is a sysctl, net.ipv6.bindv6only.
+            alone = not _takes_ipv4(address[0], ipv4_besides=ipv4_besides)
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, alone)
         # A restart must not wait for the last run's connections to leave TIME_WAIT.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         set_options(listener)
@@ -164,28 +204,37 @@ def _listen_on(
     except OSError as error:
         if listener is not None:
             listener.close()
-        raise StartError(
-            f"cannot listen on {TcpAddress(*address[:2])}: {error.strerror}"
-        ) from error
+        raise StartError(f"cannot listen on {tcp_address(address)}: {error.strerror}") from error
     return listener
 
 
-def set_options(listener: socket.socket) -> None:
-    """Give the listener what those that it accepts are to have. Raises OSError.
+def _takes_ipv4(host: str, *, ipv4_besides: bool) -> bool:
+    address = IPv6Address(host)
+    return address.ipv4_mapped is not None or (address.is_unspecified and not ipv4_besides)
 
-    Of unix sockets the options mean nothing: their peers cannot vanish unnoticed.
+
+def set_options(listener: socket.socket) -> None:
+    """Set the options that accepted connections inherit. Raises OSError.
+
+    An option that the protocol does not have is left out: MPTCP knows no urgent data, and a unix
+    socket has none of them because its peers cannot vanish unnoticed.
     """
     if listener.family != socket.AF_UNIX:
         for level, option, value in _INHERITED_OPTIONS:
-            listener.setsockopt(level, option, value)
+            try:
+                listener.setsockopt(level, option, value)
+            except OSError as error:
+                if error.errno not in {errno.EOPNOTSUPP, errno.ENOPROTOOPT}:
+                    raise
 
 
 def address_text(listener: socket.socket) -> str:
     """Return the listener's address as HOST:PORT, an IPv6 host in brackets, or as unix:PATH.
 
-    An abstract name, which only a service manager hands down, has an @ in front.
+    A link-local address has its zone behind a `%`. An abstract name, which only a service manager
+    passes on, has an @ in front.
     """
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return str(UnixAddress(os.fsdecode(name).replace("\0", "@")))
-    return str(TcpAddress(*name[:2]))
+    return str(tcp_address(name))

@@ -25,7 +25,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from numbers_uring.addresses import Peer
+from numbers_uring.addresses import Peer, tcp_address
 from numbers_uring.config import WhenFull
 from numbers_uring.limits import (
     ACCEPTS_PER_PASS_MAX,
@@ -230,7 +230,7 @@ class EpollReactor:
             self.refused += 1
             return -1
         try:
-            connection = self._open(sock, Peer(*address[:2]) if address else Peer("", 0))
+            connection = self._open(sock, Peer(*tcp_address(address)) if address else Peer("", 0))
         except OSError as error:
             sock.close()
             if error.errno not in _EXHAUSTED:

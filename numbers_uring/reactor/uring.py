@@ -20,7 +20,7 @@ from operator import length_hint
 from typing import Any
 
 from numbers_uring._native import ffi, lib
-from numbers_uring.addresses import Peer
+from numbers_uring.addresses import Peer, host_text
 from numbers_uring.config import WhenFull
 from numbers_uring.limits import (
     ACCEPTS_PER_PASS_MAX,
@@ -49,6 +49,8 @@ _ROW = struct.Struct("=4I")
 _FAMILY = struct.Struct("=H")
 _PORT = struct.Struct("!2xH")
 """Where sockaddr_in and sockaddr_in6 have them; their hosts are 4 and 8 bytes from the start."""
+_SCOPE_ID = struct.Struct("=24xI")
+"""Of sockaddr_in6."""
 _PASS_S_MIN = 0.001
 """A wait for what must be there already: long enough for the ring to arm a receive again."""
 
@@ -188,7 +190,8 @@ class UringReactor:
         if family == socket.AF_INET:
             return Peer(socket.inet_ntop(family, address[4:8]), port)
         if family == socket.AF_INET6:
-            return Peer(socket.inet_ntop(family, address[8:24]), port)
+            (scope_id,) = _SCOPE_ID.unpack_from(address)
+            return Peer(host_text(socket.inet_ntop(family, address[8:24]), scope_id), port)
         return Peer("", 0)
 
     # Between reactors.

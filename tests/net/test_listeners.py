@@ -5,15 +5,24 @@ import fcntl
 import os
 import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from numbers_uring.addresses import TcpAddress, UnixAddress
+from numbers_uring.addresses import TcpAddress, UnixAddress, host_text
 from numbers_uring.errors import StartError
 from numbers_uring.net import unix
-from numbers_uring.net.listeners import Listeners, address_text, backlog_connections, listen
+from numbers_uring.net.listeners import (
+    Listeners,
+    address_text,
+    backlog_connections,
+    listen,
+    try_listening,
+)
+from support import DEADLINE_S
 
 
 def listen_on(path: Path, mode: int = 0o660, group: str | None = None) -> Listeners:
@@ -23,6 +32,13 @@ def listen_on(path: Path, mode: int = 0o660, group: str | None = None) -> Listen
 def connects(path: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(str(path)) == 0
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that is free on all addresses, as good as certainly."""
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as free:
+        return int(free.getsockname()[1])
 
 
 @pytest.fixture
@@ -137,3 +153,86 @@ def test_listening_on_all_addresses_or_on_none(path: Path) -> None:
         with pytest.raises(StartError, match=f"{taken}: {os.strerror(errno.EADDRINUSE)}"):
             listen([UnixAddress(str(path)), taken], unix_mode=0o600, unix_group=None)
     assert not path.exists()
+
+
+# IPv4 and IPv6 on one port.
+
+
+def v6only(listeners: Listeners) -> list[int]:
+    return [
+        listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        for listener in listeners.sockets
+        if listener.family == socket.AF_INET6
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "alone"),
+    [
+        (["::"], 0),
+        (["0.0.0.0", "::"], 1),
+        (["::", "0.0.0.0"], 1),
+        (["::", "127.0.0.1"], 1),
+        (["::1"], 1),
+        (["::1", "127.0.0.1"], 1),
+        (["::ffff:127.0.0.1"], 0),
+    ],
+)
+def test_the_unspecified_ipv6_address_takes_ipv4_unless_an_ipv4_address_is_given(
+    hosts: list[str], alone: int, port: int
+) -> None:
+    addresses = [TcpAddress(host, port) for host in hosts]
+    # What is tried first, as `doctor` does, leaves nothing in the way.
+    try_listening(addresses, unix_group=None)
+    listeners = listen(addresses, unix_mode=0o600, unix_group=None)
+    try:
+        assert v6only(listeners) == [alone]
+        assert sorted(map(address_text, listeners.sockets)) == sorted(map(str, addresses))
+        if "::" in hosts:
+            for host in ("127.0.0.1", "::1"):
+                socket.create_connection((host, port), timeout=DEADLINE_S).close()
+    finally:
+        listeners.close()
+
+
+def test_a_name_for_both_families_keeps_them_apart() -> None:
+    listeners = listen([TcpAddress("localhost", 0)], unix_mode=0o600, unix_group=None)
+    assert all(v6only(listeners))
+    listeners.close()
+
+
+@pytest.mark.parametrize("setting", ["0", "1"])
+def test_the_systems_default_does_not_matter(namespaces: None, setting: str) -> None:
+    program = (
+        "from numbers_uring.addresses import TcpAddress\n"
+        "from numbers_uring.net.listeners import listen\n"
+        "import socket\n"
+        "(one,) = listen([TcpAddress('::', 0)], unix_mode=0, unix_group=None).sockets\n"
+        "socket.create_connection(('127.0.0.1', one.getsockname()[1]), timeout=10)\n"
+    )
+    script = 'ip link set lo up; echo "$1" > /proc/sys/net/ipv6/bindv6only; exec "$2" -c "$3"'
+    command = ["unshare", "--net", "sh", "-ec", script, "-", setting, sys.executable, program]
+    subprocess.run(command, check=True, timeout=DEADLINE_S)
+
+
+def test_a_link_local_address_is_shown_with_its_zone(namespaces: None) -> None:
+    program = (
+        "from numbers_uring.addresses import TcpAddress, tcp_address\n"
+        "from numbers_uring.net.listeners import address_text, listen\n"
+        "import socket\n"
+        "here = TcpAddress('fe80::7%lo', 4000)\n"
+        "(one,) = listen([here], unix_mode=0, unix_group=None).sockets\n"
+        "assert address_text(one) == '[fe80::7%lo]:4000' == str(here)\n"
+        "client = socket.create_connection((here.host, here.port), timeout=10)\n"
+        "peer = tcp_address(one.accept()[1])\n"
+        "assert peer.host == 'fe80::7%lo', peer\n"
+    )
+    script = 'ip link set lo up; ip address add fe80::7/64 dev lo nodad; exec "$1" -c "$2"'
+    command = ["unshare", "--net", "sh", "-ec", script, "-", sys.executable, program]
+    subprocess.run(command, check=True, timeout=DEADLINE_S)
+
+
+def test_a_zone_whose_interface_is_gone_is_shown_as_its_number() -> None:
+    assert host_text("fe80::1", 999_999) == "fe80::1%999999"
+    assert host_text("fe80::1", 0) == "fe80::1"
+    assert host_text("fe80::1%eth0", 2) == "fe80::1%eth0"

@@ -108,6 +108,19 @@ def test_ipv6_works(serve: Serve) -> None:
     assert server.logged() == [1]
 
 
+def test_one_port_of_ipv4_and_of_ipv6_is_listened_on(serve: Serve, backend: str) -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as free:
+        port = free.getsockname()[1]
+    options = [f"--listen=0.0.0.0:{port}", f"--listen=[::]:{port}", "--backend", backend]
+    server = serve(*options, listen=())
+    assert f"listening on 0.0.0.0:{port} and [::]:{port}, " in server.stderr
+    for number, host in enumerate(("127.0.0.1", "::1")):
+        with socket.create_connection((host, port), timeout=DEADLINE_S) as client:
+            client.sendall(lines([number]))
+    wait_until(lambda: server.logged_set() == {0, 1}, "both numbers")
+    assert server.stop() == 0
+
+
 def test_a_name_is_listened_on_at_each_of_its_addresses(serve: Serve) -> None:
     server = serve("--host", "localhost")
     addresses = {info[4][0] for info in socket.getaddrinfo("localhost", 0)}

@@ -213,3 +213,36 @@ def test_the_first_client_starts_the_server_and_is_served(tmp_path: Path, backen
             f"numbers-uring: listening on unix:{path}, backend {backend}" in launcher.stderr.read()
         )
     assert log.read_bytes() == lines([1, 2])
+
+
+IPPROTO_MPTCP = 262
+
+
+def test_a_multipath_tcp_listener_works(serve: Serve, backend: str) -> None:
+    try:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+    except OSError as error:
+        pytest.skip(f"no MPTCP here: {error}")
+    with ExitStack() as stack, listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        prefix, fds, environment = handed_down(stack, [listener.fileno()])
+        server = serve(
+            *("--backend", backend),
+            listen=(),
+            prefix=prefix,
+            pass_fds=fds,
+            environment=environment,
+        )
+        server.send(lines([1]))
+        client = stack.enter_context(
+            socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_MPTCP)
+        )
+        client.settimeout(DEADLINE_S)
+        client.connect(listener.getsockname())
+        client.sendall(lines([2, 3]))
+        wait_until(lambda: server.logged_set() == {1, 2, 3}, "all numbers")
+        client.sendall(lines([4]))
+        assert server.terminate() == 0
+        assert is_closed(client)
+        assert server.logged_set() == {1, 2, 3, 4}
