@@ -11,10 +11,9 @@ from numbers_uring.limits import HEADROOM_BYTES, LINE_BYTES
 PIECE_BYTES = 256 * 1024
 """What one read takes: piece and batch stay in the second-level cache."""
 
-# Possessive throughout: a piece may be one long run of such lines, and nothing is ever given back.
-_BAD_LINES = re.compile(rb"(?:(?![0-9]{9}\n)[^\n]*+\n)++")
-_TORN = re.compile(rb"[0-9]{0,9}+\0*+")
-_NULS = re.compile(rb"\0*+")
+# No possessive quantifiers and no atomic groups, here or anywhere: `re` before Python 3.11.5, which
+# Debian 12 has, matches wrongly with them (https://github.com/python/cpython/issues/106052).
+_BEFORE_NUMBER = re.compile(rb"\n(?=[0-9]{9}\n)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,15 +150,16 @@ class _Scanner:
         self._arena[HEADROOM_BYTES - self._tail_bytes : HEADROOM_BYTES] = self._arena[start:stop]
 
     def _skip(self, start: int, stop: int) -> int:
-        """Count the bad lines at `start`; return where the next line that is none starts."""
+        """Count the bad lines from `start` on; return where the first that may be none starts."""
         offset = self.read_bytes + start - HEADROOM_BYTES
-        match = _BAD_LINES.match(self._arena, start, stop)
-        if match is None:
+        found = _BEFORE_NUMBER.search(self._arena, start, stop)
+        end = self._arena.rfind(b"\n", start, stop) + 1 if found is None else found.end()
+        if end == 0:
             self._endless_offset = offset
-            self._endless_is_torn = _TORN.fullmatch(self._arena, start, stop) is not None
+            self._endless_is_torn = _is_torn(self._arena[start:stop])
             return stop
-        self._note_bad(offset, self._arena.count(b"\n", start, match.end()))
-        return match.end()
+        self._note_bad(offset, self._arena.count(b"\n", start, end))
+        return end
 
     def _go_on(self, offset: int, stop: int) -> int:
         """Look for the end of the line that started at `offset`; return where the next starts."""
@@ -167,8 +167,8 @@ class _Scanner:
         if end < 0:
             # It is longer than a number's line, so only NULs keep it from being a bad one.
             if self._endless_is_torn:
-                match = _NULS.fullmatch(self._arena, HEADROOM_BYTES, stop)
-                self._endless_is_torn = match is not None
+                nuls = self._arena.count(0, HEADROOM_BYTES, stop)
+                self._endless_is_torn = nuls == stop - HEADROOM_BYTES
             return stop
         self._endless_offset = None
         self._note_bad(offset, 1)
@@ -178,3 +178,9 @@ class _Scanner:
         if self._first_bad_offset is None:
             self._first_bad_offset = offset
         self._bad_lines += lines
+
+
+def _is_torn(rest: bytearray) -> bool:
+    """Return whether a crash may have left that behind the last newline."""
+    digits = rest.rstrip(b"\0")
+    return not digits or (len(digits) < LINE_BYTES and digits.isdigit())
