@@ -46,8 +46,8 @@ Times, in milliseconds:
 Every option can also be set from the environment: NUMBERS_URING_LOAD_PORT=5000 stands for
 --port 5000.
 
-Exit status: 0 everything was taken in, 1 not everything or not in time, 2 wrong usage, 3 could not
-connect, 130 interrupted.
+Exit status: 0 everything was taken in, 1 not everything or not in time, or the plot could not be
+written, 2 wrong usage, 3 could not connect, 130 interrupted.
 """
 
 _DEFAULT = LoadParameters()
@@ -184,11 +184,7 @@ def load_and_print(
 
             slice_s = {} if plot is None else {"slice_s": PLOT_SLICE_S}
             result: LoadResult = load.run_load(parameters, progress, **slice_s)
-        if plot is not None:
-            try:
-                plot.write(result)
-            except OSError as error:
-                say(f"cannot write {plot_path}: {error.strerror}")
+        plotted = plot is None or _write(plot, result, say)
     click.echo(json.dumps(_flat(result)) if as_json else result_line(result))
     for text, clients in result.errors.items():
         say.error(f"{text} ({clients} of {parameters.clients} clients)")
@@ -197,7 +193,16 @@ def load_and_print(
     if result.interrupted:
         say("interrupted")
         return 128 + 2
-    return ExitCode.CLEAN if result.complete else ExitCode.FAILED
+    return ExitCode.CLEAN if result.complete and plotted else ExitCode.FAILED
+
+
+def _write(plot: LoadPlot, result: LoadResult, say: Diagnostics) -> bool:
+    try:
+        plot.write(result)
+    except OSError as error:
+        say.error(f"cannot write {plot.path}: {error.strerror}")
+        return False
+    return True
 
 
 def result_line(result: LoadResult) -> str:

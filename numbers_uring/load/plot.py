@@ -33,6 +33,7 @@ class LoadPlot:
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = path
         self._clock = clock
         self._samples: list[tuple[float, int]] = []
         self._output = PlotFile(path)

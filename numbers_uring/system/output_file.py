@@ -12,22 +12,25 @@ from numbers_uring.errors import StartError
 class OutputFile:
     """Opens `path` at once, and changes nothing in an existing file before `write` is called.
 
-    As a context manager it closes the file, and removes one that it had made and nobody has
+    As a context manager it closes the file, and removes one that it has created and that was not
     written. Raises StartError where the file can't be opened, or is not a regular one.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._made = not path.exists()
         try:
-            # Not to wait for the reader of a pipe, which is no regular file either.
+            self._created = not path.exists()
+            # Non-blocking: a pipe, which is refused below, has no reader to wait for.
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
             self._fd = os.open(path, flags, 0o666)
-        except OSError as error:
-            raise StartError(f"cannot write {path}: {error.strerror}") from error
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            state = os.fstat(self._fd)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise StartError(f"cannot write {path}: {reason}") from error
+        if not stat.S_ISREG(state.st_mode):
             os.close(self._fd)
             raise StartError(f"cannot write {path}: not a regular file")
+        self._old_bytes = state.st_size
 
     def __enter__(self) -> Self:
         return self
@@ -36,19 +39,32 @@ class OutputFile:
         self.close()
 
     def write(self, data: bytes) -> None:
-        """Replace the contents by `data`. Raises OSError."""
-        self._made = False
-        os.ftruncate(self._fd, 0)
+        """Replace the contents by `data`. Raises OSError, with the old contents as they were.
+
+        The space is taken first, so that a full disk, a quota or a limit is found before anything
+        is overwritten. In place, because links and rights stay, and the folder need not be ours.
+        """
+        try:
+            if data:
+                os.posix_fallocate(self._fd, 0, len(data))
+        except OSError:
+            # What it has taken before it failed.
+            with suppress(OSError):
+                os.ftruncate(self._fd, self._old_bytes)
+            raise
         rest = memoryview(data)
         while rest:
-            rest = rest[os.write(self._fd, rest) :]
+            rest = rest[os.pwrite(self._fd, rest, len(data) - len(rest)) :]
+        os.ftruncate(self._fd, len(data))
+        self._created = False
 
     def close(self) -> None:
-        """Close the file; once it is closed, do nothing."""
+        """Close the file; a second call does nothing. An error of the disk is not reported."""
         if self._fd < 0:
             return
-        os.close(self._fd)
+        with suppress(OSError):
+            os.close(self._fd)
         self._fd = -1
-        if self._made:
+        if self._created:
             with suppress(OSError):
                 self.path.unlink()

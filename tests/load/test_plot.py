@@ -115,6 +115,17 @@ def test_a_plot_that_cannot_be_written_is_refused_before_the_load(tmp_path: Path
         assert done.stderr.count("\n") == 1
 
 
+def test_a_plot_for_which_there_is_no_space_leaves_the_old_one(sink: int, small_disk: Path) -> None:
+    plot = small_disk / "plot.svg"
+    plot.write_text("the old one")
+    (small_disk / "rest").write_bytes(bytes(1024 * 1024 - 2 * 4096))
+    done = load(sink, "--clients", "1", "--plot", str(plot))
+    assert done.returncode == ExitCode.FAILED
+    assert done.stdout.startswith("Sent ")
+    assert done.stderr == f"numbers-uring: error: cannot write {plot}: No space left on device\n"
+    assert plot.read_text() == "the old one"
+
+
 def test_a_load_that_cannot_begin_leaves_no_plot_behind(tmp_path: Path) -> None:
     done = load(1, "--plot", str(tmp_path / "plot.svg"))
     assert done.returncode == ExitCode.NOT_STARTED
