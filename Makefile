@@ -44,7 +44,7 @@ sanitize: $(VENV)/dev.stamp
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) NUMBERS_URING_TEST_NATIVE=$(SANITIZED) \
 	    $(BIN)/pytest -p no:cacheprovider tests/ingest/test_kernel.py \
-	    tests/cluster/test_own_kernel.py tests/cluster/test_pack.py tests/reactor/test_uring.py
+	    tests/cluster/test_owner_kernel.py tests/cluster/test_pack.py tests/reactor/test_uring.py
 	gcc -std=gnu11 -g -O1 -Wall -Wextra -Werror -Inative -fsanitize=thread \
 	    tests/native/race_kernel.c $(wildcard native/ingest/*.c) -pthread -o build/sanitize/race_kernel
 	setarch -R build/sanitize/race_kernel
@@ -57,7 +57,7 @@ CLUSTER_ROUNDS ?= 70
 soak: $(VENV)/dev.stamp
 	SOAK_ROUNDS=$(SOAK_ROUNDS) STOP_ROUNDS=$(STOP_ROUNDS) \
 	    $(BIN)/pytest tests/server/test_durability.py -k "kill_at_any_moment or beside_floods" $(ARGS)
-	CLUSTER_ROUNDS=$(CLUSTER_ROUNDS) $(BIN)/pytest -rP tests/cluster/test_rounds.py $(ARGS)
+	CLUSTER_ROUNDS=$(CLUSTER_ROUNDS) $(BIN)/pytest -rP tests/cluster/test_cluster_soak.py $(ARGS)
 
 # The kernels on inputs that libFuzzer makes up, guided by what they reach. What it finds is kept.
 FUZZ_SECONDS ?= 30
@@ -74,7 +74,8 @@ fuzz:
 
 # The contract's suites again, with several reactors.
 REACTORS ?= 2 4
-CONTRACT := tests/server/test_process.py tests/server/test_durability.py tests/server/test_operation.py tests/server/test_faults.py
+CONTRACT := $(addprefix tests/server/,test_server_contract.py test_durability.py test_operation.py \
+    test_failing_log_calls.py)
 test-reactors: $(VENV)/dev.stamp
 	for reactors in $(REACTORS); do \
 	    NUMBERS_URING_TEST_REACTORS=$$reactors $(BIN)/pytest -n $(TEST_PROCESSES) \
@@ -110,7 +111,7 @@ dist: $(VENV)/dev.stamp
 
 # Every step of the Containerfile, and the server in what comes of it: as root, with debootstrap.
 container-check: $(VENV)/dev.stamp
-	$(BIN)/python tests/packaging/container_check.py
+	PYTHONPATH=tests $(BIN)/python tests/packaging/container_check.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info numbers_uring/_native*.so numbers_uring/_native.c

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from notify_socket import NotifySocket
 from numbers_uring.reactor.probe import receives
-from support import ServerProcess
+from support.notify_socket import NotifySocket
+from support.processes import ServerProcess
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -13,9 +13,10 @@ import pytest
 from numbers_uring import __version__
 from numbers_uring.errors import StartError
 from numbers_uring.server.select import choose_backend, room_for_buffers
-from seccomp import FORBID
-from support import ServerProcess, assert_one_line_error, lines
-from support import run_command as run
+from support.logs import lines
+from support.processes import ServerProcess, assert_one_line_error
+from support.processes import run_command as run
+from support.seccomp import FORBID
 
 LINES = lines(range(100))
 

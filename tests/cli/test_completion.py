@@ -14,7 +14,8 @@ import pytest
 
 from numbers_uring.cli.completion import SHELLS, completion_script
 from numbers_uring.cli.main import cli
-from support import DEADLINE_S, assert_one_line_error, run_command, wait_until
+from support.processes import assert_one_line_error, run_command
+from support.waiting import DEADLINE_S, wait_until
 
 CASES = [
     ("numbers-uring se", "serve"),

@@ -10,7 +10,7 @@ import pytest
 
 import build_share
 from numbers_uring.cli.main import cli
-from support import DEADLINE_S
+from support.waiting import DEADLINE_S
 
 CHECKERS = [
     ["mandoc", "-T", "lint", "-W", "warning"],

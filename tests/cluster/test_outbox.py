@@ -9,7 +9,8 @@ import pytest
 
 from numbers_uring.cluster.node.outbox import Batch, Outbox
 from numbers_uring.limits import FORWARD_BATCHES_MAX, FORWARD_LINGER_S, FORWARD_STOP_ACK_S, NUMBERS
-from support import DEADLINE_S, lines, wait_until
+from support.logs import lines
+from support.waiting import DEADLINE_S, wait_until
 
 
 class Clock:

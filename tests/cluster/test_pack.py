@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import pytest
 
-from guarded import Guarded
 from numbers_uring._native import ffi, lib
 from numbers_uring.cluster.node.packer import Packer
 from numbers_uring.cluster.partitions import partition_width, ranges
 from numbers_uring.limits import NUMBERS
-from support import lines
+from support.guard_page import Guarded
+from support.logs import lines
 
 PARTITIONS = [1, 2, 3, 4, 7, 64, 1000, 1024]
 LAST = NUMBERS - 1

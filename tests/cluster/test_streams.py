@@ -7,11 +7,11 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
 
-from engine import Engine
 from numbers_uring.cluster.connection import url_text
 from numbers_uring.cluster.streams import check_streams, init_cluster
 from numbers_uring.errors import StartError
-from support import assert_one_line_error, run_command
+from support.broker import Engine
+from support.processes import assert_one_line_error, run_command
 
 PARTITIONS = 3
 

@@ -14,16 +14,15 @@ import click
 import pytest
 from prometheus_client.registry import Collector
 
-import docs_sandbox
-import docs_stand_ins
-from docs_pages import PAGES, ROOT, anchors, blocks, commands, links, name, without_blocks
-from docs_stand_ins import STAND_INS
 from numbers_uring.cli.cluster import cluster
 from numbers_uring.cli.main import cli
 from numbers_uring.cluster.collector.metrics import OwnersCollector, OwnersCounters
 from numbers_uring.log.sink import Forwarded
 from numbers_uring.server.metrics import Counters, NumbersCollector
-from support import REPORT, lines
+from support import docs_runner, docs_stubs
+from support.docs_pages import PAGES, ROOT, anchors, blocks, commands, links, name, without_blocks
+from support.docs_stubs import STAND_INS
+from support.logs import REPORT, lines
 
 WITH_COMMANDS = [page for page in PAGES if blocks(page.read_text())]
 NEEDS = {
@@ -68,7 +67,7 @@ def run_page(page: Path, tmp_path: Path) -> list[dict[str, Any]]:
     for file, data in GIVEN.get(name(page), {}).items():
         (folder / file).write_bytes(data)
     stand_ins = state / "bin"
-    docs_stand_ins.install(stand_ins)
+    docs_stubs.install(stand_ins)
     (folder / ".venv").mkdir()
     (folder / ".venv" / "bin").symlink_to(stand_ins)
     specification = tmp_path / "specification.json"
@@ -86,7 +85,7 @@ def run_page(page: Path, tmp_path: Path) -> list[dict[str, Any]]:
     done = subprocess.run(
         [
             *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
-            *(sys.executable, docs_sandbox.__file__, str(specification)),
+            *(sys.executable, docs_runner.__file__, str(specification)),
         ],
         capture_output=True,
         check=False,
@@ -95,6 +94,7 @@ def run_page(page: Path, tmp_path: Path) -> list[dict[str, Any]]:
             "DOCS_STATE": str(state),
             "PATH": ":".join(map(str, path_list)),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONPATH": str(ROOT / "tests"),
         },
         stdin=subprocess.DEVNULL,
         text=True,

@@ -27,8 +27,10 @@ from numbers_uring.ingest.native import variants
 from numbers_uring.limits import BITMAP_BYTES, DESCRIPTORS_RESERVED, PROBE_CHUNK_BYTES
 from numbers_uring.reactor.uring_features import FEATURES
 from numbers_uring.server import select
-from seccomp import FORBID
-from support import DEADLINE_S, ServerProcess, lines
+from support.logs import lines
+from support.processes import ServerProcess
+from support.seccomp import FORBID
+from support.waiting import DEADLINE_S
 
 COMMAND = (sys.executable, "-m", "numbers_uring")
 LINES = lines(range(100))

@@ -10,7 +10,7 @@ from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.kernel import Kernel, PythonKernel, Verdict
 from numbers_uring.ingest.native import variants
 from numbers_uring.limits import BITMAP_BYTES, CHUNK_BYTES_MAX, HEADROOM_BYTES
-from support import lines
+from support.logs import lines
 
 KERNELS: list[Kernel] = [PythonKernel(), variants()[0]]
 CONNECTIONS = 3

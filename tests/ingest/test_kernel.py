@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guarded import Guarded
 from numbers_uring import _native
 from numbers_uring.ingest import native as compiled
 from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.kernel import BoundKernel, Kernel, PythonKernel, Result, Verdict
 from numbers_uring.limits import BITMAP_BYTES, CHUNK_BYTES_MAX, HEADROOM_BYTES, LINE_BYTES
+from support.guard_page import Guarded
 
 NATIVE_DIRECTORY = os.environ.get("NUMBERS_URING_TEST_NATIVE")
 if NATIVE_DIRECTORY is not None:

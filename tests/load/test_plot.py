@@ -17,7 +17,7 @@ from numbers_uring.errors import ExitCode, StartError
 from numbers_uring.load.model import Latency, LoadParameters, LoadResult
 from numbers_uring.load.plot import SHORTEST_S, Interval, LoadPlot
 from numbers_uring.load.plot_file import FORMATS
-from support import DEADLINE_S
+from support.waiting import DEADLINE_S
 
 NUMBERS = 200_000
 BEGINNINGS = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}

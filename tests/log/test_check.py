@@ -25,7 +25,8 @@ from numbers_uring.ingest.native import variants
 from numbers_uring.limits import BITMAP_BYTES
 from numbers_uring.log.check import check_logs, open_logs, repair_logs
 from numbers_uring.log.writer import LogError
-from support import ServerProcess, lines
+from support.logs import lines
+from support.processes import ServerProcess
 
 BITMAP = bytearray(BITMAP_BYTES)
 """Shared: each check clears it first."""

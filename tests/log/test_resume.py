@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from support import ServerProcess, lines
+from support.logs import lines
+from support.processes import ServerProcess
 
 Serve = Callable[..., ServerProcess]
 OLD = lines(range(0, 1000, 2))

@@ -14,7 +14,7 @@ from numbers_uring.ingest.kernel import Kernel, PythonKernel
 from numbers_uring.ingest.native import variants
 from numbers_uring.limits import BITMAP_BYTES
 from numbers_uring.log.scan import Scan, scan
-from support import lines
+from support.logs import lines
 
 KERNELS: list[Kernel] = [PythonKernel(), *variants()]
 BITMAP = bytearray(BITMAP_BYTES)

@@ -14,7 +14,8 @@ from numbers_uring.limits import WRITE_BEHIND_BYTES
 from numbers_uring.log import writeback
 from numbers_uring.log.writeback import WriteBehind
 from numbers_uring.log.writer import LogError, NumbersLog
-from support import DEADLINE_S, lines
+from support.logs import lines
+from support.waiting import DEADLINE_S
 
 W = WRITE_BEHIND_BYTES
 

@@ -16,7 +16,8 @@ import pytest
 from numbers_uring.config import Fsync
 from numbers_uring.errors import StartError
 from numbers_uring.log.writer import FileCalls, LogError, NumbersLog
-from support import DEADLINE_S, lines
+from support.logs import lines
+from support.waiting import DEADLINE_S
 
 LINES = lines(range(100, 200))
 

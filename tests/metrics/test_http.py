@@ -15,7 +15,7 @@ import pytest
 
 from numbers_uring.limits import HTTP_CLIENT_S, HTTP_CLIENTS_MAX, HTTP_REQUEST_BYTES_MAX
 from numbers_uring.metrics.http import Answer, HttpServer, Request, not_found, parse_request
-from support import DEADLINE_S, wait_until
+from support.waiting import DEADLINE_S, wait_until
 
 BODY = b"x" * 100
 LONG = bytes(range(256)) * 16384

@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from containerfile import CONTAINERFILE, Stage, stages
-from namespaces import AS_PID_1, children, without_rights
-from support import DEADLINE_S, wait_until
+from support.containerfile import CONTAINERFILE, Stage, stages
+from support.namespaces import AS_PID_1, children, without_rights
+from support.waiting import DEADLINE_S, wait_until
 
 BUILD = CONTAINERFILE.with_name("build") / "container"
 MIRROR = "http://deb.debian.org/debian"

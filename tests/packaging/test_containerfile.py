@@ -15,11 +15,11 @@ from threading import Thread
 
 import pytest
 
-from containerfile import CONTAINERFILE, Stage, stages
-from namespaces import AS_PID_1, children, confined, run, without_rights
 from numbers_uring.cli.main import cli
 from numbers_uring.cli.serve import ENVIRONMENT_PREFIX
-from support import DEADLINE_S, wait_until
+from support.containerfile import CONTAINERFILE, Stage, stages
+from support.namespaces import AS_PID_1, children, confined, run, without_rights
+from support.waiting import DEADLINE_S, wait_until
 
 HEALTH_PORT = 9464
 

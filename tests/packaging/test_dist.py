@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from numbers_uring import __version__
-from support import ServerProcess
+from support.processes import ServerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = f"numbers_uring-{__version__}"

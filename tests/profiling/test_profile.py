@@ -24,7 +24,9 @@ from numbers_uring.profiling.recorder import (
     start_recorder,
 )
 from numbers_uring.system.output_file import OutputFile
-from support import DEADLINE_S, ServerProcess, lines, wait_until
+from support.logs import lines
+from support.processes import ServerProcess
+from support.waiting import DEADLINE_S, wait_until
 
 NUMBERS = range(300_000)
 Serve = Callable[..., ServerProcess]

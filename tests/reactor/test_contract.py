@@ -19,7 +19,8 @@ from numbers_uring.net.listeners import listen_tcp
 from numbers_uring.reactor.contract import Completion, End, Kind, Reactor
 from numbers_uring.reactor.epoll import EpollReactor
 from numbers_uring.reactor.uring import UringReactor
-from support import DEADLINE_S, is_closed
+from support.clients import is_closed
+from support.waiting import DEADLINE_S
 
 PASS_S = 0.02
 PIECE_BYTES = 256 * 1024

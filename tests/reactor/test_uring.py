@@ -21,7 +21,8 @@ from numbers_uring.net.listeners import listen_tcp
 from numbers_uring.reactor.contract import Kind
 from numbers_uring.reactor.uring import UringReactor
 from numbers_uring.reactor.uring_features import FEATURES, try_features
-from support import DEADLINE_S, is_closed
+from support.clients import is_closed
+from support.waiting import DEADLINE_S
 
 pytestmark = pytest.mark.usefixtures("ring")
 

@@ -17,16 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from support import (
-    DEADLINE_S,
-    GrowingLog,
-    ServerProcess,
-    is_closed,
-    lines,
-    needs_strace,
-    strace,
-    wait_until,
-)
+from support.clients import is_closed
+from support.faults import needs_strace, strace
+from support.logs import GrowingLog, lines
+from support.processes import ServerProcess
+from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
 ROOT = Path(__file__).resolve().parents[2]

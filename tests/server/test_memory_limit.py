@@ -8,7 +8,7 @@ import pytest
 
 from numbers_uring.load.model import LoadParameters, Mix
 from numbers_uring.load.run import run_load
-from support import ServerProcess
+from support.processes import ServerProcess
 
 LIMIT_BYTES = 192 * 1024 * 1024
 NUMBERS = 40_000_000

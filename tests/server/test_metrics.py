@@ -24,18 +24,12 @@ from numbers_uring.limits import HTTP_CLIENT_S
 from numbers_uring.load.model import LoadParameters, Mix
 from numbers_uring.load.run import run_load
 from numbers_uring.server.metrics import END_REASONS, Counters, Metrics, NumbersCollector
-from scraping import Samples, get, health, samples, scrape, url_of
-from support import (
-    DEADLINE_S,
-    ServerProcess,
-    assert_one_line_error,
-    is_closed,
-    lines,
-    needs_strace,
-    run_command,
-    strace,
-    wait_until,
-)
+from support.clients import is_closed
+from support.faults import needs_strace, strace
+from support.logs import lines
+from support.metrics_client import Samples, get, health, samples, scrape, url_of
+from support.processes import ServerProcess, assert_one_line_error, run_command
+from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
 

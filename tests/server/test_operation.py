@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from numbers_uring.limits import DISCONNECT_LOG_PER_S_MAX
-from support import DEADLINE_S, ServerProcess, is_closed, lines, wait_until
+from support.clients import is_closed
+from support.logs import lines
+from support.processes import ServerProcess
+from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
 

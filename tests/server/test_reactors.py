@@ -13,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from support import DEADLINE_S, ServerProcess, is_closed, lines, needs_strace, strace, wait_until
+from support.clients import is_closed
+from support.faults import needs_strace, strace
+from support.logs import lines
+from support.processes import ServerProcess
+from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from notify_socket import NotifySocket
 from numbers_uring.ingest.report import Counts, rate_text
 from numbers_uring.server.server import Phase
 from numbers_uring.server.status import ServiceStatus
 from numbers_uring.systemd.notify import ServiceManager
+from support.notify_socket import NotifySocket
 
 
 def test_phases_are_told_as_states_and_counters_as_text(tmp_path: Path) -> None:

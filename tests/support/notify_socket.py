@@ -5,7 +5,7 @@ import struct
 from contextlib import suppress
 from pathlib import Path
 
-from support import wait_until
+from support.waiting import wait_until
 
 Message = dict[str, str]
 

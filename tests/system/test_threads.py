@@ -7,7 +7,7 @@ import pytest
 from numbers_uring.errors import StartError
 from numbers_uring.system import threads
 from numbers_uring.system.threads import start_thread, wait_for_beginning
-from support import DEADLINE_S
+from support.waiting import DEADLINE_S
 
 
 def test_a_thread_that_dies_without_a_word_is_not_waited_for() -> None:

@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from numbers_uring.limits import KEEPALIVE_IDLE_S
-from support import DEADLINE_S, ServerProcess, failure, is_closed, lines, wait_until
+from support.clients import is_closed
+from support.logs import lines
+from support.processes import ServerProcess, failure
+from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from notify_socket import NotifySocket
 from numbers_uring.systemd.notify import ServiceManager
+from support.notify_socket import NotifySocket
 
 
 class Clock:

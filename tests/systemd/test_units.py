@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from engine import Engine
 from numbers_uring.errors import ExitCode
-from owning import init
-from sandbox import settings
-from scraping import health, scrape
-from support import CommandProcess, ServerProcess, lines, wait_until
+from support.broker import Engine
+from support.logs import lines
+from support.metrics_client import health, scrape
+from support.owners import init
+from support.processes import CommandProcess, ServerProcess
+from support.unit_sandbox import settings
+from support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICE = ROOT / "deploy" / "numbers-uring.service"
@@ -30,7 +32,7 @@ def sandbox(unit: Path) -> tuple[str, ...]:
     """Return what a command is run under to be confined as `unit` says."""
     return (
         *("setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"),
-        *(sys.executable, str(ROOT / "tests" / "support" / "sandbox.py"), str(unit)),
+        *(sys.executable, str(ROOT / "tests" / "support" / "unit_sandbox.py"), str(unit)),
     )
 
 

@@ -12,8 +12,8 @@ import pytest
 from numbers_uring.config import Fsync
 from numbers_uring.errors import SinkError
 from numbers_uring.limits import BITMAP_BYTES
-from scripted import Run, Step
-from support import lines
+from support.logs import lines
+from support.scripted_reactor import Run, Step
 
 ERRORS = [errno.ENOSPC, errno.EIO, errno.EINTR, errno.EDQUOT, errno.EROFS]
 SURVIVED = {errno.ENOSPC, errno.EDQUOT, errno.EINTR}

@@ -13,10 +13,12 @@ from urllib.parse import urlencode
 
 import pytest
 
-from engine import Engine
-from owning import init
-from scraping import url_of
-from support import DEADLINE_S, CommandProcess, ServerProcess, lines, wait_until
+from support.broker import Engine
+from support.logs import lines
+from support.metrics_client import url_of
+from support.owners import init
+from support.processes import CommandProcess, ServerProcess
+from support.waiting import DEADLINE_S, wait_until
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana-dashboard.json").read_text())

@@ -16,7 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from support import DEADLINE_S, ServerProcess, is_closed, lines, stalled_sync, wait_until
+from support.clients import is_closed
+from support.faults import stalled_sync
+from support.logs import lines
+from support.processes import ServerProcess
+from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
 
@@ -632,7 +636,7 @@ def test_a_full_pipe_does_not_stop_the_server_and_no_count_is_lost(serve: Serve)
         reader.read(filled)
         server.send(lines([100, 5]))
         assert server.terminate() == 0
-        server.reports = reader.read().decode().splitlines()
+        server.stdout_lines[:] = reader.read().decode().splitlines()
     assert server.reported() == (101, 1, 101)
 
 

@@ -15,8 +15,6 @@ from typing import Any, cast
 import pytest
 from nats.js import JetStreamContext
 
-from engine import Engine, free_port
-from notify_socket import NotifySocket, told
 from numbers_uring import __version__
 from numbers_uring.cluster.collector import lease
 from numbers_uring.cluster.collector.metrics import (
@@ -34,17 +32,21 @@ from numbers_uring.limits import HEARTBEAT_STALE_S
 from numbers_uring.metrics.health import Health, State
 from numbers_uring.system.stopwatch import Stopwatch
 from numbers_uring.systemd.notify import ServiceManager
-from owning import PARTITIONS, init, own_arguments, owner_process, publish, sample, wait_for_lag
-from scraping import Samples, get, health, samples, scrape
-from support import (
-    CommandProcess,
-    assert_one_line_error,
-    needs_strace,
-    run_command,
-    stalled_sync,
-    strace,
-    wait_until,
+from support.broker import Engine, free_port
+from support.faults import needs_strace, stalled_sync, strace
+from support.metrics_client import Samples, get, health, samples, scrape
+from support.notify_socket import NotifySocket, told
+from support.owners import (
+    PARTITIONS,
+    init,
+    own_arguments,
+    owner_process,
+    publish,
+    sample,
+    wait_for_lag,
 )
+from support.processes import CommandProcess, assert_one_line_error, run_command
+from support.waiting import wait_until
 
 Own = Callable[..., CommandProcess]
 

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from nats.js import JetStreamContext
 
-from engine import Engine, engine_group, leader
 from numbers_uring.cluster.collector.owner import CONSUMER
 from numbers_uring.cluster.partitions import (
     LEASES_BUCKET,
@@ -24,7 +23,10 @@ from numbers_uring.cluster.partitions import (
     stream_name,
     subject_name,
 )
-from owning import (
+from support.broker import Engine, engine_group, leader
+from support.faults import needs_strace, strace
+from support.logs import REPORT
+from support.owners import (
     PARTITIONS,
     init,
     lag,
@@ -35,16 +37,8 @@ from owning import (
     sample,
     wait_for_lag,
 )
-from support import (
-    DEADLINE_S,
-    REPORT,
-    CommandProcess,
-    assert_one_line_error,
-    needs_strace,
-    run_command,
-    strace,
-    wait_until,
-)
+from support.processes import CommandProcess, assert_one_line_error, run_command
+from support.waiting import DEADLINE_S, wait_until
 
 _partitions = iter(range(PARTITIONS))
 

@@ -14,8 +14,8 @@ from numbers_uring.errors import BackendError, SinkError
 from numbers_uring.limits import CHUNK_BYTES_MAX, NO_SPACE_RETRY_S
 from numbers_uring.reactor.contract import End
 from numbers_uring.server.server import Phase
-from scripted import Run, Step
-from support import lines
+from support.logs import lines
+from support.scripted_reactor import Run, Step
 
 
 def report(unique: int, duplicate: int, total: int) -> str:

@@ -8,17 +8,12 @@ from pathlib import Path
 import pytest
 from nats.js import JetStreamContext
 
-from engine import Engine
 from numbers_uring.cluster.collector.owner import CONSUMER
 from numbers_uring.cluster.partitions import log_name, stream_name, subject_name
-from support import (
-    CommandProcess,
-    ServerProcess,
-    assert_one_line_error,
-    lines,
-    run_command,
-    wait_until,
-)
+from support.broker import Engine
+from support.logs import lines
+from support.processes import CommandProcess, ServerProcess, assert_one_line_error, run_command
+from support.waiting import wait_until
 
 
 def users(*names: str) -> str:

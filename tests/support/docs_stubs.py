@@ -1,4 +1,4 @@
-"""Stands in for what a test of the documentation must not run: docs_stand_ins.py NAME ARGUMENT...
+"""Stands in for what a test of the documentation must not run: docs_stubs.py NAME ARGUMENT...
 
 Each checks what it was given as far as that goes without doing it, and fails on all that it does
 not know. What failed is noted in the folder $DOCS_STATE, too, where no shell can lose it.
@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from docs_pages import ROOT
-
+ROOT = Path(__file__).resolve().parents[2]
 Arguments = Sequence[str]
 BIN = Path(sys.executable).parent
 UNITS = Path("/etc/systemd/system")

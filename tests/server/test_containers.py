@@ -15,18 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from namespaces import AS_PID_1, NOBODY, children, confined, run, without_rights
 from numbers_uring.errors import StartError
 from numbers_uring.net.listeners import listen_tcp
-from support import (
-    DEADLINE_S,
-    ServerProcess,
-    assert_one_line_error,
-    lines,
-    needs_strace,
-    stalled_sync,
-    wait_until,
-)
+from support.faults import needs_strace, stalled_sync
+from support.logs import lines
+from support.namespaces import AS_PID_1, NOBODY, children, confined, run, without_rights
+from support.processes import ServerProcess, assert_one_line_error
+from support.waiting import DEADLINE_S, wait_until
 
 pytestmark = pytest.mark.usefixtures("namespaces")
 

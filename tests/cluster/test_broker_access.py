@@ -16,7 +16,6 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.errors import NoKeysError
 
-from engine import Engine, free_port
 from numbers_uring.cluster import connection
 from numbers_uring.cluster.access import client_for
 from numbers_uring.cluster.collector.owner import CONSUMER
@@ -24,16 +23,11 @@ from numbers_uring.cluster.connection import connected, engine_errors, jetstream
 from numbers_uring.cluster.partitions import NODES_BUCKET, log_name, stream_name
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
-from signed_jwts import Operator
-from support import (
-    DEADLINE_S,
-    CommandProcess,
-    ServerProcess,
-    assert_one_line_error,
-    lines,
-    run_command,
-    wait_until,
-)
+from support.broker import Engine, free_port
+from support.logs import lines
+from support.processes import CommandProcess, ServerProcess, assert_one_line_error, run_command
+from support.signed_jwts import Operator
+from support.waiting import DEADLINE_S, wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "nats.conf"
 STATUS = ("cluster", "status", "--json")

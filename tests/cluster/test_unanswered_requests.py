@@ -20,7 +20,8 @@ from numbers_uring.cluster.partitions import range_of
 from numbers_uring.config import Fsync
 from numbers_uring.limits import BITMAP_BYTES, OWNER_BATCH_BYTES
 from numbers_uring.log.writer import NumbersLog
-from support import DEADLINE_S, lines
+from support.logs import lines
+from support.waiting import DEADLINE_S
 
 
 async def never(*_: object, **__: object) -> Any:

@@ -1,4 +1,4 @@
-"""Runs a page's commands one after the other: docs_sandbox.py SPECIFICATION, in new namespaces.
+"""Runs a page's commands one after the other: docs_runner.py SPECIFICATION, in new namespaces.
 
 The namespaces (net, mount, pid) are the caller's to make, by unshare. Whatever is written to /etc
 and /opt is gone with them, and so is every process. The specification and the result are JSON; the
@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from docs_pages import ROOT
-from support import DEADLINE_S, wait_until
+from support.docs_pages import ROOT
+from support.waiting import DEADLINE_S, wait_until
 
 PORTS = {"prometheus": 9090, "haproxy": 4443}
 """Where what stays, and is no server of ours, listens once it is ready."""

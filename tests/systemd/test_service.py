@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from notify_socket import NotifySocket, told
 from numbers_uring.limits import RESUME_PROGRESS_S
-from support import DEADLINE_S, ServerProcess, failure, lines, wait_until
+from support.logs import lines
+from support.notify_socket import NotifySocket, told
+from support.processes import ServerProcess, failure
+from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
 

@@ -15,7 +15,7 @@ from nats.js import JetStreamContext
 
 from numbers_uring.cluster.connection import connected, jetstream
 from numbers_uring.config import BrokerAccess
-from support import DEADLINE_S, wait_until
+from support.waiting import DEADLINE_S, wait_until
 
 T = TypeVar("T")
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from support import DEADLINE_S, CommandProcess, ServerProcess
+from support.processes import CommandProcess, ServerProcess
+from support.waiting import DEADLINE_S
 
 Samples = dict[str, float]
 """By name and its labels' values, such as `numbers_uring_numbers_total unique`."""

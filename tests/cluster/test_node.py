@@ -15,21 +15,16 @@ from typing import Any
 import pytest
 from nats.js.errors import NoKeysError
 
-from engine import Engine, engine_group, free_port, leader
 from numbers_uring.cluster.node import outbox
 from numbers_uring.cluster.node.forwarder import Forwarder, ForwardError
 from numbers_uring.cluster.partitions import NODES_BUCKET, range_of, stream_name
 from numbers_uring.cluster.streams import init_cluster
 from numbers_uring.config import BrokerAccess
-from support import (
-    DEADLINE_S,
-    ServerProcess,
-    assert_one_line_error,
-    is_closed,
-    lines,
-    run_command,
-    wait_until,
-)
+from support.broker import Engine, engine_group, free_port, leader
+from support.clients import is_closed
+from support.logs import lines
+from support.processes import ServerProcess, assert_one_line_error, run_command
+from support.waiting import DEADLINE_S, wait_until
 
 PARTITIONS = 3
 LAST = 999_999_999

@@ -9,11 +9,12 @@ from pathlib import Path
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
-from engine import Engine
 from numbers_uring.cluster.collector.owner import CONSUMER
 from numbers_uring.cluster.partitions import log_name, range_of, stream_name, subject_name
 from numbers_uring.errors import StartError
-from support import CommandProcess, run_command, wait_until
+from support.broker import Engine
+from support.processes import CommandProcess, run_command
+from support.waiting import wait_until
 
 PARTITIONS = 32
 

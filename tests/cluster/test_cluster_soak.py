@@ -26,7 +26,6 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from engine import Engine, engine_group, leader
 from numbers_uring.cluster.collector.owner import CONSUMER
 from numbers_uring.cluster.partitions import (
     CLUSTER_BUCKET,
@@ -37,14 +36,10 @@ from numbers_uring.cluster.partitions import (
     stream_name,
 )
 from numbers_uring.errors import StartError
-from support import (
-    CommandProcess,
-    GrowingLog,
-    ServerProcess,
-    lines,
-    run_command,
-    wait_until,
-)
+from support.broker import Engine, engine_group, leader
+from support.logs import GrowingLog, lines
+from support.processes import CommandProcess, ServerProcess, run_command
+from support.waiting import wait_until
 
 T = TypeVar("T")
 

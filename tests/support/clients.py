@@ -1,0 +1,15 @@
+"""What a client of the server does and sees."""
+
+import socket
+
+from support.waiting import DEADLINE_S
+
+
+def is_closed(client: socket.socket) -> bool:
+    """Wait until the server closes the connection; return False if it sends something instead."""
+    client.settimeout(DEADLINE_S)
+    try:
+        return client.recv(1) == b""
+    except ConnectionResetError:
+        # Data that was sent after the line that ended the connection is answered with a reset.
+        return True
