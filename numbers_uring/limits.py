@@ -286,6 +286,38 @@ answer, before it says so again."""
 NODE_STATUS_S = 10.0
 """What a node said of itself is forgotten after that time."""
 
+# The load generator.
+
+LOAD_CLIENTS_MAX = 10_000
+LOAD_SEND_BYTES = 64 * 1024
+LOAD_SEND_BYTES_MAX = 4 * 1024 * 1024
+LOAD_NUMBERS_MAX = 2**53
+"""Beyond this a float can't tell two counts apart."""
+
+LOAD_PREPARE_BYTES = 1024 * 1024 * 1024
+"""Lines made before the clock starts, if all fit; 107 million numbers."""
+
+LOAD_PREPARE_STEP_NUMBERS = 4_000_000
+"""Numbers prepared between two looks at signals and two updates of the progress."""
+
+LOAD_ARENA_BYTES = 32 * 1024 * 1024
+"""Lines made on the fly, of all clients together; more only where one send needs it."""
+
+LOAD_CHUNK_BYTES = 64 * 1024
+"""The most that is made ahead for a client whose sends are smaller."""
+
+LOAD_SLICE_S = 0.1
+"""How long signals and progress wait while C runs."""
+
+LOAD_PLOT_SLICE_S = 0.05
+"""How often a plot takes a sample of the numbers sent."""
+
+LOAD_PLOT_INTERVAL_S_MIN = LOAD_PLOT_SLICE_S / 5
+"""A shorter interval is part of its neighbour: its rate would be chance."""
+
+LOAD_CONNECT_WAIT_S = 1.0
+"""How long the clock waits for all clients to be connected: a full backlog may keep some out."""
+
 assert BITMAP_BYTES * 8 == NUMBERS
 assert 4 * DIAGNOSTIC_CHARACTERS_MAX < PIPE_BUF
 assert RESUME_EXTEND_S > 2 * RESUME_PROGRESS_S

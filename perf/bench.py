@@ -46,9 +46,10 @@ from light_load import LightLoad
 from numbers_uring.errors import StartError
 from numbers_uring.ingest.native import variants
 from numbers_uring.limits import BITMAP_BYTES, LINE_BYTES
+from numbers_uring.load.lines import make_lines
 from numbers_uring.load.model import LoadParameters, Mix
 from numbers_uring.load.plot_file import PlotFile
-from numbers_uring.load.run import make_lines, run_load
+from numbers_uring.load.run import run_load
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = ROOT / "build" / "perf" / "peer"

@@ -25,8 +25,8 @@ from numbers_uring.limits import (
     LINE_BYTES,
     OWNER_BATCH_BYTES,
 )
+from numbers_uring.load.lines import make_lines
 from numbers_uring.load.model import LoadParameters
-from numbers_uring.load.run import make_lines
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg

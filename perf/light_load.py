@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from numbers_uring.limits import LINE_BYTES
+from numbers_uring.load.lines import make_lines
 from numbers_uring.load.model import LoadParameters
-from numbers_uring.load.run import make_lines
 
 _CHUNK_LINES = 100_000
 

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import click
 
 from numbers_uring.errors import ExitCode, StartError
-from numbers_uring.limits import LINE_BYTES
+from numbers_uring.limits import LINE_BYTES, LOAD_PLOT_SLICE_S
 from numbers_uring.load.model import Latency, LoadParameters, LoadResult, Mix
-from numbers_uring.load.plot import PLOT_SLICE_S, LoadPlot
+from numbers_uring.load.plot import LoadPlot
 from numbers_uring.system.stdio import Diagnostics
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -182,7 +182,7 @@ def load_and_print(
                 for tell in told:
                     tell(stage, numbers, numbers_all)
 
-            slice_s = {} if plot is None else {"slice_s": PLOT_SLICE_S}
+            slice_s = {} if plot is None else {"slice_s": LOAD_PLOT_SLICE_S}
             result: LoadResult = load.run_load(parameters, progress, **slice_s)
         plotted = plot is None or _write(plot, result, say)
     click.echo(json.dumps(_flat(result)) if as_json else result_line(result))

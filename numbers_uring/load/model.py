@@ -3,17 +3,15 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from numbers_uring.limits import LINE_BYTES, NUMBERS
-
-CLIENTS_MAX = 10_000
-SEND_BYTES_MAX = 4 * 1024 * 1024
-NUMBERS_MAX = 2**53
-"""Beyond this a float can't tell two counts apart."""
-
-SEND_BYTES = 64 * 1024
-
-PREPARE_BYTES = 1024 * 1024 * 1024
-"""Lines made before the clock starts, if all fit; 107 million numbers."""
+from numbers_uring.limits import (
+    LINE_BYTES,
+    LOAD_CLIENTS_MAX,
+    LOAD_NUMBERS_MAX,
+    LOAD_PREPARE_BYTES,
+    LOAD_SEND_BYTES,
+    LOAD_SEND_BYTES_MAX,
+    NUMBERS,
+)
 
 
 class Mix(StrEnum):
@@ -47,20 +45,20 @@ class LoadParameters:
     mix: Mix = Mix.UNIQUE
     duplicates: float = 0.5
     """Share of repeats, for the mix `duplicate` alone."""
-    send_bytes: int = SEND_BYTES
+    send_bytes: int = LOAD_SEND_BYTES
     seed: int = 1
     rate: int = 0
     """Numbers a second over all clients; 0: as fast as they are taken."""
-    prepare_bytes: int = PREPARE_BYTES
+    prepare_bytes: int = LOAD_PREPARE_BYTES
     """Lines are made before the clock starts where all of them need no more than this."""
     terminate: bool = False
     timeout_s: float = 0.0
     """Ends the run, counted from its first connection; 0: never."""
 
     def __post_init__(self) -> None:
-        _check("clients", self.clients, 1, CLIENTS_MAX)
-        _check("numbers", self.numbers, 1, NUMBERS_MAX)
-        _check("send-bytes", self.send_bytes, 1, SEND_BYTES_MAX)
+        _check("clients", self.clients, 1, LOAD_CLIENTS_MAX)
+        _check("numbers", self.numbers, 1, LOAD_NUMBERS_MAX)
+        _check("send-bytes", self.send_bytes, 1, LOAD_SEND_BYTES_MAX)
         _check("seed", self.seed, 0, 2**64 - 1)
         _check("rate", self.rate, 0, 10**12)
         _check("prepare", self.prepare_bytes, 0, 2**62)

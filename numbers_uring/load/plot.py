@@ -7,14 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from numbers_uring.limits import LOAD_PLOT_INTERVAL_S_MIN
 from numbers_uring.load.model import LoadResult
 from numbers_uring.load.plot_file import PlotFile
-
-PLOT_SLICE_S = 0.05
-"""How often the numbers sent are looked at."""
-
-SHORTEST_S = PLOT_SLICE_S / 5
-"""What is looked at sooner than this is part of the next interval: its rate would be chance."""
 
 
 class Interval(NamedTuple):
@@ -28,8 +23,7 @@ class Interval(NamedTuple):
 class LoadPlot:
     """A plot of one load in `path`, found to be possible before the load begins.
 
-    `show` is to be told the load's progress, as `run_load` tells it, every PLOT_SLICE_S. Raises
-    what PlotFile does.
+    Pass `show` to `run_load` as its progress, every LOAD_PLOT_SLICE_S. Raises what PlotFile does.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -56,7 +50,7 @@ class LoadPlot:
         begin_s = self._samples[0][0]
         kept = self._samples[:1]
         for sample in self._samples[1:]:
-            if sample[0] - kept[-1][0] >= SHORTEST_S:
+            if sample[0] - kept[-1][0] >= LOAD_PLOT_INTERVAL_S_MIN:
                 kept.append(sample)
         last = self._samples[-1]
         if kept[-1] != last:

@@ -8,48 +8,32 @@ import resource
 import select
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from numbers_uring._native import ffi, lib
 from numbers_uring.errors import StartError
-from numbers_uring.limits import LINE_BYTES, NUMBERS
-from numbers_uring.load.model import Latency, LoadParameters, LoadResult, Mix
-
-__all__ = ["Latency", "LoadParameters", "LoadResult", "Mix", "Progress", "make_lines", "run_load"]
-
-ARENA_BYTES = 32 * 1024 * 1024
-"""For lines made on the fly, of all clients together; more only where one send needs it."""
-
-PIECE_BYTES = 64 * 1024
-"""The most that is made ahead for a client whose sends are smaller."""
-
-PREPARE_STEP_NUMBERS = 4_000_000
-SLICE_S = 0.1
-"""How long signals and progress wait while C runs."""
-
-CONNECT_WAIT_S = 1.0
-"""How long the clock waits for all clients to be connected: a full backlog may keep some out."""
+from numbers_uring.limits import (
+    LINE_BYTES,
+    LOAD_ARENA_BYTES,
+    LOAD_CHUNK_BYTES,
+    LOAD_CONNECT_WAIT_S,
+    LOAD_PREPARE_STEP_NUMBERS,
+    LOAD_SLICE_S,
+)
+from numbers_uring.load.latency import bucket_latency, exact_latency
+from numbers_uring.load.lines import make_sequence
+from numbers_uring.load.model import LoadParameters, LoadResult
 
 TERMINATE_LINE = b"terminate\n"
-
-assert (lib.NU_LOAD_LINE_BYTES, lib.NU_LOAD_DOMAIN) == (LINE_BYTES, NUMBERS)
-
-_MIXES = {
-    Mix.UNIQUE: lib.NU_MIX_UNIQUE,
-    Mix.RANDOM: lib.NU_MIX_RANDOM,
-    Mix.DUPLICATE: lib.NU_MIX_DUPLICATE,
-    Mix.SEQUENTIAL: lib.NU_MIX_SEQUENTIAL,
-    Mix.HOT: lib.NU_MIX_HOT,
-}
 
 Progress = Callable[[str, int, int], None]
 """Told the stage (`prepare` or `send`), numbers so far and numbers in all."""
 
 
 def run_load(
-    parameters: LoadParameters, progress: Progress | None = None, *, slice_s: float = SLICE_S
+    parameters: LoadParameters, progress: Progress | None = None, *, slice_s: float = LOAD_SLICE_S
 ) -> LoadResult:
     """Run one load to its end, its time limit or KeyboardInterrupt, and return what became of it.
 
@@ -72,30 +56,6 @@ def run_load(
     return _Run(parameters, progress or (lambda _stage, _numbers, _all: None), slice_s).run()
 
 
-def make_lines(
-    parameters: LoadParameters, first: int, count: int, *, portable: bool = False
-) -> bytearray:
-    """Return numbers `first` to `first + count - 1` of a load as lines.
-
-    They are a function of mix, seed, `numbers` and `duplicates` alone. `portable` chooses the plain
-    path also where the CPU has a faster one.
-    """
-    lines = bytearray(count * LINE_BYTES)
-    make = lib.nu_lines_portable if portable else lib.nu_lines
-    out = ffi.from_buffer("uint8_t[]", lines, require_writable=True)
-    make(_sequence(parameters), first, count, out)
-    return lines
-
-
-def _sequence(parameters: LoadParameters) -> Any:
-    sequence = ffi.new("struct nu_sequence *")
-    result = lib.nu_sequence_set(
-        sequence, _MIXES[parameters.mix], parameters.seed, parameters.numbers, parameters.distinct
-    )
-    assert result == 0, result
-    return sequence
-
-
 class _Run:
     """A load under way. Whatever C points to is held by an attribute."""
 
@@ -103,7 +63,7 @@ class _Run:
         self._parameters = parameters
         self._progress = progress
         self._slice_s = slice_s
-        self._sequence = _sequence(parameters)
+        self._sequence = make_sequence(parameters)
         self._clients: Any = ffi.new("struct nu_client[]", parameters.clients)
         self._queue: Any = ffi.new("uint32_t[]", parameters.clients)
         self._load: Any = ffi.new("struct nu_load *")
@@ -137,12 +97,12 @@ class _Run:
             self._prepare()
             self._load.prepared = self._lines
             return
-        share_bytes = min(PIECE_BYTES, ARENA_BYTES // parameters.clients)
+        share_bytes = min(LOAD_CHUNK_BYTES, LOAD_ARENA_BYTES // parameters.clients)
         sends = max(1, share_bytes // parameters.send_bytes)
         # A line may be cut at both ends, and is made whole.
         lines = (sends * parameters.send_bytes + 2 * (LINE_BYTES - 1)) // LINE_BYTES + 1
         piece_bytes = lines * LINE_BYTES
-        count = min(parameters.clients, max(1, ARENA_BYTES // piece_bytes))
+        count = min(parameters.clients, max(1, LOAD_ARENA_BYTES // piece_bytes))
         self._arena = _memory(count * piece_bytes)
         self._pieces = ffi.new("struct nu_piece[]", [{"client": 2**32 - 1}] * count)
         self._load.arena = self._arena
@@ -154,8 +114,8 @@ class _Run:
         numbers = self._parameters.numbers
         begin_s = time.monotonic()
         self._progress("prepare", 0, numbers)
-        for first in range(0, numbers, PREPARE_STEP_NUMBERS):
-            count = min(PREPARE_STEP_NUMBERS, numbers - first)
+        for first in range(0, numbers, LOAD_PREPARE_STEP_NUMBERS):
+            count = min(LOAD_PREPARE_STEP_NUMBERS, numbers - first)
             lib.nu_lines(self._sequence, first, count, self._lines + first * LINE_BYTES)
             self._progress("prepare", first + count, numbers)
         self._prepare_seconds = time.monotonic() - begin_s
@@ -182,7 +142,7 @@ class _Run:
         for index in range(1, self._parameters.clients):
             self._connect(index)
         _demand(lib.nu_load_open(self._load))
-        until_ns = min(time.monotonic_ns() + CONNECT_WAIT_S * 1e9, self._deadline_ns)
+        until_ns = min(time.monotonic_ns() + LOAD_CONNECT_WAIT_S * 1e9, self._deadline_ns)
         while self._load.connecting and time.monotonic_ns() < until_ns:
             _demand(lib.nu_load_connect(self._load, self._slice_end_ns(until_ns)))
 
@@ -312,8 +272,8 @@ class _Run:
             bytes_per_s=taken * LINE_BYTES / seconds,
             cpu_user_seconds=cpu_user_seconds,
             cpu_system_seconds=cpu_system_seconds,
-            drained_ms=_exact_latency(drained_ns),
-            acknowledged_ms=_bucket_latency(list(load.acknowledged), load.acknowledged_max_ns),
+            drained_ms=exact_latency(drained_ns),
+            acknowledged_ms=bucket_latency(list(load.acknowledged), load.acknowledged_max_ns),
             clients_drained=load.drained,
             clients_failed=load.failed,
             clients_unfinished=load.open,
@@ -371,36 +331,3 @@ def _failure(code: int) -> str:
 def _demand(result: int) -> None:
     if result < 0:
         raise StartError(f"cannot watch the clients: {os.strerror(-result)}")
-
-
-def _ranks(samples: int) -> list[int]:
-    """The places, from 1, of the percentiles among sorted samples: nearest rank."""
-    return [max(1, math.ceil(samples * share)) for share in (0.5, 0.9, 0.99, 0.999)]
-
-
-def _latency(samples: int, found_ns: Sequence[float], max_ns: float) -> Latency:
-    p50, p90, p99, p999 = (value / 1e6 for value in found_ns)
-    return Latency(samples=samples, p50=p50, p90=p90, p99=p99, p999=p999, max=max_ns / 1e6)
-
-
-def _exact_latency(times_ns: list[int]) -> Latency:
-    if not times_ns:
-        return Latency(samples=0)
-    times_ns.sort()
-    found = [times_ns[rank - 1] for rank in _ranks(len(times_ns))]
-    return _latency(len(times_ns), found, times_ns[-1])
-
-
-def _bucket_latency(counts: Sequence[int], max_ns: int) -> Latency:
-    """Percentiles as the upper bounds of their buckets, which are 3 % wide."""
-    samples = sum(counts)
-    if not samples:
-        return Latency(samples=0)
-    found: list[float] = []
-    ranks = _ranks(samples)
-    seen = 0
-    for bucket, count in enumerate(counts):
-        seen += count
-        while len(found) < len(ranks) and seen >= ranks[len(found)]:
-            found.append(min(lib.nu_latency_least_ns(bucket + 1), max_ns))
-    return _latency(samples, found, max_ns)

@@ -23,7 +23,9 @@ from hypothesis import strategies as st
 from numbers_uring._native import ffi, lib
 from numbers_uring.errors import ExitCode, StartError
 from numbers_uring.limits import NUMBERS
-from numbers_uring.load.run import LoadParameters, Mix, make_lines, run_load
+from numbers_uring.load.lines import make_lines
+from numbers_uring.load.model import LoadParameters, Mix
+from numbers_uring.load.run import run_load
 
 DEADLINE_S = 60
 COMMAND = [sys.executable, "-m", "numbers_uring"]

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numbers_uring.errors import ExitCode, StartError
+from numbers_uring.limits import LOAD_PLOT_INTERVAL_S_MIN
 from numbers_uring.load.model import Latency, LoadParameters, LoadResult
-from numbers_uring.load.plot import SHORTEST_S, Interval, LoadPlot
+from numbers_uring.load.plot import Interval, LoadPlot
 from numbers_uring.load.plot_file import FORMATS
 from support.waiting import DEADLINE_S
 
@@ -153,7 +154,7 @@ def test_rates_are_differences_over_times(tmp_path: Path) -> None:
 
 
 def test_what_is_too_short_for_a_rate_belongs_to_its_neighbour(tmp_path: Path) -> None:
-    short = SHORTEST_S / 2
+    short = LOAD_PLOT_INTERVAL_S_MIN / 2
     assert plotted([(0, 0), (short, 5), (1, 100), (1 + short, 101)], tmp_path) == [
         (0, 1 + short, 101 / (1 + short))
     ]

@@ -10,8 +10,8 @@ import pytest
 from bench import LogCheck
 from cluster_bench import ClusterBench
 from engines import SYNCED
+from numbers_uring.load.lines import make_lines
 from numbers_uring.load.model import LoadParameters
-from numbers_uring.load.run import make_lines
 
 BENCH = Path(__file__).parents[2] / "perf" / "cluster_bench.py"
 NUMBERS = 20_000
