@@ -22,6 +22,7 @@ from numbers_uring.cli.serve import (
 from numbers_uring.errors import ExitCode, Failure, StopRequestedError
 from numbers_uring.server.run import run_server
 from numbers_uring.system.descriptors import raise_descriptor_limit
+from numbers_uring.system.signals import unblock_signals
 from numbers_uring.system.stdio import PROGRAM, STDERR, Diagnostics, Lines, open_standard_streams
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -62,6 +63,7 @@ def load(say: Diagnostics, /, *, as_json: bool, plot_path: Path | None, **option
 def main() -> NoReturn:
     """Run the command; every failure is one line on standard error and an ExitCode."""
     open_standard_streams()
+    unblock_signals()
     say = Diagnostics(Lines(STDERR))
 
     def fail(text: str, code: int) -> NoReturn:

@@ -11,13 +11,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from numbers_uring.errors import StartError
 from numbers_uring.ingest.kernel import Kernel
 from numbers_uring.limits import BITMAP_BYTES
 from numbers_uring.log.scan import Scan, scan
 from numbers_uring.log.writer import LogError
+from numbers_uring.system.signals import caught
 
 Progress = Callable[[int], None]
 """Told the size of each piece, in bytes, once it was taken in."""
@@ -159,8 +159,9 @@ def repair_logs(
     last = max((at for at, found in enumerate(findings) if not found.clean), default=-1)
     to_read = findings[: last + 1]
     _clear(bitmap)
+    stop = _StopRequest()
     with (
-        _StopRequest() as stop,
+        caught(_STOP_SIGNALS, stop.note, unless_ignored=True),
         stage("repairing", _size_bytes([found.log for found in to_read])) as progress,
     ):
 
@@ -254,27 +255,13 @@ def _copy_owner_and_mode(from_fd: int, to_fd: int) -> None:
 
 
 class _StopRequest:
-    """Notes a stop signal while it is entered, for a repair to end where nothing is half done.
-
-    Main thread only. A signal that is ignored, as under nohup(1), stays so.
-    """
+    """A stop signal that is noted, for a repair to end where nothing is half done."""
 
     def __init__(self) -> None:
         self._received: signal.Signals | None = None
-        self._previous: dict[signal.Signals, object] = {}
 
-    def __enter__(self) -> "_StopRequest":
-        for number in _STOP_SIGNALS:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)  # type: ignore[arg-type]
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self._received = signal.Signals(number)
+    def note(self, number: signal.Signals) -> None:
+        self._received = number
 
     def obey(self) -> None:
         """Raise LogError where a signal has come."""

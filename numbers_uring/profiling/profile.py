@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 
 from numbers_uring.errors import StartError
 from numbers_uring.limits import PROFILE_BYTES_MAX, PROFILE_READ_S, SIGNAL_REPEAT_S
@@ -24,7 +23,7 @@ from numbers_uring.profiling.recorder import (
     start_recorder,
 )
 from numbers_uring.system.output_file import OutputFile
-from numbers_uring.system.signals import STOP_SIGNALS
+from numbers_uring.system.signals import STOP_SIGNALS, caught
 from numbers_uring.system.stdio import Diagnostics
 
 
@@ -104,19 +103,16 @@ class Profile:
         begin_s = time.monotonic()
         reading = Reading(PROFILE_READ_S)
 
-        def cut(_number: int, _frame: FrameType | None) -> None:
+        def cut(_number: signal.Signals) -> None:
             # A repeat of the signal that ended the run is no further one.
             if time.monotonic() - begin_s > SIGNAL_REPEAT_S:
                 reading.cut()
 
-        for number in STOP_SIGNALS:
-            signal.signal(number, cut)
         try:
-            recorder.stop()
-            stacks = recorder.read(reading)
-            # Nothing to stop is left, as after a run without a profile.
-            for number in STOP_SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
+            # Ignored before and behind that, as after a run without a profile.
+            with caught(STOP_SIGNALS, cut):
+                recorder.stop()
+                stacks = recorder.read(reading)
             self._draw(recorder, _without_watching(stacks), reading)
         except (RecordError, OSError) as error:
             self._say(f"no profile in {self._output.path}: {error}")

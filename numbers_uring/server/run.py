@@ -27,7 +27,7 @@ from numbers_uring.server.select import choose_backend, choose_kernel
 from numbers_uring.server.server import Server
 from numbers_uring.server.status import ServiceStatus
 from numbers_uring.system.descriptors import raise_descriptor_limit
-from numbers_uring.system.signals import Requests
+from numbers_uring.system.signals import Requests, prepare_signals
 from numbers_uring.system.stdio import STDOUT, Diagnostics, Lines
 from numbers_uring.systemd.activation import take_inherited
 from numbers_uring.systemd.notify import ServiceManager
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 def run_server(config: Config, say: Diagnostics) -> None:
     """Serve until the end. Raises StartError, StopRequestedError, SinkError or BackendError."""
+    prepare_signals()
     manager = ServiceManager.from_environment(os.environ, say)
     try:
         # Before anything else is opened.
@@ -77,7 +78,7 @@ def _serve(
         kernel = choose_kernel(config.kernel, shared=config.reactors > 1)
         backend, make_reactor = choose_backend(config.backend, say)
         raise_descriptor_limit(config.connections_max, reactors=config.reactors)
-        requests = Requests(say)
+        requests = parts.enter_context(Requests(say))
         metrics = None
         if config.metrics is not None:
             metrics = _serve_metrics(config, config.metrics, backend, kernel.variant)
@@ -153,8 +154,8 @@ def _serve(
             time.monotonic() - begin_s,
             say,
         )
-        server.run()
-        requests.ignore_stops()
+        with requests:
+            server.run()
         _tell_end(server, reactor, sink, say, manager)
 
 

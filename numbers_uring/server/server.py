@@ -8,7 +8,7 @@ from enum import StrEnum
 from signal import Signals
 from typing import Protocol
 
-from numbers_uring.errors import BackendError, SinkError
+from numbers_uring.errors import BackendError, Failure, SinkError
 from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.report import Counts, next_due_s, report_line
 from numbers_uring.limits import DRAIN_S
@@ -31,6 +31,9 @@ class Phase(StrEnum):
 
 class Requests(Protocol):
     """Where requests from outside show; the reactor's wake-up descriptor tells of them."""
+
+    failure: Failure | None
+    """Set once the run has failed: a second stop signal exits at once with its exit code."""
 
     @property
     def stop(self) -> Signals | None: ...
@@ -105,7 +108,7 @@ class Server(Loop):
             self._stop_crew()
             self._finish_sink()
         except SinkError as error:
-            failure = error
+            failure = self._requests.failure = error
         self._stop_crew()
         self._put_report(last=True)
         if self._disconnects is not None:

@@ -1,44 +1,106 @@
-"""Signals, turned into requests and a readable descriptor."""
+"""Signals, turned into requests and a readable descriptor.
+
+What it stands on:
+
+- A process inherits which signals are blocked (sigprocmask(2)) and ignored (signal(7)) from its
+  parent. Redis and nginx catch their signals whatever was ignored, and so do we: under nohup(1) and
+  as a background job of a script, SIGHUP and SIGINT are requests all the same.
+- A write to the terminal by a background job stops the whole process where `stty tostop` is set,
+  unless SIGTTOU is ignored (termios(3)).
+- Python's end gives every signal that has a handler its default action back, before the process is
+  gone; one that is ignored stays ignored.
+"""
 
 import os
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Self
 
+from numbers_uring.errors import Failure
 from numbers_uring.limits import SIGNAL_REPEAT_S
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_REQUESTS = (*STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1)
+
+
+def unblock_signals() -> None:
+    """Let the signals through that end a command or ask a server for something."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*_REQUESTS, signal.SIGCHLD))
+
+
+def prepare_signals() -> None:
+    """Make signals harmless that would stop or end a server which only writes. Main thread only.
+
+    Children's ends can be waited for afterwards, also where the parent has ignored SIGCHLD.
+    """
+    for number in (signal.SIGTTOU, signal.SIGTTIN, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+@contextmanager
+def caught(
+    numbers: tuple[signal.Signals, ...],
+    catch: Callable[[signal.Signals], None],
+    *,
+    unless_ignored: bool = False,
+) -> Iterator[None]:
+    """Call `catch` for each of these signals within the context. Main thread only.
+
+    With `unless_ignored`, one that the parent has made ignored stays so, as nohup(1) wants it.
+    """
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        catch(signal.Signals(number))
+
+    before = {
+        number: signal.getsignal(number)
+        for number in numbers
+        if not unless_ignored or signal.getsignal(number) != signal.SIG_IGN
+    }
+    try:
+        for number in before:
+            signal.signal(number, handle)
+        yield
+    finally:
+        for number, action in before.items():
+            signal.signal(number, action)
 
 
 class Requests:
     """Catches SIGTERM, SIGINT, SIGHUP and SIGUSR1 from its construction on; main thread only.
 
+    Once left as a context, which may be done more than once, it has them ignored until the end.
+
     The first stop signal sets `stop`. A further one, unless it comes within SIGNAL_REPEAT_S and so
-    is the same request, ends the process at once with 128 + its number, as a shell would count it.
+    is the same request, ends the process at once with 128 + its number, as a shell would count it,
+    or with the exit code of `failure`, once that is set. `warn` takes one line for the operator.
     """
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self, warn: Callable[[str], None]) -> None:
         self.stop: signal.Signals | None = None
-        self._say = say
+        self.failure: Failure | None = None
+        """Why the run has failed, while it is still being ended."""
+        self._warn = warn
         self._stop_s = 0.0
-        self._asked = {signal.SIGHUP: False, signal.SIGUSR1: False}
+        self._requested = {signal.SIGHUP: False, signal.SIGUSR1: False}
         self.wakeup_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         # Written to by the C-level handler: a wait that had not begun yet returns at once, too.
         signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         for number in STOP_SIGNALS:
             signal.signal(number, self._catch_stop)
-        for number in self._asked:
+        for number in self._requested:
             signal.signal(number, self._catch)
 
-    def ignore_stops(self) -> None:
-        """Let stop signals pass from now on: there is nothing left to stop.
+    def __enter__(self) -> Self:
+        return self
 
-        Python gives every signal its default action back when it ends, and a late repeat would make
-        a failure of an end that was clean; what is ignored stays ignored.
-        """
-        for number in STOP_SIGNALS:
+    def __exit__(self, *_: object) -> None:
+        """Ignore all of them from now until the process is gone: nothing is left to stop."""
+        for number in _REQUESTS:
             signal.signal(number, signal.SIG_IGN)
 
     def wake(self) -> None:
@@ -47,28 +109,28 @@ class Requests:
             os.write(self._write_fd, b"\0")
 
     def take_reopen(self) -> bool:
-        """Say whether SIGHUP came since this was last asked, and quiet the descriptor."""
+        """Return whether SIGHUP came since the last call, and quiet the descriptor."""
         return self._take(signal.SIGHUP)
 
     def take_report(self) -> bool:
-        """Say whether SIGUSR1 came since this was last asked, and quiet the descriptor."""
+        """Return whether SIGUSR1 came since the last call, and quiet the descriptor."""
         return self._take(signal.SIGUSR1)
 
     def _take(self, number: signal.Signals) -> bool:
-        if not self._asked[number]:
+        if not self._requested[number]:
             return False
-        # In this order: a signal that comes in between is asked for again before the next wait.
-        self._asked[number] = False
+        # In this order: a signal that comes in between is seen by the call before the next wait.
+        self._requested[number] = False
         self.quiet()
         return True
 
     def quiet(self) -> None:
-        """Have the wake-up descriptor be readable no more, until the next request."""
+        """Make the wake-up descriptor unreadable until the next request."""
         with suppress(BlockingIOError):
             os.read(self.wakeup_fd, 65536)
 
     def _catch(self, number: int, _frame: FrameType | None) -> None:
-        self._asked[signal.Signals(number)] = True
+        self._requested[signal.Signals(number)] = True
 
     def _catch_stop(self, number: int, _frame: FrameType | None) -> None:
         now_s = time.monotonic()
@@ -76,5 +138,9 @@ class Requests:
             self.stop = signal.Signals(number)
             self._stop_s = now_s
         elif now_s - self._stop_s > SIGNAL_REPEAT_S:
-            self._say(f"a second signal, {signal.Signals(number).name}: exiting at once")
-            os._exit(128 + number)
+            text = f"a second signal, {signal.Signals(number).name}: exiting at once"
+            if self.failure is None:
+                self._warn(text)
+                os._exit(128 + number)
+            self._warn(f"{self.failure}; {text}")
+            os._exit(self.failure.exit_code)

@@ -8,6 +8,7 @@ from typing import Any
 
 from numbers_uring.addresses import Peer
 from numbers_uring.config import Fsync, Terminate
+from numbers_uring.errors import Failure
 from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.native import variants
 from numbers_uring.limits import BITMAP_BYTES, CHUNK_BYTES_MAX, HEADROOM_BYTES
@@ -109,6 +110,7 @@ class ScriptedReactor:
 
 class FakeRequests:
     stop: signal.Signals | None = None
+    failure: Failure | None = None
     reopen = False
     report = False
 

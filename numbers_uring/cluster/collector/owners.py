@@ -55,7 +55,7 @@ from numbers_uring.log.writer import NumbersLog
 from numbers_uring.metrics.library import require_metrics_library
 from numbers_uring.net.listeners import listen_for_metrics
 from numbers_uring.system.descriptors import raise_descriptor_limit
-from numbers_uring.system.signals import Requests
+from numbers_uring.system.signals import Requests, prepare_signals
 from numbers_uring.system.stdio import PROGRAM, STDOUT, Diagnostics, Lines
 from numbers_uring.system.threads import start_pool
 from numbers_uring.systemd.notify import ServiceManager
@@ -83,18 +83,18 @@ class OwnConfig:
 
 def run_owners(config: OwnConfig, say: Diagnostics) -> None:
     """Own until a signal. Raises StartError, StopRequestedError, LogError or OwnerError."""
+    prepare_signals()
     manager = ServiceManager.from_environment(os.environ, say)
     try:
         manager.status("Starting")
         require_nats_library()
-        requests = Requests(say)
         with ExitStack() as parts:
+            requests = parts.enter_context(Requests(say))
             metrics = None
             if config.metrics is not None:
                 metrics = _serve_metrics(config.metrics, config.partitions)
                 parts.callback(metrics.close)
             asyncio.run(_Owners(config, say, requests, manager, metrics).run())
-        requests.ignore_stops()
     except (StartError, SinkError, OwnerError) as error:
         manager.status(str(error))
         raise
