@@ -1,4 +1,4 @@
-"""Builds numbers_uring._native: the headers beside this file are handed to cffi as they stand."""
+"""Builds numbers_uring._native: cffi is given the headers below as they are."""
 
 from pathlib import Path
 
@@ -6,13 +6,17 @@ from cffi import FFI
 
 NATIVE = Path(__file__).resolve().parent
 HEADERS = [
+    "base.h",
     "ingest/ingest.h",
-    "load/load.h",
+    "load/lines.h",
+    "load/send.h",
     "os/memory.h",
+    "os/writeback.h",
     "cluster/own.h",
     "cluster/pack.h",
+    "uring/abi.h",
+    "uring/features.h",
     "uring/uring.h",
-    "os/writeback.h",
 ]
 SOURCES = [f"native/{source.relative_to(NATIVE)}" for source in sorted(NATIVE.glob("*/*.c"))]
 

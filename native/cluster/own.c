@@ -1,16 +1,14 @@
 /* Packed numbers to the lines of those that are new, with the bitmap fetched ahead. */
 #include "cluster/own.h"
 
+#include "base.h"
+
 #include <errno.h>
 #include <stdbool.h>
 #include <string.h>
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the word arithmetic is little-endian");
-
-enum {
-    LINE_BYTES = 10,
-    AHEAD = 64 /* numbers from a prefetch to its use: enough for a miss, few enough to stay */
-};
+/* Numbers from a prefetch to its use: enough for a miss, few enough to stay. */
+enum { AHEAD = 64 };
 
 static inline uint32_t number_at(const uint8_t *packed, size_t i) {
     uint32_t number;
@@ -45,7 +43,7 @@ static inline void write_line(uint8_t *line, uint32_t number) {
     uint64_t digits = eight_digits(number - leading * 100000000);
     line[0] = (uint8_t)('0' + leading);
     memcpy(line + 1, &digits, sizeof digits);
-    line[LINE_BYTES - 1] = '\n';
+    line[NU_LINE_BYTES - 1] = '\n';
 }
 
 /* By bytes: another thread owns the numbers of the next one, perhaps. */
@@ -58,7 +56,7 @@ static inline bool test_and_set(uint8_t *bitmap, uint32_t number) {
 }
 
 int nu_own(struct nu_own *own, const uint8_t *packed, size_t count) {
-    if ((own->batch_bytes - own->batch_used) / LINE_BYTES < count)
+    if ((own->batch_bytes - own->batch_used) / NU_LINE_BYTES < count)
         return -ENOBUFS;
     if (!all_owned(packed, count, own->first, own->end))
         return -ERANGE;
@@ -73,10 +71,10 @@ int nu_own(struct nu_own *own, const uint8_t *packed, size_t count) {
         uint32_t number = number_at(packed, i);
         /* Each line is written and only the new ones are kept: a branch would be a coin toss. */
         write_line(out, number);
-        out += test_and_set(bitmap, number) ? LINE_BYTES : 0;
+        out += test_and_set(bitmap, number) ? NU_LINE_BYTES : 0;
     }
     size_t batched = (size_t)(out - start);
     own->batch_used += batched;
-    own->duplicate += count - batched / LINE_BYTES;
+    own->duplicate += count - batched / NU_LINE_BYTES;
     return 0;
 }

@@ -5,16 +5,14 @@
  */
 #include "cluster/pack.h"
 
+#include "base.h"
+
 #include <errno.h>
 #include <string.h>
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "digits and numbers are little-endian");
-
-#define INLINE static inline __attribute__((always_inline))
-
 /* Eight digits in three steps, pairs, then fours, then all: Lemire, "Quickly parsing eight digits"
  * (2018). The ninth follows. */
-INLINE uint32_t number_of(const uint8_t *line) {
+NU_INLINE uint32_t number_of(const uint8_t *line) {
     uint64_t digits;
     memcpy(&digits, line, sizeof digits);
     digits -= 0x3030303030303030u;
@@ -27,13 +25,13 @@ INLINE uint32_t number_of(const uint8_t *line) {
 
 /* Lemire, Kaser and Kurz, "Faster remainder by direct computation" (2019), theorem 1: exact for
  * every 32-bit number and every divisor from 2 on, the reciprocal having 64 bits. */
-INLINE uint32_t partition_of(uint64_t reciprocal, uint32_t number) {
+NU_INLINE uint32_t partition_of(uint64_t reciprocal, uint32_t number) {
     return (uint32_t)((unsigned __int128)reciprocal * number >> 64);
 }
 
 int nu_pack_set(struct nu_pack *pack, uint32_t width, uint32_t partitions, uint32_t area_numbers,
                 uint32_t *areas, uint32_t *used) {
-    if (width < 2 || area_numbers == 0 || (uint64_t)width * partitions < NU_PACK_DOMAIN)
+    if (width < 2 || area_numbers == 0 || (uint64_t)width * partitions < NU_NUMBERS)
         return -EINVAL;
     *pack = (struct nu_pack){
         .reciprocal = UINT64_MAX / width + 1,
@@ -51,7 +49,7 @@ size_t nu_pack_lines(struct nu_pack *pack, const uint8_t *lines, size_t count) {
     const size_t area_numbers = pack->area_numbers;
     uint32_t *areas = pack->areas, *used = pack->used;
     for (size_t i = 0; i < count; i++) {
-        uint32_t number = number_of(lines + i * NU_PACK_LINE_BYTES);
+        uint32_t number = number_of(lines + i * NU_LINE_BYTES);
         uint32_t partition = partition_of(reciprocal, number);
         uint32_t at = used[partition];
         if (at == area_numbers)

@@ -8,11 +8,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum nu_pack_limits {
-    NU_PACK_LINE_BYTES = 10,
-    NU_PACK_DOMAIN = 1000000000 /* numbers are 0 .. NU_PACK_DOMAIN - 1 */
-};
-
 /* Number n belongs to partition n / width. Set by nu_pack_set, but for used, which whoever takes
  * numbers out of an area sets back to 0. */
 struct nu_pack {

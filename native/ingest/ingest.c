@@ -8,12 +8,10 @@
  */
 #include "ingest/ingest.h"
 
-#include "ingest/ring.h"
+#include "ingest/window.h"
 
-static inline __attribute__((always_inline)) int ingest_scalar(struct nu_ingest *ingest,
-                                                               const uint8_t *arena, size_t start,
-                                                               size_t stop,
-                                                               test_and_set_fn test_and_set) {
+NU_INLINE int ingest_scalar(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
+                            size_t stop, test_and_set_fn test_and_set) {
     if (lacks_room(ingest, stop - start))
         return -ENOBUFS;
     const uint8_t *line = arena + start;
@@ -68,12 +66,12 @@ static inline bool parse_block_swar(const uint8_t *lines, uint32_t numbers[BLOCK
 }
 
 int nu_ingest_swar(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop) {
-    return ingest_through_ring(ingest, arena, start, stop, parse_block_swar, probe_block_alone,
-                               test_and_set_alone);
+    return ingest_through_window(ingest, arena, start, stop, parse_block_swar, probe_block_alone,
+                                 test_and_set_alone);
 }
 
 int nu_ingest_swar_shared(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
                           size_t stop) {
-    return ingest_through_ring(ingest, arena, start, stop, parse_block_swar, probe_block_shared,
-                               test_and_set_shared);
+    return ingest_through_window(ingest, arena, start, stop, parse_block_swar, probe_block_shared,
+                                 test_and_set_shared);
 }

@@ -6,13 +6,10 @@
 #ifndef NUMBERS_URING_INGEST_H
 #define NUMBERS_URING_INGEST_H
 
+#include "../base.h"
+
 #include <stddef.h>
 #include <stdint.h>
-
-enum nu_limits {
-    NU_LINE_BYTES = 10,         /* nine characters and '\n' */
-    NU_BITMAP_BYTES = 125000000 /* one bit for each of 1,000,000,000 numbers */
-};
 
 enum nu_verdict {
     NU_MORE = 0,     /* every line was taken in; fewer than 10 bytes, the tail, may be left */

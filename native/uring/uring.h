@@ -3,8 +3,8 @@
  * This header is the whole contract between C and Python, as ingest.h is. Kernel 6.1 or newer. A
  * ring belongs to the thread that opened it and must not be used across a fork.
  */
-#ifndef NUMBERS_URING_RING_H
-#define NUMBERS_URING_RING_H
+#ifndef NUMBERS_URING_URING_H
+#define NUMBERS_URING_URING_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -132,57 +132,5 @@ int nu_ring_next_open(struct nu_ring *ring, uint32_t connection);
 /* Returns how many bytes of an open connection are received but not handed out, in its socket or
  * in buffers. */
 int64_t nu_ring_held_bytes(struct nu_ring *ring, uint32_t connection);
-
-/* What a ring stands on, each to be tried by itself. */
-enum nu_trial {
-    NU_TRY_SETUP = 0,     /* io_uring_setup(2) with the flags and features that rings here need */
-    NU_TRY_WAIT = 1,      /* io_uring_enter(2) that ends after a time (EXT_ARG) */
-    NU_TRY_BUFFERS = 2,   /* a ring of provided buffers */
-    NU_TRY_POLL = 3,      /* a descriptor that is told to be readable */
-    NU_TRY_MULTISHOT = 4, /* two pieces received by one request */
-    NU_TRY_CANCEL = 5,    /* every request ended by one */
-    NU_TRIALS = 6
-};
-
-/* Tries them on a small ring of its own and a pair of connected stream sockets, which stay the
- * caller's and have nothing to be received. outcomes[trial] becomes 0, or -errno: -ETIME where
- * nothing happened for a second, -ECANCELED where something failed that it needs.
- */
-void nu_ring_try(int32_t near, int32_t far, int32_t outcomes[NU_TRIALS]);
-
-/* The kernel's constants and sizes that ring.c stands on: checked there against the headers it is
- * compiled with, and in the tests against another binding. */
-enum nu_uring_abi {
-    NU_URING_OP_POLL_ADD = 6,
-    NU_URING_OP_ASYNC_CANCEL = 14,
-    NU_URING_OP_RECV = 27,
-    NU_URING_SETUP_CQSIZE = 8,
-    NU_URING_SETUP_CLAMP = 16,
-    NU_URING_SETUP_SINGLE_ISSUER = 4096,
-    NU_URING_SETUP_DEFER_TASKRUN = 8192,
-    NU_URING_FEAT_SINGLE_MMAP = 1,
-    NU_URING_FEAT_NODROP = 2,
-    NU_URING_FEAT_EXT_ARG = 256,
-    NU_URING_ENTER_GETEVENTS = 1,
-    NU_URING_ENTER_EXT_ARG = 8,
-    NU_URING_REGISTER_PBUF_RING = 22,
-    NU_URING_SQE_BUFFER_SELECT = 32,
-    NU_URING_SQE_CQE_SKIP_SUCCESS = 64,
-    NU_URING_RECV_MULTISHOT = 2,
-    NU_URING_CANCEL_ALL = 1,
-    NU_URING_CANCEL_ANY = 4,
-    NU_URING_SQ_CQ_OVERFLOW = 2,
-    NU_URING_CQE_F_BUFFER = 1,
-    NU_URING_CQE_F_MORE = 2,
-    NU_URING_CQE_BUFFER_SHIFT = 16,
-    NU_URING_OFF_SQ_RING = 0,
-    NU_URING_OFF_SQES = 268435456,
-    NU_URING_SQE_BYTES = 64,
-    NU_URING_CQE_BYTES = 16,
-    NU_URING_PARAMS_BYTES = 120,
-    NU_URING_BUF_BYTES = 16,
-    NU_URING_BUF_REG_BYTES = 40,
-    NU_URING_GETEVENTS_ARG_BYTES = 24
-};
 
 #endif

@@ -6,7 +6,7 @@ from numbers_uring._native import ffi, lib
 from numbers_uring.limits import LINE_BYTES, NUMBERS
 from numbers_uring.load.model import LoadParameters, Mix
 
-assert (lib.NU_LOAD_LINE_BYTES, lib.NU_LOAD_DOMAIN) == (LINE_BYTES, NUMBERS)
+assert (lib.NU_LINE_BYTES, lib.NU_NUMBERS) == (LINE_BYTES, NUMBERS)
 
 _MIXES = {
     Mix.UNIQUE: lib.NU_MIX_UNIQUE,

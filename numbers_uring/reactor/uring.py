@@ -1,6 +1,6 @@
-"""The reactor over io_uring(7): a thin wrapper of native/ring.
+"""The reactor over io_uring(7): a thin wrapper of native/uring.
 
-What it stands on, beside what native/uring/ring.c says of the kernel:
+What it stands on, beside what native/uring/pass.c says of the kernel:
 
 - A piece stays where the kernel put it until the next pass gives its buffer back, so rows that an
   iterator left behind keep their buffers, and the next wait hands them out first.

@@ -10,9 +10,9 @@ from typing import Any
 from numbers_uring._native import ffi, lib
 
 FEATURES = ("setup", "timed_wait", "provided_buffers", "poll", "multishot_receive", "cancel_all")
-"""In the order of native/uring/uring.h's nu_trial."""
+"""In the order of native/uring/features.h's nu_feature."""
 
-assert len(FEATURES) == lib.NU_TRIALS
+assert len(FEATURES) == lib.NU_FEATURES
 
 
 def try_features() -> dict[str, str | None]:
@@ -22,10 +22,10 @@ def try_features() -> dict[str, str | None]:
     does not work; ETIME: nothing happened within a second. Raises OSError where no socket pair can
     be made.
     """
-    outcomes: Any = ffi.new("int32_t[]", lib.NU_TRIALS)
+    outcomes: Any = ffi.new("int32_t[]", lib.NU_FEATURES)
     near, far = socket.socketpair()
     with near, far:
-        lib.nu_ring_try(near.fileno(), far.fileno(), outcomes)
+        lib.nu_probe_features(near.fileno(), far.fileno(), outcomes)
     return {
         name: errno.errorcode.get(-outcome, str(-outcome)) if outcome else None
         for name, outcome in zip(FEATURES, outcomes, strict=True)

@@ -35,7 +35,7 @@ TERMINATE = b"terminate\n"
 BATCH = memoryview(bytearray(64 * 1024))
 
 BLOCK_LINES, RING_LINES = 8, 64
-"""What native/ingest/ring.h says: places worth probing, no more; nothing here depends on it."""
+"""What native/ingest/window.h says: places worth probing, no more; nothing here depends on it."""
 
 
 def line(number: int) -> bytes:

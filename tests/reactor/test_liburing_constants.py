@@ -1,4 +1,4 @@
-"""What native/ring stands on, compared with an independent binding of liburing.
+"""What native/uring stands on, compared with an independent binding of liburing.
 
 The binding is compiled for processors that this may not be one of, so it is asked in a process of
 its own: one that is ended by a signal bears no witness, one that says something else is a failure.
@@ -30,7 +30,7 @@ THEIR_NAMES = {
 NOT_IN_THE_BINDING = {"NU_URING_REGISTER_PBUF_RING"} | {
     name for name in ABI if name.endswith("_BYTES")
 }
-"""Compared in ring.c with the kernel's headers alone."""
+"""Compared in queue.c with the kernel's headers alone."""
 
 
 def ask(code: str) -> Any:

@@ -490,9 +490,9 @@ def test_every_feature_works_by_itself_and_leaves_no_descriptor() -> None:
 
 def test_a_feature_that_cannot_be_had_is_named_with_its_error() -> None:
     near, far = socket.socketpair()
-    outcomes: Any = ffi.new("int32_t[]", lib.NU_TRIALS)
+    outcomes: Any = ffi.new("int32_t[]", lib.NU_FEATURES)
     with near, far:
         far.shutdown(socket.SHUT_WR)
-        lib.nu_ring_try(near.fileno(), far.fileno(), outcomes)
+        lib.nu_probe_features(near.fileno(), far.fileno(), outcomes)
     # Nothing can be sent, so the poll fails, and what comes after it is not tried.
     assert list(outcomes) == [0, 0, 0, -errno.EPIPE, -errno.ECANCELED, -errno.ECANCELED]

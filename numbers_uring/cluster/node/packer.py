@@ -6,7 +6,7 @@ from numbers_uring._native import ffi, lib
 from numbers_uring.cluster.partitions import NUMBER_BYTES, partition_width
 from numbers_uring.limits import LINE_BYTES, NUMBERS
 
-assert (lib.NU_PACK_LINE_BYTES, lib.NU_PACK_DOMAIN) == (LINE_BYTES, NUMBERS)
+assert (lib.NU_LINE_BYTES, lib.NU_NUMBERS) == (LINE_BYTES, NUMBERS)
 
 
 class Packer:

@@ -1,17 +1,17 @@
-/* What the variants share: a line's parts, and the ring that hides the bitmap's cache misses.
+/* What the variants share: a line's parts, and the window that hides the bitmap's cache misses.
  *
  * Random numbers miss the cache at nearly each bitmap access, and a miss takes some 40 times as
  * long as all else that a line needs. A CPU keeps many misses in flight, but only if asked early.
- * So lines are parsed in blocks of 8, RING_LINES ahead: as a block is parsed, its bitmap bytes are
- * prefetched; when it has become the oldest of the ring, they have arrived, and it is probed. The
- * technique is group prefetching, Chen et al., "Improving hash join performance through
+ * So lines are parsed in blocks of 8, WINDOW_LINES ahead: as a block is parsed, its bitmap bytes
+ * are prefetched; when it has become the oldest of the window, they have arrived, and it is probed.
+ * The technique is group prefetching, Chen et al., "Improving hash join performance through
  * prefetching" (2004).
  *
- * The ring holds parsed numbers, never answers: bits are tested and set in the order of the input,
- * so it does not matter whether a number is repeated within the ring.
+ * The window holds parsed numbers, never answers: bits are tested and set in the order of the
+ * input, so it does not matter whether a number is repeated within the window.
  */
-#ifndef NUMBERS_URING_INGEST_RING_H
-#define NUMBERS_URING_INGEST_RING_H
+#ifndef NUMBERS_URING_INGEST_WINDOW_H
+#define NUMBERS_URING_INGEST_WINDOW_H
 
 #include "ingest/ingest.h"
 
@@ -19,13 +19,11 @@
 #include <stdbool.h>
 #include <string.h>
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the word arithmetic is little-endian");
-
 enum {
     BLOCK_LINES = 8,
     BLOCK_BYTES = BLOCK_LINES * NU_LINE_BYTES,
-    RING_LINES = 64,
-    RING_BYTES = RING_LINES * NU_LINE_BYTES,
+    WINDOW_LINES = 64,
+    WINDOW_BYTES = WINDOW_LINES * NU_LINE_BYTES,
     COPY_BYTES = 16, /* a line is loaded, and stored to the batch, with the 6 bytes after it */
     BLOCK_REACH_BYTES = BLOCK_BYTES - NU_LINE_BYTES + COPY_BYTES
 };
@@ -80,9 +78,8 @@ typedef uint8_t *probe_block_fn(uint8_t *bitmap, const uint32_t numbers[BLOCK_LI
  * has COPY_BYTES to read from each of its lines, and the batch has as much room as the input has
  * bytes, so what is written beyond a line stays in the batch too.
  */
-static inline __attribute__((always_inline)) uint8_t *
-probe_each(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES], const uint8_t *lines, uint8_t *out,
-           test_and_set_fn test_and_set) {
+NU_INLINE uint8_t *probe_each(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
+                              const uint8_t *lines, uint8_t *out, test_and_set_fn test_and_set) {
     for (int i = 0; i < BLOCK_LINES; i++) {
         memcpy(out, lines + i * NU_LINE_BYTES, COPY_BYTES);
         out += test_and_set(bitmap, numbers[i]) ? NU_LINE_BYTES : 0;
@@ -90,18 +87,16 @@ probe_each(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES], const uint8_t *
     return out;
 }
 
-static inline __attribute__((always_inline)) uint8_t *
-probe_block_alone(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES], const uint8_t *lines,
-                  uint8_t *out) {
+NU_INLINE uint8_t *probe_block_alone(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
+                                     const uint8_t *lines, uint8_t *out) {
     return probe_each(bitmap, numbers, lines, out, test_and_set_alone);
 }
 
 /* Numbers that follow each other have their bits in one word, and then one locked instruction sets
  * all of them. Of the threads that set a bit at once, again one alone finds it clear before.
  */
-static inline __attribute__((always_inline)) uint8_t *
-probe_block_shared(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES], const uint8_t *lines,
-                   uint8_t *out) {
+NU_INLINE uint8_t *probe_block_shared(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
+                                      const uint8_t *lines, uint8_t *out) {
     uint32_t spread = 0;
     for (int i = 1; i < BLOCK_LINES; i++)
         spread |= numbers[0] ^ numbers[i];
@@ -171,32 +166,32 @@ static inline bool parse_line(const uint8_t *line, uint32_t *number) {
  * Only the last few lines, and the block with the first line that is no number, are left for the
  * loop at the end, which takes one line at a time and touches no byte too many.
  */
-static inline __attribute__((always_inline)) int
-ingest_through_ring(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop,
-                    parse_block_fn parse_block, probe_block_fn probe_block,
-                    test_and_set_fn test_and_set) {
+NU_INLINE int ingest_through_window(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
+                                    size_t stop, parse_block_fn parse_block,
+                                    probe_block_fn probe_block, test_and_set_fn test_and_set) {
     if (lacks_room(ingest, stop - start))
         return -ENOBUFS;
     uint8_t *bitmap = ingest->bitmap;
     uint8_t *out = ingest->batch + ingest->batch_used;
     const uint8_t *lines = arena + start;
     const uint8_t *end = arena + stop;
-    uint32_t ring[RING_LINES];
+    uint32_t window[WINDOW_LINES];
     uint32_t block[BLOCK_LINES];
-    size_t parsed = 0; /* lines; line i of the input is ring[i % RING_LINES] until it is probed */
+    size_t parsed =
+        0; /* lines; line i of the input is window[i % WINDOW_LINES] until it is probed */
 
     const uint8_t *line = lines;
     for (; end - line >= BLOCK_REACH_BYTES && parse_block(line, block); line += BLOCK_BYTES) {
-        uint32_t *slot = &ring[parsed % RING_LINES];
-        if (parsed >= RING_LINES)
-            out = probe_block(bitmap, slot, line - RING_BYTES, out);
+        uint32_t *slot = &window[parsed % WINDOW_LINES];
+        if (parsed >= WINDOW_LINES)
+            out = probe_block(bitmap, slot, line - WINDOW_BYTES, out);
         memcpy(slot, block, sizeof block);
         for (int i = 0; i < BLOCK_LINES; i++)
             __builtin_prefetch(&bitmap[block[i] >> 3]);
         parsed += BLOCK_LINES;
     }
-    for (size_t i = parsed > RING_LINES ? parsed - RING_LINES : 0; i < parsed; i += BLOCK_LINES)
-        out = probe_block(bitmap, &ring[i % RING_LINES], lines + i * NU_LINE_BYTES, out);
+    for (size_t i = parsed > WINDOW_LINES ? parsed - WINDOW_LINES : 0; i < parsed; i += BLOCK_LINES)
+        out = probe_block(bitmap, &window[i % WINDOW_LINES], lines + i * NU_LINE_BYTES, out);
 
     uint32_t number;
     for (; end - line >= NU_LINE_BYTES && parse_line(line, &number); line += NU_LINE_BYTES)

@@ -1,0 +1,17 @@
+/* What all of the C code has in common. */
+#ifndef NUMBERS_URING_BASE_H
+#define NUMBERS_URING_BASE_H
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the word arithmetic, the packed numbers and the ring are little-endian"
+#endif
+
+#define NU_INLINE static inline __attribute__((always_inline))
+
+enum nu_limits {
+    NU_LINE_BYTES = 10,         /* nine digits and '\n' */
+    NU_NUMBERS = 1000000000,    /* numbers are 0 .. NU_NUMBERS - 1 */
+    NU_BITMAP_BYTES = 125000000 /* one bit for each of them */
+};
+
+#endif

@@ -1,0 +1,296 @@
+/* Connections, from their accept to the close of their descriptor. */
+#define _GNU_SOURCE
+#include "uring/connections.h"
+
+#include <errno.h>
+#include <linux/sockios.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+_Static_assert(NU_PEER_BYTES == sizeof(struct sockaddr_in6), "the longest address of a listener");
+
+/* Lists. */
+
+static void push(struct nu_ring *ring, struct nu_list *list, uint32_t index) {
+    struct nu_connection *connection = &ring->connections[index];
+    connection->list = list;
+    connection->next = NU_NONE;
+    connection->previous = list->last;
+    if (list->last == NU_NONE)
+        list->first = (int32_t)index;
+    else
+        ring->connections[list->last].next = (int32_t)index;
+    list->last = (int32_t)index;
+    list->count++;
+}
+
+static void leave(struct nu_ring *ring, uint32_t index) {
+    struct nu_connection *connection = &ring->connections[index];
+    struct nu_list *list = connection->list;
+    if (!list)
+        return;
+    if (connection->previous == NU_NONE)
+        list->first = connection->next;
+    else
+        ring->connections[connection->previous].next = connection->next;
+    if (connection->next == NU_NONE)
+        list->last = connection->previous;
+    else
+        ring->connections[connection->next].previous = connection->previous;
+    list->count--;
+    connection->list = NULL;
+}
+
+/* Puts the connection where its state says that it belongs. */
+void nu_connection_sort(struct nu_ring *ring, uint32_t index) {
+    struct nu_connection *connection = &ring->connections[index];
+    bool ready = connection->first_buffer != NU_NONE || (connection->ended && !connection->armed);
+    struct nu_list *list = NULL;
+    if (ready)
+        list = &ring->ready;
+    else if (!connection->armed)
+        list = &ring->unarmed[connection->pool];
+    if (list == connection->list)
+        return;
+    leave(ring, index);
+    if (list)
+        push(ring, list, index);
+}
+
+/* Connections. */
+
+bool nu_connections_have_room(const struct nu_ring *ring) {
+    return ring->free_count > ring->connections_elsewhere;
+}
+
+static int open_connection(struct nu_ring *ring, int fd) {
+    if (!ring->free_count)
+        return -ENOSPC;
+    uint32_t index = ring->free[--ring->free_count];
+    struct nu_connection *connection = &ring->connections[index];
+    *connection = (struct nu_connection){
+        .fd = fd,
+        .ended_fd = NU_NONE,
+        .generation = connection->generation + 1,
+        .first_buffer = NU_NONE,
+        .last_buffer = NU_NONE,
+        .pool = NU_SMALL,
+    };
+    nu_connection_sort(ring, index);
+    return (int)index;
+}
+
+static void hand_out(struct nu_ring *ring, uint32_t kind, uint32_t connection, uint32_t start,
+                     uint32_t size) {
+    ring->completions[ring->results->count++] =
+        (struct nu_completion){kind, connection, start, size};
+    ring->results->received_bytes += size;
+}
+
+/* Hands out the connection's next buffer or, once it had all of them, its end.
+ *
+ * Never both in one pass, and what the client has ended is not closed here: the client sees that,
+ * and may take it to mean that all it sent is on file. */
+static void serve(struct nu_ring *ring, uint32_t index) {
+    struct nu_connection *connection = &ring->connections[index];
+    leave(ring, index);
+    if (connection->first_buffer != NU_NONE) {
+        const struct nu_buffer *buffer = &ring->pools.buffers[connection->first_buffer];
+        hand_out(ring, NU_RECEIVED, index, buffer->start, buffer->size);
+        ring->leased[ring->leased_count++] = connection->first_buffer;
+        connection->first_buffer = buffer->next;
+    } else if (connection->ended && !connection->armed) {
+        if (connection->end == NU_DISCONNECTED) {
+            /* Linux frees the descriptor whatever close(2) says. */
+            close(connection->fd);
+            ring->closed[ring->closed_count++] = index;
+        } else {
+            connection->ended_fd = connection->fd;
+            ring->ended_count++;
+        }
+        connection->fd = -1;
+        hand_out(ring, NU_CLOSED, index, connection->end, 0);
+        return;
+    }
+    nu_connection_sort(ring, index);
+}
+
+void nu_connections_serve(struct nu_ring *ring) {
+    for (uint32_t left = ring->ready.count; left; left--) {
+        if (ring->results->count + 2 > ring->completions_max)
+            return;
+        serve(ring, (uint32_t)ring->ready.first);
+    }
+}
+
+/* What the last pass handed out is the ring's again. */
+void nu_connections_settle(struct nu_ring *ring) {
+    for (uint32_t i = 0; i < ring->leased_count; i++)
+        nu_pools_give_back(&ring->pools, ring->leased[i]);
+    while (ring->closed_count)
+        ring->free[ring->free_count++] = ring->closed[--ring->closed_count];
+    ring->leased_count = 0;
+    ring->results->count = 0;
+    ring->results->received_bytes = 0;
+}
+
+/* Ending. */
+
+bool nu_connection_cancel(struct nu_ring *ring, uint32_t index) {
+    struct nu_connection *connection = &ring->connections[index];
+    uint32_t generation = connection->generation;
+    if (!nu_queue_cancel(&ring->queue, nu_user_data(NU_REQUEST_RECEIVE, index, generation),
+                         nu_user_data(NU_REQUEST_CANCEL, index, generation)))
+        return false;
+    connection->cancelling = true;
+    return true;
+}
+
+void nu_connection_cancel_failed(struct nu_ring *ring, uint32_t index) {
+    struct nu_connection *connection = &ring->connections[index];
+    connection->cancelling = false;
+    /* Where it has not ended by itself, it does now. */
+    if (connection->armed && connection->end == NU_DISCONNECTED)
+        shutdown(connection->fd, SHUT_RDWR);
+}
+
+void nu_ring_disconnect(struct nu_ring *ring, uint32_t index) {
+    struct nu_connection *connection = &ring->connections[index];
+    if (connection->fd < 0 || connection->end == NU_DISCONNECTED)
+        return;
+    connection->ended = true;
+    connection->end = NU_DISCONNECTED;
+    for (; connection->first_buffer != NU_NONE;
+         connection->first_buffer = ring->pools.buffers[connection->first_buffer].next)
+        nu_pools_give_back(&ring->pools, connection->first_buffer);
+    if (connection->armed && !connection->cancelling && !nu_connection_cancel(ring, index))
+        nu_connection_cancel_failed(ring, index);
+    nu_connection_sort(ring, index);
+}
+
+void nu_ring_finish_close(struct nu_ring *ring, uint32_t index) {
+    close(ring->connections[index].ended_fd);
+    ring->connections[index].ended_fd = NU_NONE;
+    ring->free[ring->free_count++] = index;
+    ring->ended_count--;
+}
+
+/* Accepting. */
+
+static bool exhausted(int error) {
+    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+}
+
+/* Accepts one client; returns its slot, NU_NONE where one was accepted and is gone, or -errno. */
+static int accept_one(struct nu_ring *ring, int listener_fd, bool *gone) {
+    /* A blocking socket: for others the ring would complete with EAGAIN instead of waiting. */
+    struct sockaddr_in6 peer = {0};
+    socklen_t peer_bytes = sizeof peer;
+    int fd = accept4(listener_fd, (struct sockaddr *)&peer, &peer_bytes, SOCK_CLOEXEC);
+    *gone = false;
+    if (fd < 0) {
+        /* The connection ended before it was accepted, or brought a network error: accept(2). */
+        int error = errno;
+        *gone = error != EAGAIN && !exhausted(error);
+        if (exhausted(error)) {
+            ring->results->accept_errno = error;
+            ring->listening = false;
+        }
+        return -error;
+    }
+    int connection = nu_connections_have_room(ring) ? open_connection(ring, fd) : -ENOSPC;
+    if (connection < 0) {
+        close(fd);
+        ring->results->refused++;
+        *gone = true;
+        return connection;
+    }
+    ring->connections[connection].peer = peer;
+    return connection;
+}
+
+static void accept_from(struct nu_ring *ring, struct nu_listener *listener) {
+    for (uint32_t i = 0; i < ring->accepts_per_pass_max; i++) {
+        bool gone;
+        /* One that would be refused has a slot soon, where others have ended. */
+        if (!nu_connections_have_room(ring) &&
+            (!ring->refuse || ring->closed_count || ring->ended_count))
+            return;
+        if (ring->results->count == ring->completions_max)
+            return;
+        int connection = accept_one(ring, listener->fd, &gone);
+        if (connection >= 0)
+            hand_out(ring, NU_OPENED, (uint32_t)connection, 0, 0);
+        else if (!gone)
+            return;
+    }
+}
+
+void nu_connections_accept(struct nu_ring *ring) {
+    for (uint32_t i = 0; i < ring->listener_count; i++) {
+        if (ring->listeners[i].ready && ring->listening)
+            accept_from(ring, &ring->listeners[i]);
+        /* Whoever still waits is told of when it is armed again. */
+        ring->listeners[i].ready = false;
+    }
+}
+
+/* Between passes. */
+
+void nu_ring_listen(struct nu_ring *ring, int on) {
+    ring->listening = on;
+}
+
+void nu_ring_ignore_wakeup(struct nu_ring *ring) {
+    ring->wakeup_fd = -1;
+}
+
+int nu_ring_accept(struct nu_ring *ring, uint32_t listener) {
+    bool gone;
+    nu_connections_settle(ring);
+    if (!nu_connections_have_room(ring))
+        return -ENOSPC;
+    return accept_one(ring, ring->listeners[listener].fd, &gone);
+}
+
+int nu_ring_adopt(struct nu_ring *ring, int32_t fd) {
+    nu_connections_settle(ring);
+    return open_connection(ring, fd);
+}
+
+int32_t nu_ring_release(struct nu_ring *ring, uint32_t index) {
+    struct nu_connection *connection = &ring->connections[index];
+    int32_t fd = connection->fd;
+    leave(ring, index);
+    connection->fd = -1;
+    ring->free[ring->free_count++] = index;
+    return fd;
+}
+
+void nu_ring_set_connections_elsewhere(struct nu_ring *ring, uint32_t connections) {
+    ring->connections_elsewhere = connections;
+}
+
+void nu_ring_peer(const struct nu_ring *ring, uint32_t connection, uint8_t *address) {
+    memcpy(address, &ring->connections[connection].peer, NU_PEER_BYTES);
+}
+
+int nu_ring_next_open(struct nu_ring *ring, uint32_t connection) {
+    for (; connection < ring->connections_max; connection++)
+        if (ring->connections[connection].fd >= 0)
+            return (int)connection;
+    return NU_NONE;
+}
+
+int64_t nu_ring_held_bytes(struct nu_ring *ring, uint32_t index) {
+    const struct nu_connection *connection = &ring->connections[index];
+    int in_socket = 0;
+    if (ioctl(connection->fd, SIOCINQ, &in_socket) < 0)
+        return -errno;
+    int64_t held_bytes = in_socket;
+    for (int32_t i = connection->first_buffer; i != NU_NONE; i = ring->pools.buffers[i].next)
+        held_bytes += ring->pools.buffers[i].size;
+    return held_bytes;
+}

@@ -1,0 +1,101 @@
+/* A ring's state, and its connections: opened, accepted, handed out, ended.
+ *
+ * Internal to native/uring/.
+ */
+#ifndef NUMBERS_URING_CONNECTIONS_H
+#define NUMBERS_URING_CONNECTIONS_H
+
+#include "uring/pools.h"
+#include "uring/queue.h"
+#include "uring/uring.h"
+
+#include <netinet/in.h>
+
+/* A list of connections; each is in one at most. */
+struct nu_list {
+    int32_t first;
+    int32_t last;
+    uint32_t count;
+};
+
+struct nu_connection {
+    int32_t fd;       /* -1: the slot is free, or will be with the next pass */
+    int32_t ended_fd; /* kept until nu_ring_finish_close, or -1 */
+    uint32_t generation;
+    int32_t first_buffer; /* received and not handed out, in order */
+    int32_t last_buffer;
+    struct nu_list *list;
+    int32_t next;
+    int32_t previous;
+    uint8_t armed;      /* a receive is under way */
+    uint8_t cancelling; /* and was asked to end */
+    uint8_t armed_pool; /* that it takes from */
+    uint8_t pool;       /* that the next one takes from */
+    uint8_t ended;      /* there will be nothing more: see end */
+    uint8_t end;        /* an nu_end */
+    /* As accept4(2) tells it: the longest address of our listeners. Of AF_UNIX only the family. */
+    struct sockaddr_in6 peer;
+};
+
+struct nu_listener {
+    int32_t fd;
+    bool armed;
+    bool ready;
+};
+
+struct nu_ring {
+    struct nu_ring_results *results;
+    struct nu_completion *completions;
+    uint32_t completions_max;
+    struct nu_queue queue;
+    struct nu_pools pools;
+    int32_t *leased; /* buffers that the last pass handed out */
+    uint32_t leased_count;
+
+    struct nu_connection *connections;
+    uint32_t connections_max;
+    uint32_t connections_elsewhere; /* that count against connections_max */
+    uint32_t *free;
+    uint32_t free_count;
+    uint32_t *closed; /* slots that the last pass handed out as NU_CLOSED */
+    uint32_t closed_count;
+    uint32_t ended_count; /* connections whose client has ended them, before finish_close */
+    struct nu_list ready; /* with something to hand out */
+    struct nu_list unarmed[NU_POOLS]; /* waiting for a receive, by the pool it takes from */
+
+    struct nu_listener *listeners;
+    uint32_t listener_count;
+    uint32_t accepts_per_pass_max;
+    bool listening;
+    bool refuse;
+    int32_t wakeup_fd;
+    bool wakeup_armed;
+    bool woken;
+};
+
+/* Puts the connection into the list that its state says. */
+void nu_connection_sort(struct nu_ring *ring, uint32_t index);
+
+/* Hands out what the connections in `ready` have, as far as there is room for completions. */
+void nu_connections_serve(struct nu_ring *ring);
+
+/* Accepts from the listeners that are ready. */
+void nu_connections_accept(struct nu_ring *ring);
+
+/* Returns true if one more client may be accepted. */
+bool nu_connections_have_room(const struct nu_ring *ring);
+
+/* Takes back what the last pass handed out. */
+void nu_connections_settle(struct nu_ring *ring);
+
+/* Notes that a receive is to end, and asks for that. */
+bool nu_connection_cancel(struct nu_ring *ring, uint32_t index);
+
+/* Called when that was for nothing: most often the receive has just ended by itself. */
+void nu_connection_cancel_failed(struct nu_ring *ring, uint32_t index);
+
+/* Deals with all completions of the queue; returns true if there were any, and sets *error to 0 or
+ * -errno. In pass.c. */
+bool nu_ring_reap(struct nu_ring *ring, int *error);
+
+#endif

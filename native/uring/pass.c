@@ -1,0 +1,212 @@
+/* How the ring is used:
+ *
+ * - One io_uring_enter(2) a pass: it submits, runs the deferred work (DEFER_TASKRUN: nothing is
+ *   received outside of it) and waits, with a timeout of its own (EXT_ARG).
+ * - A connection starts with a multishot receive into small buffers: no submission for each packet.
+ *   Whoever fills a small buffer is moved to large ones, received into one at a time. A multishot
+ *   receive would take up to 32 buffers at once for a client that floods (MULTISHOT_MAX_RETRY in
+ *   io_uring/net.c); like this, none holds more than one large buffer, and all are served in turn.
+ * - A receive that finds its pool empty ends with -ENOBUFS, also a multishot one: it is armed again
+ *   as soon as its pool holds buffers, the longest waiting first. Whatever ends a receive, a
+ *   completion without F_MORE is its last one.
+ * - A descriptor is closed, and its slot used again, only after the last completion of its receive:
+ *   closing alone does not end one (the request holds the file). It is ended by ASYNC_CANCEL.
+ * - Clients are accepted by accept4(2) once the ring has told that some wait: a multishot accept
+ *   takes one more than there are slots before it can be cancelled, and it would have to
+ *   be dropped.
+ * - The wake-up descriptor and the listeners are polled one-shot: arming one looks at the present
+ *   state (io_poll_add), so what still is readable is told of again by the next pass.
+ */
+#define _GNU_SOURCE
+#include "os/clock.h"
+#include "uring/connections.h"
+
+#include <errno.h>
+
+enum { LARGE_STOCK = 2, CONNECTIONS_PER_LARGE = 8 };
+
+/* A completion queue that stays full is flushed this often a pass; the rest comes with the next. */
+enum { FLUSHES_MAX = 16 };
+
+/* Completions. */
+
+static void keep(struct nu_ring *ring, struct nu_connection *connection, int32_t number,
+                 uint32_t size) {
+    ring->pools.buffers[number].size = size;
+    ring->pools.buffers[number].next = NU_NONE;
+    if (connection->first_buffer == NU_NONE)
+        connection->first_buffer = number;
+    else
+        ring->pools.buffers[connection->last_buffer].next = number;
+    connection->last_buffer = number;
+}
+
+static void receive_ended(struct nu_connection *connection, int32_t result) {
+    if (result > 0 || result == -ENOBUFS || result == -ECANCELED || result == -EINTR ||
+        result == -EAGAIN || connection->ended)
+        return;
+    /* Whatever the network says (reset, keepalive timed out, no route): the client is gone. */
+    connection->ended = true;
+    connection->end = result ? NU_RESET : NU_EOF;
+}
+
+/* Chooses the pool by what came: a filled small buffer says that more is to be had at once. */
+static void choose_pool(struct nu_ring *ring, uint32_t index, uint32_t size) {
+    struct nu_connection *connection = &ring->connections[index];
+    uint32_t small_bytes = ring->pools.pools[NU_SMALL].buffer_bytes;
+    if (connection->armed_pool == NU_LARGE) {
+        connection->pool = size <= small_bytes / 2 ? NU_SMALL : NU_LARGE;
+    } else if (size == small_bytes) {
+        connection->pool = NU_LARGE;
+        if (connection->armed && !connection->cancelling)
+            nu_connection_cancel(ring, index);
+    }
+}
+
+static void received(struct nu_ring *ring, uint32_t index, const struct io_uring_cqe *cqe) {
+    struct nu_connection *connection = &ring->connections[index];
+    if (cqe->res == -ENOBUFS)
+        ring->results->starved++;
+    if (!(cqe->flags & IORING_CQE_F_MORE)) {
+        connection->armed = false;
+        receive_ended(connection, cqe->res);
+    }
+    if (cqe->flags & IORING_CQE_F_BUFFER) {
+        struct nu_pool *pool = &ring->pools.pools[connection->armed_pool];
+        int32_t number = (int32_t)(pool->first_buffer + (cqe->flags >> IORING_CQE_BUFFER_SHIFT));
+        pool->available--;
+        if (cqe->res > 0 && connection->end != NU_DISCONNECTED) {
+            keep(ring, connection, number, (uint32_t)cqe->res);
+            choose_pool(ring, index, (uint32_t)cqe->res);
+        } else {
+            nu_pools_give_back(&ring->pools, number);
+        }
+    }
+    nu_connection_sort(ring, index);
+}
+
+static void connection_completed(struct nu_ring *ring, const struct io_uring_cqe *cqe) {
+    uint64_t request = cqe->user_data >> 56;
+    uint32_t index = (uint32_t)cqe->user_data;
+    const struct nu_connection *connection = &ring->connections[index];
+    if (connection->fd < 0 ||
+        nu_user_data(request, index, connection->generation) != cqe->user_data)
+        ring->results->stale += request == NU_REQUEST_RECEIVE;
+    else if (request == NU_REQUEST_RECEIVE)
+        received(ring, index, cqe);
+    else
+        nu_connection_cancel_failed(ring, index);
+}
+
+static void completed(struct nu_ring *ring, const struct io_uring_cqe *cqe) {
+    uint32_t index = (uint32_t)cqe->user_data;
+    switch (cqe->user_data >> 56) {
+    case NU_REQUEST_WAKEUP:
+        ring->wakeup_armed = false;
+        ring->woken = ring->wakeup_fd >= 0;
+        break;
+    case NU_REQUEST_LISTENER:
+        ring->listeners[index].armed = false;
+        ring->listeners[index].ready = cqe->res > 0;
+        break;
+    case NU_REQUEST_RECEIVE:
+    case NU_REQUEST_CANCEL:
+        connection_completed(ring, cqe);
+        break;
+    }
+}
+
+bool nu_ring_reap(struct nu_ring *ring, int *error) {
+    struct io_uring_cqe cqe;
+    bool any = false;
+    *error = 0;
+    for (int flushes = 0;; flushes++) {
+        for (; nu_queue_take(&ring->queue, &cqe); any = true)
+            completed(ring, &cqe);
+        if (!nu_queue_overflowed(&ring->queue) || flushes == FLUSHES_MAX || *error)
+            return any;
+        ring->results->overflows++;
+        *error = nu_queue_enter(&ring->queue, 0);
+    }
+}
+
+/* Arming. */
+
+/* Lets the kernel have all small buffers, and of the large ones as few as do: the fewer go round,
+ * the more of them are still in the processor's cache. */
+static void provide(struct nu_ring *ring) {
+    nu_pools_provide(&ring->pools, NU_SMALL, ring->pools.pools[NU_SMALL].buffers);
+    nu_pools_provide(&ring->pools, NU_LARGE,
+                     LARGE_STOCK + ring->unarmed[NU_LARGE].count / CONNECTIONS_PER_LARGE);
+}
+
+static bool arm_receive(struct nu_ring *ring, uint32_t index) {
+    struct nu_connection *connection = &ring->connections[index];
+    uint64_t data = nu_user_data(NU_REQUEST_RECEIVE, index, connection->generation);
+    if (!nu_queue_receive(&ring->queue, connection->fd, connection->pool,
+                          connection->pool == NU_SMALL, data))
+        return false;
+    connection->armed = true;
+    connection->armed_pool = connection->pool;
+    connection->cancelling = false;
+    nu_connection_sort(ring, index);
+    return true;
+}
+
+/* Returns true if all that wait for this pool are armed, or no more can be for now. */
+static bool arm_receives(struct nu_ring *ring, int pool) {
+    struct nu_list *list = &ring->unarmed[pool];
+    /* Without a buffer at hand a receive would end at once, whether there is data or not. */
+    for (uint32_t left = ring->pools.pools[pool].available; left && list->count; left--) {
+        uint32_t index = (uint32_t)list->first;
+        if (!arm_receive(ring, index))
+            return true;
+    }
+    return !list->count;
+}
+
+static bool arm(struct nu_ring *ring) {
+    provide(ring);
+    if (ring->wakeup_fd >= 0 && !ring->wakeup_armed)
+        ring->wakeup_armed =
+            nu_queue_poll(&ring->queue, ring->wakeup_fd, nu_user_data(NU_REQUEST_WAKEUP, 0, 0));
+    if (ring->listening && (nu_connections_have_room(ring) || ring->refuse))
+        for (uint32_t i = 0; i < ring->listener_count; i++)
+            if (!ring->listeners[i].armed)
+                ring->listeners[i].armed = nu_queue_poll(&ring->queue, ring->listeners[i].fd,
+                                                         nu_user_data(NU_REQUEST_LISTENER, i, 0));
+    bool small = arm_receives(ring, NU_SMALL);
+    bool large = arm_receives(ring, NU_LARGE);
+    return small && large;
+}
+
+/* Passes. */
+
+int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns) {
+    int64_t end_ns = timeout_ns > 0 ? nu_now_ns() + timeout_ns : 0;
+    bool all_armed;
+    int error;
+    nu_connections_settle(ring);
+    ring->woken = false;
+    ring->results->accept_errno = 0;
+    do {
+        all_armed = arm(ring);
+        /* Those that are not may have data: arming goes on, a poolful at a time, before a wait. It
+         * comes to its end: a buffer that is not the kernel's is on its way to the caller. */
+        error = nu_queue_enter(&ring->queue, all_armed && !ring->ready.count ? timeout_ns : 0);
+        if (error)
+            return error;
+        bool any = nu_ring_reap(ring, &error);
+        if (error)
+            return error;
+        nu_connections_serve(ring);
+        nu_connections_accept(ring);
+        if (ring->results->count || ring->woken || ring->results->accept_errno)
+            break;
+        /* Without a completion it was the timeout, or a signal. */
+        if (!any && all_armed)
+            break;
+        timeout_ns = end_ns ? end_ns - nu_now_ns() : 0;
+    } while (timeout_ns > 0 || !all_armed);
+    return (int)ring->results->count;
+}

@@ -1,0 +1,73 @@
+/* One io_uring: its submission and completion queues, mapped and entered.
+ *
+ * Internal to native/uring/. What is asked of the kernel, and what comes of it, is the caller's.
+ */
+#ifndef NUMBERS_URING_QUEUE_H
+#define NUMBERS_URING_QUEUE_H
+
+#include <linux/io_uring.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* The kind of a request: the top byte of its user_data. */
+enum nu_request {
+    NU_REQUEST_RECEIVE = 1,
+    NU_REQUEST_CANCEL,
+    NU_REQUEST_LISTENER,
+    NU_REQUEST_WAKEUP
+};
+
+struct nu_queue {
+    int fd;
+    void *rings; /* both queues in one mapping */
+    size_t rings_bytes;
+    struct io_uring_sqe *sqes;
+    size_t sqes_bytes;
+    const uint32_t *sq_head;
+    uint32_t *sq_tail;
+    const uint32_t *sq_flags;
+    uint32_t sq_mask;
+    uint32_t sq_entries;
+    uint32_t sq_filled; /* the tail, also of what is not published yet */
+    uint32_t *cq_head;
+    const uint32_t *cq_tail;
+    uint32_t cq_mask;
+    const struct io_uring_cqe *cqes;
+    uint32_t in_flight; /* requests that will still complete, cancels left out */
+};
+
+/* Sets the queues up. Returns 0 or -errno; *step then names the system call that failed. The caller
+ * closes the queue in either case. */
+int nu_queue_open(struct nu_queue *queue, uint32_t submissions_max, uint32_t queued_max,
+                  const char **step);
+
+void nu_queue_close(struct nu_queue *queue);
+
+/* Registers `entries` provided buffers, described in memory, as this group. Returns 0 or -errno. */
+int nu_queue_register_buffers(struct nu_queue *queue, struct io_uring_buf_ring *memory,
+                              uint32_t entries, uint16_t group);
+
+/* Submits what is prepared, makes the kernel run its deferred work, and waits for a completion if
+ * wait_ns > 0. Returns 0, also where that was for nothing and is worth another try, or -errno. */
+int nu_queue_enter(struct nu_queue *queue, int64_t wait_ns);
+
+/* Takes the next completion; returns false where there is none. */
+bool nu_queue_take(struct nu_queue *queue, struct io_uring_cqe *completion);
+
+/* Returns true if the kernel keeps completions that found no room: it moves them into the queue
+ * when it is entered. */
+bool nu_queue_overflowed(const struct nu_queue *queue);
+
+uint64_t nu_user_data(enum nu_request request, uint32_t index, uint32_t generation);
+
+/* Each prepares one request, and returns false where the queue is full and the kernel takes
+ * nothing. */
+bool nu_queue_poll(struct nu_queue *queue, int fd, uint64_t user_data);
+bool nu_queue_receive(struct nu_queue *queue, int fd, uint16_t group, bool multishot,
+                      uint64_t user_data);
+/* Completes only where it fails: the request with user_data `target` completes in any case. */
+bool nu_queue_cancel(struct nu_queue *queue, uint64_t target, uint64_t user_data);
+bool nu_queue_cancel_all(struct nu_queue *queue);
+
+#endif
