@@ -9,6 +9,7 @@ FORMATTED := numbers_uring native perf share tests setup.py
 C_SOURCES := $(wildcard native/*.h native/*/*.c native/*/*.h perf/*.c tests/native/*.c)
 
 .PHONY: serve test test-reactors coverage lint format sanitize fuzz soak cluster ci man dist
+.PHONY: sweep differential soak-all
 .PHONY: container-check clean
 
 serve: $(VENV)/serve.stamp
@@ -58,6 +59,21 @@ soak: $(VENV)/dev.stamp
 	SOAK_ROUNDS=$(SOAK_ROUNDS) STOP_ROUNDS=$(STOP_ROUNDS) \
 	    $(BIN)/pytest tests/server/test_durability.py -k "kill_at_any_moment or beside_floods" $(ARGS)
 	CLUSTER_ROUNDS=$(CLUSTER_ROUNDS) $(BIN)/pytest -rP tests/cluster/test_cluster_soak.py $(ARGS)
+
+# Every system call of a server fails, once and for ever, with every error that fits: half an hour.
+# ARGS="--sample 60" runs some of them, and --help names more. Each session is in build/sweep.jsonl.
+sweep: $(VENV)/dev.stamp
+	PYTHONPATH=tests $(BIN)/python -m sweep.run $(ARGS)
+
+# Random scripts of clients against both backends, one and two reactors, and a model in Python.
+SECONDS ?= 60
+differential: $(VENV)/dev.stamp
+	PYTHONPATH=tests $(BIN)/python -m sweep.differential --seconds $(SECONDS) $(ARGS)
+
+# Everything at once: floods, rotation, a full disk, failing calls, stops, kill -9. As root.
+SOAK_SECONDS ?= 1800
+soak-all: $(VENV)/dev.stamp
+	PYTHONPATH=tests $(BIN)/python -m sweep.soak --seconds $(SOAK_SECONDS) $(ARGS)
 
 # The kernels on inputs that libFuzzer makes up, guided by what they reach. What it finds is kept.
 FUZZ_SECONDS ?= 30

@@ -1,0 +1,1 @@
+"""The sweep: a server whose system calls fail, the random scripts, and the soak."""
