@@ -182,6 +182,12 @@ DRAIN_BYTES_MAX = 32 * 1024 * 1024
 LAST_REPORT_WAIT_S = 0.2
 """How long the last report waits for a reader of standard output that is behind."""
 
+STREAM_RETRY_S = 0.005
+"""How often a line is tried to be written to a stream that is full, where it is worth a wait."""
+
+STREAM_THREAD_WAIT_S = 0.05
+"""How long a line waits for a file that it is written to, before its thread goes on alone."""
+
 SIGNAL_REPEAT_S = 0.05
 """Signals this close together are one request: timeout(1) sends each of its signals twice."""
 
@@ -324,6 +330,7 @@ assert RESUME_EXTEND_S > 2 * RESUME_PROGRESS_S
 assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * CHUNK_BYTES_MAX
 assert PROBE_CHUNK_BYTES % LINE_BYTES == 0
+assert STREAM_RETRY_S < STREAM_THREAD_WAIT_S < LAST_REPORT_WAIT_S < 1
 assert DRAIN_QUIET_S < DRAIN_S < 1
 assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
 assert DESCRIPTORS_RESERVED >= 2 * HTTP_CLIENTS_MAX + 32

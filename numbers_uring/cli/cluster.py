@@ -14,7 +14,8 @@ from numbers_uring.cluster.partitions import PARTITIONS_MAX
 from numbers_uring.cluster.status import ClusterStatus, read_status
 from numbers_uring.cluster.streams import init_cluster
 from numbers_uring.limits import MESSAGE_BYTES_MAX
-from numbers_uring.system.stdio import PROGRAM, Diagnostics
+from numbers_uring.system.diagnostics import Diagnostics
+from numbers_uring.system.stdio import PROGRAM
 
 
 @click.group()

@@ -15,7 +15,7 @@ from numbers_uring.errors import ExitCode, StartError
 from numbers_uring.limits import LINE_BYTES, LOAD_PLOT_SLICE_S
 from numbers_uring.load.model import Latency, LoadParameters, LoadResult, Mix
 from numbers_uring.load.plot import LoadPlot
-from numbers_uring.system.stdio import Diagnostics
+from numbers_uring.system.diagnostics import Diagnostics
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

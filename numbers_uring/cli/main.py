@@ -22,8 +22,9 @@ from numbers_uring.cli.serve import (
 from numbers_uring.errors import ExitCode, Failure, StopRequestedError
 from numbers_uring.server.run import run_server
 from numbers_uring.system.descriptors import raise_descriptor_limit
+from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.signals import unblock_signals
-from numbers_uring.system.stdio import PROGRAM, STDERR, Diagnostics, Lines, open_standard_streams
+from numbers_uring.system.stdio import PROGRAM, STDERR, LineWriter, open_standard_streams
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -64,7 +65,8 @@ def main() -> NoReturn:
     """Run the command; every failure is one line on standard error and an ExitCode."""
     open_standard_streams()
     unblock_signals()
-    say = Diagnostics(Lines(STDERR))
+    say = Diagnostics(LineWriter(STDERR))
+    say.take_over_libraries()
 
     def fail(text: str, code: int) -> NoReturn:
         say.error(text)

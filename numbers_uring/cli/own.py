@@ -10,7 +10,8 @@ from numbers_uring.cli.nats_options import access_of, engine_options
 from numbers_uring.cli.serve import Seconds, diagnostic_options, metrics_option
 from numbers_uring.cluster.collector.owners import OwnConfig, run_owners
 from numbers_uring.cluster.partitions import PARTITIONS_MAX, parse_partitions
-from numbers_uring.system.stdio import PROGRAM, Diagnostics
+from numbers_uring.system.diagnostics import Diagnostics
+from numbers_uring.system.stdio import PROGRAM
 
 
 def _partitions(_context: click.Context, _parameter: click.Parameter, text: str) -> str:

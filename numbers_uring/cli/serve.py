@@ -1,5 +1,6 @@
 """The options of `serve`, and the Config that they make."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from numbers_uring.cluster.partitions import PARTITIONS_MAX
 from numbers_uring.config import DEFAULT_ADDRESS, Config, Fsync, LogFormat, Terminate, WhenFull
 from numbers_uring.ingest.native import VARIANT_NAMES
 from numbers_uring.limits import DISCONNECT_LOG_PER_S_MAX, REACTORS_MAX
-from numbers_uring.system.stdio import Diagnostics, Level
+from numbers_uring.system.diagnostics import Diagnostics
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -94,7 +95,7 @@ def _set_format(ctx: click.Context, _parameter: click.Parameter, value: str) -> 
 def _set_level(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
     say = ctx.find_object(Diagnostics)
     if value and say is not None:
-        say.level_min = Level.WARNING if parameter.name == "quiet" else Level.DEBUG
+        say.level_min = logging.WARNING if parameter.name == "quiet" else logging.DEBUG
     return value
 
 

@@ -22,9 +22,9 @@ from numbers_uring.profiling.recorder import (
     names_offered,
     start_recorder,
 )
+from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.output_file import OutputFile
 from numbers_uring.system.signals import STOP_SIGNALS, caught
-from numbers_uring.system.stdio import Diagnostics
 
 
 def refuse_the_log(path: Path, log_path: Path) -> None:

@@ -27,8 +27,9 @@ from numbers_uring.server.select import choose_backend, choose_kernel
 from numbers_uring.server.server import Server
 from numbers_uring.server.status import ServiceStatus
 from numbers_uring.system.descriptors import raise_descriptor_limit
+from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.signals import Requests, prepare_signals
-from numbers_uring.system.stdio import STDOUT, Diagnostics, Lines
+from numbers_uring.system.stdio import STDOUT, LineWriter
 from numbers_uring.systemd.activation import take_inherited
 from numbers_uring.systemd.notify import ServiceManager
 
@@ -57,7 +58,7 @@ def _serve(
     config: Config, say: Diagnostics, inherited: list[socket.socket], manager: ServiceManager
 ) -> None:
     begin_s = time.monotonic()
-    stdout = Lines(STDOUT)
+    stdout = LineWriter(STDOUT)
 
     def report(line: str, last: bool) -> bool:
         status.refresh()

@@ -55,8 +55,9 @@ from numbers_uring.log.writer import NumbersLog
 from numbers_uring.metrics.library import require_metrics_library
 from numbers_uring.net.listeners import listen_for_metrics
 from numbers_uring.system.descriptors import raise_descriptor_limit
+from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.signals import Requests, prepare_signals
-from numbers_uring.system.stdio import PROGRAM, STDOUT, Diagnostics, Lines
+from numbers_uring.system.stdio import PROGRAM, STDOUT, LineWriter
 from numbers_uring.system.threads import start_pool
 from numbers_uring.systemd.notify import ServiceManager
 
@@ -128,7 +129,7 @@ class _Owners:
         self._requests = requests
         self._manager = manager
         self._metrics = metrics
-        self._stdout = Lines(STDOUT)
+        self._stdout = LineWriter(STDOUT)
         self._owners: list[PartitionOwner] = []
         self._stop = asyncio.Event()
         self._halt = threading.Event()

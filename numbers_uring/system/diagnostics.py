@@ -1,0 +1,120 @@
+"""What a command tells its operator: the standard library's logging, a line each on one stream."""
+
+import json
+import logging
+from datetime import UTC, datetime
+
+from numbers_uring.config import LogFormat
+from numbers_uring.limits import DIAGNOSTIC_CHARACTERS_MAX, LAST_REPORT_WAIT_S
+from numbers_uring.system.stdio import PROGRAM, LineWriter
+
+
+class Diagnostics:
+    """Logs to `lines`: one line each, as text or as a JSON object. Calling it logs a warning.
+
+    Fields are for programs: only the JSON has them, beside time (UTC), level and message. Nothing
+    waits for the reader, and a line that can't be written is dropped; only an error, which usually
+    is the last line, waits LAST_REPORT_WAIT_S.
+    """
+
+    def __init__(
+        self,
+        lines: LineWriter,
+        *,
+        form: LogFormat = LogFormat.TEXT,
+        level_min: int = logging.INFO,
+    ) -> None:
+        self._handler = _LineHandler(lines)
+        self._handler.setLevel(level_min)
+        self._logger = logging.Logger(PROGRAM)
+        self._logger.addHandler(self._handler)
+        self.form = form
+
+    @property
+    def form(self) -> LogFormat:
+        """How lines are written from now on."""
+        return self._form
+
+    @form.setter
+    def form(self, form: LogFormat) -> None:
+        self._form = form
+        formatter = _TextFormatter if form is LogFormat.TEXT else _JsonFormatter
+        self._handler.setFormatter(formatter())
+
+    @property
+    def level_min(self) -> int:
+        """The level, as in logging, below which nothing is written."""
+        return self._handler.level
+
+    @level_min.setter
+    def level_min(self, level: int) -> None:
+        self._handler.setLevel(level)
+
+    def take_over_libraries(self) -> None:
+        """Write what libraries log in the same way, from warnings on."""
+        logging.getLogger().addHandler(self._handler)
+
+    def __call__(self, text: str, **fields: object) -> None:
+        self._log(logging.WARNING, text, fields)
+
+    def debug(self, text: str, **fields: object) -> None:
+        self._log(logging.DEBUG, text, fields)
+
+    def info(self, text: str, **fields: object) -> None:
+        self._log(logging.INFO, text, fields)
+
+    def warning(self, text: str, **fields: object) -> None:
+        self._log(logging.WARNING, text, fields)
+
+    def error(self, text: str, **fields: object) -> None:
+        self._log(logging.ERROR, text, fields)
+
+    def _log(self, level: int, text: str, fields: dict[str, object]) -> None:
+        self._logger.log(level, text, extra={"fields": fields})
+
+
+class _LineHandler(logging.Handler):
+    """Writes each record with a LineWriter."""
+
+    def __init__(self, lines: LineWriter) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except Exception as error:
+            line = f"{PROGRAM}: {record.name}: a message that can't be formatted: {error!r}"
+        is_last = record.levelno >= logging.ERROR and record.name == PROGRAM
+        self._lines.write(line, wait_s=LAST_REPORT_WAIT_S if is_last else 0)
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name != PROGRAM:
+            mark = f"{record.name}: "
+        else:
+            mark = "error: " if record.levelno == logging.ERROR else ""
+        return f"{PROGRAM}: {mark}{_message(record)}"
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        fields = {"logger": record.name} if record.name != PROGRAM else record.__dict__["fields"]
+        line = {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "message": _message(record),
+            **fields,
+        }
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _message(record: logging.LogRecord) -> str:
+    """Make of it one printable line, short enough to be written whole."""
+    text = record.getMessage()
+    if record.exc_info and record.exc_info[1] is not None:
+        text = f"{text}: {record.exc_info[1]!r}"
+    text = " ".join(text.split())[:DIAGNOSTIC_CHARACTERS_MAX]
+    return "".join(character if character.isprintable() else "\ufffd" for character in text)

@@ -1,0 +1,88 @@
+"""Diagnostics: one line each, as text or JSON, of a level that is wanted."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from datetime import datetime
+
+import pytest
+
+from numbers_uring.config import LogFormat
+from numbers_uring.system.diagnostics import Diagnostics
+from numbers_uring.system.stdio import LineWriter
+
+
+class Said:
+    """Diagnostics that go to a pipe."""
+
+    def __init__(self) -> None:
+        self.fd, write_fd = os.pipe()
+        self.write_fd = write_fd
+        self.say = Diagnostics(LineWriter(write_fd))
+
+    def lines(self) -> list[str]:
+        return os.read(self.fd, 1 << 16).decode().splitlines()
+
+
+@pytest.fixture
+def said() -> Iterator[Said]:
+    said = Said()
+    yield said
+    os.close(said.fd)
+    os.close(said.write_fd)
+
+
+def test_text_has_the_programs_name_and_marks_errors(said: Said) -> None:
+    said.say("a warning", detail=1)
+    said.say.info("an information")
+    said.say.error("an error")
+    assert said.lines() == [
+        "numbers-uring: a warning",
+        "numbers-uring: an information",
+        "numbers-uring: error: an error",
+    ]
+
+
+def test_json_has_time_level_message_and_fields(said: Said) -> None:
+    said.say.form = LogFormat.JSON
+    said.say('a "warning"', peer="127.0.0.1:1", path=os.devnull)
+    said.say.error("an error")
+    warning, error = map(json.loads, said.lines())
+    assert warning.pop("time").endswith("Z")
+    assert datetime.fromisoformat(error.pop("time")).tzinfo is not None
+    assert warning == {
+        "level": "warning",
+        "message": 'a "warning"',
+        "peer": "127.0.0.1:1",
+        "path": os.devnull,
+    }
+    assert error == {"level": "error", "message": "an error"}
+
+
+@pytest.mark.parametrize(
+    ("level", "count"),
+    [(logging.DEBUG, 4), (logging.INFO, 3), (logging.WARNING, 2), (logging.ERROR, 1)],
+)
+def test_what_matters_less_than_wanted_is_not_said(said: Said, level: int, count: int) -> None:
+    said.say.level_min = level
+    said.say.debug("debug")
+    said.say.info("info")
+    said.say("warning")
+    said.say.error("error")
+    assert len(said.lines()) == count
+
+
+@pytest.mark.parametrize("form", list(LogFormat))
+@pytest.mark.parametrize(
+    "text",
+    ["two\nlines", "a\x1b[31mcolour", "x" * 100_000, "é" * 5000, "\U0001f600" * 5000, "\udc80 bad"],
+)
+def test_whatever_is_said_is_one_printable_line_that_a_pipe_takes_whole(
+    said: Said, form: LogFormat, text: str
+) -> None:
+    said.say.form = form
+    said.say(text)
+    (line,) = said.lines()
+    assert line.isprintable()
+    assert len(line.encode()) < 4096
