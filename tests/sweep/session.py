@@ -260,7 +260,6 @@ class Session:
             if self._alive and not self._answers():
                 self._outcome.hang = "start"
                 return
-        self._outcome.started = self._alive or self._said("listening on")
         if not self._alive:
             return
         self._send("first", 40, repeat=10, leave=True)
@@ -415,6 +414,9 @@ class Session:
             reader.join(5)
 
     def _gather(self, trace: Path) -> None:
+        # The port answers before the start is over, and the start line may have been refused.
+        served = any(client.end == "fin" for client in self._outcome.clients)
+        self._outcome.started = served or self._said("listening on")
         for path in (self._log.with_suffix(".log.1"), self._log):
             if path.exists():
                 self._outcome.logs.append(path.read_text(errors="replace"))
