@@ -2,6 +2,7 @@
 
 import os
 import socket
+from contextlib import suppress
 from ipaddress import IPv6Address, ip_address
 from typing import Any, NamedTuple
 
@@ -79,7 +80,9 @@ def parse_tcp_address(text: str) -> TcpAddress:
 def _unix_address(path: str) -> UnixAddress:
     if not path:
         raise ValueError("'unix:' has no path behind it")
-    path = os.path.abspath(path)  # noqa: PTH100 - a Path's parts may not be resolved by name alone
+    # Where the working directory was removed, bind(2) refuses the path as it is.
+    with suppress(FileNotFoundError):
+        path = os.path.abspath(path)  # noqa: PTH100 - a Path's parts may not be resolved by name alone
     if "\0" in path or len(os.fsencode(path)) > UNIX_PATH_BYTES_MAX:
         raise ValueError(
             f"{path!r} is longer than the {UNIX_PATH_BYTES_MAX} bytes of a socket's path"

@@ -1,6 +1,8 @@
 """What can go wrong for good: one Failure, with the exit code that it means."""
 
+from collections.abc import Iterator
 from enum import IntEnum
+from pathlib import Path
 
 
 class ExitCode(IntEnum):
@@ -38,6 +40,41 @@ class SinkError(Failure):
     """Numbers can no longer be stored."""
 
     exit_code = ExitCode.LOG_FAILED
+
+
+class UnexpectedError(Failure):
+    """What no one expected: a system call that no one guards has failed, or a bug of ours."""
+
+    def __init__(self, error: Exception, exit_code: ExitCode = ExitCode.NOT_STARTED) -> None:
+        super().__init__(_text(error))
+        self.error = error
+        self.exit_code = exit_code
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return "not enough memory (ulimit -v, MemoryMax=, docker run --memory)"
+    return f"unexpected {type(error).__name__}{_place(error)}: {error}"
+
+
+def comes_from(error: Exception, *wings: str) -> bool:
+    """Return whether one of these sub-packages was on the way to the error."""
+    return any(path.parts[0] in wings for path, _ in _frames(error))
+
+
+def _place(error: Exception) -> str:
+    places = [f" in {path}, line {line}" for path, line in _frames(error)]
+    return places[-1] if places else ""
+
+
+def _frames(error: Exception) -> Iterator[tuple[Path, int]]:
+    """Yield the files of this package on the way to the error, each with the line."""
+    package, trace = Path(__file__).parent, error.__traceback__
+    while trace is not None:
+        path = Path(trace.tb_frame.f_code.co_filename)
+        if path.is_relative_to(package):
+            yield path.relative_to(package), trace.tb_lineno
+        trace = trace.tb_next
 
 
 class StopRequestedError(Exception):

@@ -16,9 +16,8 @@ from pathlib import Path
 import click
 
 from numbers_uring import __version__
+from numbers_uring.cli.commands import ENVIRONMENT_PREFIX, cli
 from numbers_uring.cli.completion import completion_script
-from numbers_uring.cli.main import cli
-from numbers_uring.cli.serve import ENVIRONMENT_PREFIX
 from numbers_uring.system.stdio import PROGRAM
 
 MAN_PAGE = f"man/man1/{PROGRAM}.1"
@@ -55,6 +54,7 @@ _ROFF = str.maketrans(
 
 def man_page(date: str) -> str:
     """Return the manual page, in roff's man macros, with `date` (YYYY-MM-DD) in its foot."""
+    cli.load_all()
     source = _text(f"{PROGRAM} {__version__}")
     page = [f'.TH {_text(PROGRAM.upper())} 1 {date} "{source}" "User Commands"']
     contexts = list(_contexts(_context(cli, PROGRAM, None)))

@@ -10,7 +10,6 @@ from pathlib import Path
 import click
 
 from numbers_uring import __version__
-from numbers_uring.cli.output import print_whole
 from numbers_uring.errors import ExitCode
 from numbers_uring.ingest.bitmap import allocate
 from numbers_uring.ingest.native import variants
@@ -80,7 +79,7 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
         code = ExitCode.LOG_FAILED
     elif len(repaired) < sum(not found.clean for found in findings):
         code = ExitCode.FAILED
-    print_whole(_json(findings, repaired, code, failure) if json else _text(findings, repaired))
+    click.echo(_json(findings, repaired, code, failure) if json else _text(findings, repaired))
     if failure is not None:
         raise failure
     return code

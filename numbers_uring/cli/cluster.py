@@ -1,21 +1,19 @@
 """The command `cluster`: makes a cluster's streams, and tells how the cluster is."""
 
-import asyncio
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from numbers_uring import __version__
 from numbers_uring.cli.nats_options import access_of, engine_options
-from numbers_uring.cli.output import print_whole
-from numbers_uring.cluster.connection import connected, jetstream, url_text
 from numbers_uring.cluster.partitions import PARTITIONS_MAX
-from numbers_uring.cluster.status import ClusterStatus, read_status
-from numbers_uring.cluster.streams import init_cluster
 from numbers_uring.limits import MESSAGE_BYTES_MAX
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.stdio import PROGRAM
+
+if TYPE_CHECKING:
+    from numbers_uring.cluster.status import ClusterStatus
 
 
 @click.group()
@@ -63,6 +61,10 @@ def init(
     Exit status: 0 all is there, 2 wrong usage, 3 the engine can't be reached, or has something
     else than is needed.
     """
+    import asyncio
+
+    from numbers_uring.cluster.connection import connected, jetstream, url_text
+    from numbers_uring.cluster.streams import init_cluster
 
     access = access_of(options)
 
@@ -93,12 +95,16 @@ def status(nats: str, as_json: bool, **options: Any) -> None:
 
     Exit status: 0 told, 2 wrong usage, 3 the engine can't be reached or has no cluster.
     """
+    import asyncio
+
+    from numbers_uring.cluster.connection import connected, jetstream
+    from numbers_uring.cluster.status import read_status
 
     access = access_of(options)
 
-    async def run() -> ClusterStatus:
+    async def run() -> "ClusterStatus":
         async with connected(nats, f"{PROGRAM} cluster status", access=access) as client:
             return await read_status(jetstream(client))
 
     found = asyncio.run(run())
-    print_whole(json.dumps(found.as_json()) if as_json else found.as_text())
+    click.echo(json.dumps(found.as_json()) if as_json else found.as_text())

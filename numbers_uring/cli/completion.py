@@ -4,13 +4,10 @@ import click
 from click.shell_completion import get_completion_class
 
 from numbers_uring import __version__
-from numbers_uring.cli.output import print_whole
+from numbers_uring.cli.commands import COMPLETE_VARIABLE
 from numbers_uring.system.stdio import PROGRAM
 
 SHELLS = ("bash", "zsh", "fish")
-
-_VARIABLE = f"_{PROGRAM.replace('-', '_').upper()}_COMPLETE"
-"""What click looks at, by its own rule, to tell a question for completions from a command."""
 
 
 def completion_script(shell: str) -> str:
@@ -23,7 +20,7 @@ def completion_script(shell: str) -> str:
     assert complete is not None, shell
     # Its method source() would look for a bash to ask it for its version, which the bash that is
     # going to read the script need not be.
-    script = complete(click.Command(PROGRAM), {}, PROGRAM, _VARIABLE)
+    script = complete(click.Command(PROGRAM), {}, PROGRAM, COMPLETE_VARIABLE)
     return (script.source_template % script.source_vars()).strip() + "\n"
 
 
@@ -43,4 +40,4 @@ def completion(shell: str) -> None:
 
     Exit status: 0 printed, 2 wrong usage, 3 standard output can't be written to.
     """
-    print_whole(completion_script(shell).removesuffix("\n"))
+    click.echo(completion_script(shell), nl=False)

@@ -6,8 +6,8 @@ from typing import Any
 import click
 
 from numbers_uring import __version__
-from numbers_uring.cli.output import print_whole
-from numbers_uring.cli.serve import ENVIRONMENT_PREFIX, serve_config, serve_options
+from numbers_uring.cli.commands import ENVIRONMENT_PREFIX
+from numbers_uring.cli.serve import serve_config, serve_options
 from numbers_uring.doctor.checks import Diagnosis, Finding, Weight
 from numbers_uring.errors import ExitCode
 from numbers_uring.system.stdio import PROGRAM
@@ -48,11 +48,11 @@ Exit status: 0 a server would start, 1 it would not, 2 wrong usage, 3 the findin
 def doctor(*, as_json: bool, **options: Any) -> int:
     """Examine the system for one server."""
     # Here, so that a server does not wait for what only the doctor imports.
-    from numbers_uring.doctor.examination import examine  # noqa: PLC0415
+    from numbers_uring.doctor.examination import examine
 
     diagnosis = examine(serve_config(options))
     code = ExitCode.CLEAN if diagnosis.would_start else ExitCode.FAILED
-    print_whole(_json(diagnosis, code) if as_json else _text(diagnosis))
+    click.echo(_json(diagnosis, code) if as_json else _text(diagnosis))
     return code
 
 

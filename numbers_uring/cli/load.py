@@ -2,24 +2,24 @@
 
 import json
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
+from numbers_uring import __version__
 from numbers_uring.errors import ExitCode, StartError
 from numbers_uring.limits import LINE_BYTES, LOAD_PLOT_SLICE_S
 from numbers_uring.load.model import Latency, LoadParameters, LoadResult, Mix
 from numbers_uring.load.plot import LoadPlot
+from numbers_uring.system.descriptors import raise_descriptor_limit
 from numbers_uring.system.diagnostics import Diagnostics
+from numbers_uring.system.stdio import PROGRAM
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-LOAD_HELP = """Send numbers to a server from many clients and measure how fast it takes them in.
+_HELP = """Send numbers to a server from many clients and measure how fast it takes them in.
 
 A client sends its lines, closes its direction and waits for the server to close the connection:
 only then do its numbers count as taken in. A server that closes earlier, or answers, is an error.
@@ -52,102 +52,102 @@ written, 2 wrong usage, 3 could not connect, 130 interrupted.
 
 _DEFAULT = LoadParameters()
 
-_OPTIONS = (
-    click.option(
-        "--host",
-        metavar="HOST",
-        default=_DEFAULT.host,
-        help="The server's address or name, IPv4 or IPv6.",
-    ),
-    click.option(
-        "--port", type=click.IntRange(1, 65535), default=_DEFAULT.port, help="The server's port."
-    ),
-    click.option(
-        "--clients", type=int, metavar="N", default=_DEFAULT.clients, help="Connections at once."
-    ),
-    click.option(
-        "--numbers",
-        type=int,
-        metavar="N",
-        default=_DEFAULT.numbers,
-        help="Numbers to send, of all clients together.",
-    ),
-    click.option(
-        "--mix",
-        type=click.Choice([mix.value for mix in Mix]),
-        default=_DEFAULT.mix.value,
-        help="Which numbers are sent; see above.",
-    ),
-    click.option(
-        "--duplicates",
-        type=float,
-        metavar="SHARE",
-        default=_DEFAULT.duplicates,
-        help="Share of repeats, from 0 to 1, in the mix duplicate.",
-    ),
-    click.option(
-        "--send-bytes",
-        type=int,
-        metavar="BYTES",
-        default=_DEFAULT.send_bytes,
-        help="Most bytes for one send call, up to 4 MiB; lines are cut wherever that falls.",
-    ),
-    click.option(
-        "--seed",
-        type=int,
-        metavar="N",
-        default=_DEFAULT.seed,
-        help="Another seed gives other numbers, or another order.",
-    ),
-    click.option(
-        "--rate",
-        type=int,
-        metavar="N",
-        default=_DEFAULT.rate,
-        help="Numbers a second, of all clients together, evenly over each millisecond or more; "
-        "0 sends as fast as they are taken.",
-    ),
-    click.option(
-        "--prepare-bytes",
-        type=int,
-        metavar="BYTES",
-        default=_DEFAULT.prepare_bytes,
-        help="Make all lines ahead, in memory, where they need no more than this; "
-        "0 makes them on the fly.",
-    ),
-    click.option(
-        "--timeout",
-        "timeout_s",
-        type=float,
-        metavar="SECONDS",
-        default=_DEFAULT.timeout_s,
-        help="End the run, as failed, after this time; 0 never does.",
-    ),
-    click.option(
-        "--terminate",
-        is_flag=True,
-        help='At the end, stop the server: one more client sends "terminate".',
-    ),
-    click.option(
-        "--plot",
-        "plot_path",
-        type=click.Path(path_type=Path, dir_okay=False),
-        metavar="FILE",
-        help="Draw the rate over the time of the run; the name ends in .svg, .png or .pdf. Needs "
-        "matplotlib: pip install 'numbers-uring[plot]'.",
-    ),
-    click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
+
+@click.command(help=_HELP, context_settings={"show_default": True})
+@click.option(
+    "--host",
+    metavar="HOST",
+    default=_DEFAULT.host,
+    help="The server's address or name, IPv4 or IPv6.",
 )
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=_DEFAULT.port, help="The server's port."
+)
+@click.option(
+    "--clients", type=int, metavar="N", default=_DEFAULT.clients, help="Connections at once."
+)
+@click.option(
+    "--numbers",
+    type=int,
+    metavar="N",
+    default=_DEFAULT.numbers,
+    help="Numbers to send, of all clients together.",
+)
+@click.option(
+    "--mix",
+    type=click.Choice([mix.value for mix in Mix]),
+    default=_DEFAULT.mix.value,
+    help="Which numbers are sent; see above.",
+)
+@click.option(
+    "--duplicates",
+    type=float,
+    metavar="SHARE",
+    default=_DEFAULT.duplicates,
+    help="Share of repeats, from 0 to 1, in the mix duplicate.",
+)
+@click.option(
+    "--send-bytes",
+    type=int,
+    metavar="BYTES",
+    default=_DEFAULT.send_bytes,
+    help="Most bytes for one send call, up to 4 MiB; lines are cut wherever that falls.",
+)
+@click.option(
+    "--seed",
+    type=int,
+    metavar="N",
+    default=_DEFAULT.seed,
+    help="Another seed gives other numbers, or another order.",
+)
+@click.option(
+    "--rate",
+    type=int,
+    metavar="N",
+    default=_DEFAULT.rate,
+    help="Numbers a second, of all clients together, evenly over each millisecond or more; "
+    "0 sends as fast as they are taken.",
+)
+@click.option(
+    "--prepare-bytes",
+    type=int,
+    metavar="BYTES",
+    default=_DEFAULT.prepare_bytes,
+    help="Make all lines ahead, in memory, where they need no more than this; "
+    "0 makes them on the fly.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=float,
+    metavar="SECONDS",
+    default=_DEFAULT.timeout_s,
+    help="End the run, as failed, after this time; 0 never does.",
+)
+@click.option(
+    "--terminate",
+    is_flag=True,
+    help='At the end, stop the server: one more client sends "terminate".',
+)
+@click.option(
+    "--plot",
+    "plot_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Draw the rate over the time of the run; the name ends in .svg, .png or .pdf. Needs "
+    "matplotlib: pip install 'numbers-uring[plot]'.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
+@click.version_option(__version__, prog_name=PROGRAM)
+@click.pass_obj
+def load(say: Diagnostics, /, *, as_json: bool, plot_path: Path | None, **options: Any) -> int:
+    """Run one load."""
+    parameters = _parameters(options)
+    raise_descriptor_limit(parameters.clients, f"--clients {parameters.clients}")
+    return _load_and_print(parameters, as_json=as_json, say=say, plot_path=plot_path)
 
 
-def load_options(command: _Command) -> _Command:
-    """Decorate a command with the options of `load`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-def load_parameters(options: dict[str, Any]) -> LoadParameters:
+def _parameters(options: dict[str, Any]) -> LoadParameters:
     """Return what the options say. Raises click.UsageError."""
     try:
         return LoadParameters(**options | {"mix": Mix(options["mix"])})
@@ -155,7 +155,7 @@ def load_parameters(options: dict[str, Any]) -> LoadParameters:
         raise click.UsageError(f"{error}.") from error
 
 
-def load_and_print(
+def _load_and_print(
     parameters: LoadParameters,
     *,
     as_json: bool,
@@ -168,7 +168,7 @@ def load_and_print(
     """
     try:
         # Here and not at the top: the server also runs where the extension can't be loaded.
-        load = import_module("numbers_uring.load.run")
+        generator = import_module("numbers_uring.load.run")
     except ImportError as error:
         raise StartError(f"cannot load the native load generator: {error}") from error
     with ExitStack() as parts:
@@ -183,9 +183,9 @@ def load_and_print(
                     tell(stage, numbers, numbers_all)
 
             slice_s = {} if plot is None else {"slice_s": LOAD_PLOT_SLICE_S}
-            result: LoadResult = load.run_load(parameters, progress, **slice_s)
+            result: LoadResult = generator.run_load(parameters, progress, **slice_s)
         plotted = plot is None or _write(plot, result, say)
-    click.echo(json.dumps(_flat(result)) if as_json else result_line(result))
+    click.echo(json.dumps(_flat(result)) if as_json else _result_line(result))
     for text, clients in result.errors.items():
         say.error(f"{text} ({clients} of {parameters.clients} clients)")
     if result.numbers_not_taken_min:
@@ -205,7 +205,7 @@ def _write(plot: LoadPlot, result: LoadResult, say: Diagnostics) -> bool:
     return True
 
 
-def result_line(result: LoadResult) -> str:
+def _result_line(result: LoadResult) -> str:
     """Return the result as one line for people."""
     parameters = result.parameters
     some = f" of {parameters.numbers}" if not result.complete else ""

@@ -1,96 +1,57 @@
-"""The command line: options to parameters, and failures to exit codes."""
+"""The program's outermost frame: handles interrupts, and modules that can't be imported.
 
+Only `signal` and `sys` are imported before `main` runs; everything else is below its boundary.
+"""
+
+import signal
 import sys
-from pathlib import Path
-from typing import Any, NoReturn
 
-import click
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
-from numbers_uring import __version__
-from numbers_uring.cli.check import check
-from numbers_uring.cli.cluster import cluster
-from numbers_uring.cli.completion import completion
-from numbers_uring.cli.doctor import doctor
-from numbers_uring.cli.load import LOAD_HELP, load_and_print, load_options, load_parameters
-from numbers_uring.cli.own import own
-from numbers_uring.cli.serve import (
-    ENVIRONMENT_PREFIX,
-    SERVE_HELP,
-    serve_config,
-    serve_options,
-)
-from numbers_uring.errors import ExitCode, Failure, StopRequestedError
-from numbers_uring.server.run import run_server
-from numbers_uring.system.descriptors import raise_descriptor_limit
-from numbers_uring.system.diagnostics import Diagnostics
-from numbers_uring.system.signals import unblock_signals
-from numbers_uring.system.stdio import PROGRAM, STDERR, LineWriter, open_standard_streams
-
-_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+_NOT_STARTED, _INTERRUPTED = 3, 128 + 2
+"""As in errors.ExitCode, which is not imported yet."""
 
 
-@click.group(context_settings=_CONTEXT)
-@click.version_option(__version__, prog_name=PROGRAM)
-def cli() -> None:
-    """A TCP number server for Linux: takes in nine-digit numbers, keeps each once."""
+def main() -> "NoReturn":
+    """Run the command that was asked for, and exit with its code.
 
-
-cli.add_command(check)
-cli.add_command(cluster)
-cli.add_command(completion)
-cli.add_command(doctor)
-cli.add_command(own)
-
-
-@cli.command(help=SERVE_HELP, context_settings={"show_default": True})
-@serve_options
-@click.version_option(__version__, prog_name=PROGRAM)
-@click.pass_obj
-def serve(say: Diagnostics, /, **options: Any) -> None:
-    """Run one server."""
-    run_server(serve_config(options), say)
-
-
-@cli.command(help=LOAD_HELP, context_settings={"show_default": True})
-@load_options
-@click.pass_obj
-def load(say: Diagnostics, /, *, as_json: bool, plot_path: Path | None, **options: Any) -> int:
-    """Run one load."""
-    parameters = load_parameters(options)
-    raise_descriptor_limit(parameters.clients, f"--clients {parameters.clients}")
-    return load_and_print(parameters, as_json=as_json, say=say, plot_path=plot_path)
-
-
-def main() -> NoReturn:
-    """Run the command; every failure is one line on standard error and an ExitCode."""
-    open_standard_streams()
-    unblock_signals()
-    say = Diagnostics(LineWriter(STDERR))
-    say.take_over_libraries()
-
-    def fail(text: str, code: int) -> NoReturn:
-        say.error(text)
-        sys.exit(code)
-
+    An interrupt is silent. What can't be imported is one line, like every other failure, which
+    cli.program tells.
+    """
+    code = _INTERRUPTED
     try:
-        code = cli.main(
-            prog_name=PROGRAM,
-            auto_envvar_prefix=ENVIRONMENT_PREFIX,
-            standalone_mode=False,
-            obj=say,
-        )
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx else PROGRAM
-        fail(f"{error.format_message()} Try '{command} --help'.", error.exit_code)
-    except click.ClickException as error:
-        fail(error.format_message(), error.exit_code)
-    except Failure as error:
-        fail(str(error), error.exit_code)
-    except StopRequestedError:
-        sys.exit(ExitCode.CLEAN)
-    except (KeyboardInterrupt, click.Abort):
-        sys.exit(ExitCode.INTERRUPTED)
-    sys.exit(code if isinstance(code, int) else ExitCode.CLEAN)
+        code = _run()
+        # A signal that comes while Python ends must not change the exit code.
+        _ignore_signals()
+    except KeyboardInterrupt:
+        # It may come twice: timeout(1) signals its child and then their group.
+        try:
+            _ignore_signals()
+        except KeyboardInterrupt:
+            _ignore_signals()
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        from numbers_uring.cli.program import run
+
+        return run()
+    except Exception as error:
+        _write_error(f"cannot load the program: {type(error).__name__}: {error}")
+        return _NOT_STARTED
+
+
+def _ignore_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _write_error(text: str) -> None:
+    import os
+    from contextlib import suppress
+
+    with suppress(OSError):
+        os.write(2, f"numbers-uring: error: {' '.join(text.split())}\n".encode(errors="replace"))

@@ -1,17 +1,58 @@
-"""What a command was asked for, on standard output."""
+"""What a command prints, written to standard output at its end: all of it, or a failure."""
 
+import os
+import select
 import sys
+from contextlib import redirect_stdout
+from io import BytesIO, TextIOWrapper
+from types import TracebackType
+from typing import Self
 
-import click
+from numbers_uring.errors import Failure, StartError
+from numbers_uring.system.stdio import STDOUT
 
-from numbers_uring.errors import StartError
 
+class PrintedOutput:
+    """As a context manager, collects what is printed, and writes it when it is left.
 
-def print_whole(text: str) -> None:
-    """Print the text and a newline. Raises StartError where not all of it can be written."""
-    try:
-        click.echo(text.encode())
-    except OSError as error:
-        # What is left in its buffer must not be tried again at exit.
-        sys.stdout = None
-        raise StartError(f"cannot write to standard output: {error.strerror}") from error
+    Make it before anything opens a file: afterwards a closed standard output can't be told from
+    another file. Leaving it raises StartError where not all can be written, unless the command has
+    failed: then that failure is raised.
+    """
+
+    def __init__(self) -> None:
+        self._closed = sys.stdout is None
+        # Names of files need not be text.
+        self._bytes = BytesIO()
+        text = TextIOWrapper(self._bytes, "utf-8", "backslashreplace", write_through=True)
+        self._redirected = redirect_stdout(text)
+
+    def __enter__(self) -> Self:
+        self._redirected.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._redirected.__exit__(kind, error, trace)
+        try:
+            self._write(self._bytes.getvalue())
+        except StartError:
+            if not isinstance(error, Failure):
+                raise
+
+    def _write(self, data: bytes) -> None:
+        if data and self._closed:
+            raise StartError("cannot write to standard output: it is closed")
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[os.write(STDOUT, rest) :]
+            except BlockingIOError:
+                # It is shared with a process that has set O_NONBLOCK.
+                select.select([], [STDOUT], [])
+            except OSError as failed:
+                raise StartError(f"cannot write to standard output: {failed.strerror}") from failed

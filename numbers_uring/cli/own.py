@@ -7,8 +7,7 @@ import click
 
 from numbers_uring import __version__
 from numbers_uring.cli.nats_options import access_of, engine_options
-from numbers_uring.cli.serve import Seconds, diagnostic_options, metrics_option
-from numbers_uring.cluster.collector.owners import OwnConfig, run_owners
+from numbers_uring.cli.serve import Seconds, absolute, diagnostic_options, metrics_option
 from numbers_uring.cluster.partitions import PARTITIONS_MAX, parse_partitions
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.stdio import PROGRAM
@@ -71,12 +70,14 @@ def own(say: Diagnostics, /, **options: Any) -> None:
     a partition was lost, a message is no batch of its numbers, or the engine will not have us any
     more, 2 wrong usage, 3 could not start, 4 a log failed.
     """
+    from numbers_uring.cluster.collector.owners import OwnConfig, run_owners
+
     run_owners(
         OwnConfig(
             url=options["nats"],
             access=access_of(options),
             partitions=options["partitions"],
-            log_dir=options["log_dir"].absolute(),
+            log_dir=absolute(options["log_dir"]),
             replay=options["replay"],
             report_interval_s=options["report_interval"],
             metrics=options["metrics"],

@@ -8,19 +8,20 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from numbers_uring import __version__
 from numbers_uring.addresses import PORT_MAX, Address, TcpAddress, parse_address, parse_tcp_address
+from numbers_uring.cli.commands import ENVIRONMENT_PREFIX
 from numbers_uring.cli.nats_options import ACCESS_NAMES, ACCESS_OPTIONS, access_of, check_url
 from numbers_uring.cluster.partitions import PARTITIONS_MAX
 from numbers_uring.config import DEFAULT_ADDRESS, Config, Fsync, LogFormat, Terminate, WhenFull
 from numbers_uring.ingest.native import VARIANT_NAMES
 from numbers_uring.limits import DISCONNECT_LOG_PER_S_MAX, REACTORS_MAX
 from numbers_uring.system.diagnostics import Diagnostics
+from numbers_uring.system.stdio import PROGRAM
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-ENVIRONMENT_PREFIX = "NUMBERS_URING"
-
-SERVE_HELP = """
+_HELP = """
 Take in numbers over TCP until a client says "terminate", or SIGTERM or SIGINT comes.
 
 Clients send lines of exactly nine decimal digits, each ended by a newline. Every number that is
@@ -300,6 +301,28 @@ def serve_options(command: _Command) -> _Command:
     return command
 
 
+@click.command(help=_HELP, context_settings={"show_default": True})
+@serve_options
+@click.version_option(__version__, prog_name=PROGRAM)
+@click.pass_obj
+def serve(say: Diagnostics, /, **options: Any) -> None:
+    """Run one server."""
+    from numbers_uring.server.run import run_server
+
+    run_server(serve_config(options), say)
+
+
+def absolute(path: Path) -> Path:
+    """Return the path as it is from the root; as it is where the working directory is gone.
+
+    Then the system refuses it where it is used.
+    """
+    try:
+        return path.absolute()
+    except OSError:
+        return path
+
+
 def serve_config(options: dict[str, Any]) -> Config:
     """Return what the options of the current command say. Raises click.UsageError."""
     if options["quiet"] and options["verbose"]:
@@ -316,7 +339,7 @@ def serve_config(options: dict[str, Any]) -> Config:
         when_full=WhenFull(options["when_full"]),
         terminate=Terminate(options["terminate"]),
         verbose=options["verbose"],
-        log_path=options["log_file"].absolute(),
+        log_path=absolute(options["log_file"]),
         resume=options["resume"],
         fsync=Fsync(options["fsync"]),
         write_behind=options["write_behind"] == "on",

@@ -29,8 +29,10 @@ from numbers_uring.system.signals import STOP_SIGNALS, caught
 
 def refuse_the_log(path: Path, log_path: Path) -> None:
     """Raise StartError where the picture would get the log's place."""
-    if path.resolve() == log_path.resolve():
-        raise StartError(f"the profile would replace the log {path}")
+    # What can't be resolved can't be opened either, which says why.
+    with suppress(OSError, RuntimeError):
+        if path.resolve() == log_path.resolve():
+            raise StartError(f"the profile would replace the log {path}")
 
 
 class Profile:

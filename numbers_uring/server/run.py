@@ -4,12 +4,13 @@ import math
 import os
 import socket
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from numbers_uring.addresses import TcpAddress
 from numbers_uring.config import DEFAULT_ADDRESS, Config
-from numbers_uring.errors import BackendError, SinkError, StartError
+from numbers_uring.errors import ExitCode, Failure, UnexpectedError, comes_from
 from numbers_uring.ingest.bitmap import Bitmap, allocate
 from numbers_uring.ingest.kernel import Kernel
 from numbers_uring.limits import HEARTBEAT_INTERVAL_S, LAST_REPORT_WAIT_S
@@ -47,7 +48,7 @@ def run_server(config: Config, say: Diagnostics) -> None:
         inherited = take_inherited(os.environ)
         manager.status("Starting")
         _serve(config, say, inherited, manager)
-    except (StartError, SinkError, BackendError) as error:
+    except Failure as error:
         manager.status(str(error))
         raise
     finally:
@@ -155,9 +156,23 @@ def _serve(
             time.monotonic() - begin_s,
             say,
         )
-        with requests:
-            server.run()
-        _tell_end(server, reactor, sink, say, manager)
+        with _unexpected_failures():
+            with requests:
+                server.run()
+            _tell_end(server, reactor, sink, say, manager)
+
+
+@contextmanager
+def _unexpected_failures() -> Iterator[None]:
+    """Give what no one expected the exit code that it has once the server serves."""
+    try:
+        yield
+    except Failure:
+        raise
+    except Exception as error:
+        from_sink = comes_from(error, "log", "cluster")
+        code = ExitCode.LOG_FAILED if from_sink else ExitCode.FAILED
+        raise UnexpectedError(error, code) from error
 
 
 def _open_listeners(config: Config, inherited: list[socket.socket]) -> Listeners:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from numbers_uring.cli.commands import cli
 from numbers_uring.cli.completion import SHELLS, completion_script
-from numbers_uring.cli.main import cli
 from support.processes import assert_one_line_error, run_command
 from support.waiting import DEADLINE_S, wait_until
 
@@ -139,6 +139,7 @@ def test_the_command_prints_the_script() -> None:
 
 def test_every_command_and_long_option_is_offered() -> None:
     """The question that all three scripts ask, once for each command there is."""
+    cli.load_all()
     for name, command in cli.commands.items():
         done = run_command(
             environment={

@@ -9,7 +9,7 @@ import click
 import pytest
 
 import build_share
-from numbers_uring.cli.main import cli
+from numbers_uring.cli.commands import cli
 from support.waiting import DEADLINE_S
 
 CHECKERS = [
@@ -60,6 +60,7 @@ def test_every_command_option_variable_and_exit_status_is_there(page: Path) -> N
     sections = "NAME SYNOPSIS DESCRIPTION OPTIONS COMMANDS", "EXIT STATUS", "ENVIRONMENT FILES"
     for section in [*sections[0].split(), sections[1], *sections[2].split(), "SIGNALS", "SEE ALSO"]:
         assert f" {section} " in text
+    cli.load_all()
     for name, command in cli.commands.items():
         assert f"numbers-uring {name} [OPTIONS]" in text
         # A command may read the variables of another.

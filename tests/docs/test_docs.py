@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.registry import Collector
 
 from numbers_uring.cli.cluster import cluster
-from numbers_uring.cli.main import cli
+from numbers_uring.cli.commands import cli
 from numbers_uring.cluster.collector.metrics import OwnersCollector, OwnersCounters
 from numbers_uring.log.sink import Forwarded
 from numbers_uring.server.metrics import Counters, NumbersCollector
@@ -44,6 +44,7 @@ CONTENDERS = ("discard", "c", "epoll", "uring")
 """As perf/RESULTS.md has them, in the order of the README's table."""
 OF_ENGINES = {"--env", "--format", "--health-cmd", "--init", "--security-opt", "--ulimit"}
 """Options of container engines that the pages speak of."""
+cli.load_all()
 COMMANDS: dict[str, click.Command] = {
     **cli.commands,
     **{f"cluster {command}": each for command, each in cluster.commands.items()},

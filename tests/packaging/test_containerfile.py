@@ -15,8 +15,8 @@ from threading import Thread
 
 import pytest
 
-from numbers_uring.cli.main import cli
-from numbers_uring.cli.serve import ENVIRONMENT_PREFIX
+from numbers_uring.cli.commands import ENVIRONMENT_PREFIX
+from numbers_uring.cli.serve import serve
 from support.containerfile import CONTAINERFILE, Stage, stages
 from support.namespaces import AS_PID_1, children, confined, run, without_rights
 from support.waiting import DEADLINE_S, wait_until
@@ -63,7 +63,7 @@ def test_what_the_builder_copies_is_enough_for_a_wheel(builder: Stage, tmp_path:
 
 def test_each_variable_is_that_of_an_option(image: Stage) -> None:
     prefix = f"{ENVIRONMENT_PREFIX}_SERVE_"
-    options = {str(option.name).upper() for option in cli.commands["serve"].params}
+    options = {str(option.name).upper() for option in serve.params}
     set_here = {name for name in image.environment if name != "PATH"}
     assert set_here
     assert set_here <= {prefix + name for name in options}

@@ -1,0 +1,64 @@
+"""All commands by name; each one's module is imported when that command is what was asked for."""
+
+from importlib import import_module
+
+import click
+
+from numbers_uring import __version__
+from numbers_uring.system.stdio import PROGRAM
+
+ENVIRONMENT_PREFIX = "NUMBERS_URING"
+"""Of the variables that stand for options: PREFIX_COMMAND_OPTION."""
+
+COMPLETE_VARIABLE = f"_{PROGRAM.replace('-', '_').upper()}_COMPLETE"
+"""What the completion scripts set, by click's own rule, to ask for completions."""
+
+_SHORT_HELPS = {
+    "check": "Check logs, and repair them.",
+    "cluster": "Set up a cluster, and show its status.",
+    "completion": "Print a shell's completion script.",
+    "doctor": "Examine whether a server would start here.",
+    "load": "Send numbers to a server and measure its rate.",
+    "own": "Write the logs of a cluster's partitions.",
+    "serve": "Run a server.",
+}
+"""The command NAME is the object `NAME` of the module numbers_uring.cli.NAME."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are stand-ins with a short help, until one of them is called."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command and self._loaded(command), rest
+
+    def load_all(self) -> None:
+        """Replace all stand-ins: for whoever reads the options of all commands."""
+        for command in [*self.commands.values()]:
+            self._loaded(command)
+
+    def _loaded(self, command: click.Command) -> click.Command:
+        if not isinstance(command, _StandIn):
+            return command
+        loaded: click.Command = getattr(
+            import_module(f"numbers_uring.cli.{command.name}"), str(command.name)
+        )
+        loaded.short_help = command.short_help
+        self.add_command(loaded)
+        return loaded
+
+
+class _StandIn(click.Command):
+    pass
+
+
+@click.group(
+    cls=LazyGroup,
+    commands=[_StandIn(name, short_help=text) for name, text in _SHORT_HELPS.items()],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name=PROGRAM)
+def cli() -> None:
+    """A TCP number server for Linux: takes in nine-digit numbers, keeps each once."""

@@ -1,0 +1,66 @@
+"""Runs the command that was asked for; whatever fails becomes one line and an exit code here."""
+
+import os
+import sys
+
+import click
+from click.exceptions import Exit, NoArgsIsHelpError
+from click.shell_completion import shell_complete
+
+from numbers_uring.cli.commands import COMPLETE_VARIABLE, ENVIRONMENT_PREFIX, cli
+from numbers_uring.cli.output import PrintedOutput
+from numbers_uring.errors import ExitCode, Failure, StopRequestedError, UnexpectedError
+from numbers_uring.system.diagnostics import Diagnostics
+from numbers_uring.system.signals import unblock_signals
+from numbers_uring.system.stdio import PROGRAM, STDERR, LineWriter, open_standard_streams
+
+
+def run() -> int:
+    """Run the command and return its exit code.
+
+    A failure is one line on standard error; one that no one expected has its traceback behind it
+    with --verbose. Raises KeyboardInterrupt.
+    """
+    printed = PrintedOutput()
+    open_standard_streams()
+    unblock_signals()
+    say = Diagnostics(LineWriter(STDERR))
+    say.take_over_libraries()
+    try:
+        with printed:
+            return _run_command(say)
+    except NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else PROGRAM
+        say.error(f"{error.format_message()} Try '{command} --help'.")
+        return error.exit_code
+    except click.ClickException as error:
+        say.error(error.format_message())
+        return error.exit_code
+    except StopRequestedError:
+        return ExitCode.CLEAN
+    except Exception as error:
+        failure = error if isinstance(error, Failure) else UnexpectedError(error)
+        say.error(str(failure))
+        if isinstance(failure, UnexpectedError):
+            import traceback
+
+            for line in traceback.format_exception(failure.error):
+                say.debug(line)
+        return failure.exit_code
+
+
+def _run_command(say: Diagnostics) -> int:
+    """Do what click's own main() does, which prints at an interrupt and hides a closed pipe."""
+    settings = {"auto_envvar_prefix": ENVIRONMENT_PREFIX, "obj": say}
+    question = os.environ.get(COMPLETE_VARIABLE)
+    if question:
+        return shell_complete(cli, settings, PROGRAM, COMPLETE_VARIABLE, question)
+    try:
+        with cli.make_context(PROGRAM, sys.argv[1:], None, **settings) as context:
+            code = cli.invoke(context)
+    except Exit as end:
+        return end.exit_code
+    return code if isinstance(code, int) else ExitCode.CLEAN
