@@ -66,7 +66,7 @@ def _serve(
         return stdout.write(line, wait_s=LAST_REPORT_WAIT_S if last else 0)
 
     def beat() -> None:
-        manager.beat()
+        manager.heartbeat()
         if metrics is not None:
             metrics.health.beat()
 
@@ -125,7 +125,7 @@ def _serve(
             disconnects=DisconnectLog(say.debug) if config.verbose else None,
         )
         beat_interval_s = min(
-            manager.beat_interval_s, math.inf if metrics is None else HEARTBEAT_INTERVAL_S
+            manager.heartbeat_interval_s, math.inf if metrics is None else HEARTBEAT_INTERVAL_S
         )
         server = Server(
             reactor,

@@ -7,21 +7,25 @@ from numbers_uring.limits import DESCRIPTORS_PER_REACTOR, DESCRIPTORS_RESERVED
 
 
 def descriptors_needed(connections_max: int, reactors: int = 1) -> int:
-    """Return how many descriptors a server of that size has open at most."""
+    """Return the most descriptors that a server of that size has open."""
     return connections_max + DESCRIPTORS_RESERVED + (reactors - 1) * DESCRIPTORS_PER_REACTOR
 
 
 def raise_descriptor_limit(
-    connections_max: int, wish: str | None = None, *, reactors: int = 1
+    connections_max: int, option: str | None = None, *, reactors: int = 1
 ) -> None:
-    """See to it that so many clients, or logs, fit, as `wish` asks for. Raises StartError."""
+    """Make the soft limit high enough for that many clients, or logs.
+
+    `option` is what asked for them, for the message. Raises StartError where the hard limit is
+    lower.
+    """
     needed = descriptors_needed(connections_max, reactors)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return
     if hard != resource.RLIM_INFINITY and hard < needed:
         raise StartError(
-            f"{wish or f'--max-clients {connections_max}'} needs {needed} file descriptors, "
+            f"{option or f'--max-clients {connections_max}'} needs {needed} file descriptors, "
             f"and the hard limit is {hard} (ulimit -Hn)"
         )
     target = needed if hard == resource.RLIM_INFINITY else hard

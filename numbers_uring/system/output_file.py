@@ -1,4 +1,4 @@
-"""A file that gets its contents at the end of a run, and is found to be writable at the start."""
+"""A file that is opened at the start of a run, and written at its end."""
 
 import os
 import stat

@@ -1,38 +1,43 @@
-"""Threads beside the reactor's, which leave the signals to the main thread."""
+"""Starts threads, with enough memory, which leave all signals to the main thread."""
 
 import resource
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from typing import TYPE_CHECKING
 
 from numbers_uring.errors import StartError
 from numbers_uring.limits import THREAD_START_BYTES, THREAD_START_POLL_S
 
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
 
 def start_thread(run: Callable[[], None], name: str) -> threading.Thread:
-    """Start a daemon thread. Raises StartError, which says the name, where none can be had."""
+    """Start a daemon thread. Raises StartError with its name where the system refuses one."""
     thread = threading.Thread(target=run, name=name, daemon=True)
     with _starting(name):
-        _require_room()
+        _require_memory()
         thread.start()
     return thread
 
 
-def start_pool(count: int, name: str) -> ThreadPoolExecutor:
-    """Return a pool whose `count` threads are all there. Raises StartError as `start_thread`."""
+def start_pool(count: int, name: str) -> "ThreadPoolExecutor":
+    """Return a pool whose `count` threads have all started. Raises StartError."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - few commands need it
+
     pool = ThreadPoolExecutor(count, name)
-    all_there = threading.Barrier(count + 1)
+    all_started = threading.Barrier(count + 1)
     try:
         with _starting(name):
             for _ in range(count):
-                _require_room()
-                pool.submit(all_there.wait)
-            all_there.wait()
+                _require_memory()
+                pool.submit(all_started.wait)
+            all_started.wait()
     except StartError:
-        all_there.abort()
+        all_started.abort()
         pool.shutdown()
         raise
     return pool
@@ -40,12 +45,11 @@ def start_pool(count: int, name: str) -> ThreadPoolExecutor:
 
 @contextmanager
 def _starting(name: str) -> Iterator[None]:
-    # Threads inherit this mask.
+    """Block all signals, which the new thread inherits, and turn errors into StartError."""
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         yield
     except (RuntimeError, OSError) as error:
-        # Its stack is what memory or a limit of tasks does not suffice for.
         raise StartError(
             f"cannot start a thread for the {name}: too little memory, or too many tasks "
             "(ulimit -v, ulimit -u)"
@@ -55,23 +59,23 @@ def _starting(name: str) -> Iterator[None]:
 
 
 def wait_for_beginning(thread: threading.Thread, begun: threading.Event) -> None:
-    """Wait until the thread says that it has begun.
+    """Wait until the thread has set `begun`.
 
-    Raises MemoryError where it has ended without: it had too little memory even for that.
+    Raises MemoryError where it ended before: it had too little memory even for that.
     """
     while not begun.wait(THREAD_START_POLL_S):
         if not thread.is_alive() and not begun.is_set():
             raise MemoryError(f"the {thread.name} could not begin")
 
 
-def _require_room() -> None:
-    """Raise OSError where a thread would find too little memory to begin with.
+def _require_memory() -> None:
+    """Raise OSError where a new thread would have too little memory to begin.
 
-    Where Python finds that out inside of the thread, before anything of ours, whoever has started
-    it waits for ever.
+    Where Python runs out of memory in the thread before it calls our function, Thread.start()
+    waits for ever.
     """
     stack_bytes, _ = resource.getrlimit(resource.RLIMIT_STACK)
     if stack_bytes == resource.RLIM_INFINITY:
         stack_bytes = 0
-    # Not touched, so it costs nothing but a moment of address space.
+    # Never touched: it takes address space for a moment, and no memory.
     mmap(-1, stack_bytes + THREAD_START_BYTES, flags=MAP_PRIVATE | MAP_ANONYMOUS).close()

@@ -1,4 +1,8 @@
-"""Listening sockets that a service manager opened and handed down: sd_listen_fds(3), by hand."""
+"""Takes listening sockets that a service manager has opened: sd_listen_fds(3), by hand.
+
+PyPI's systemd-python was weighed: it needs libsystemd to be built and to run, and returns whatever
+the descriptors are. Ours needs nothing, and refuses at the start what clients can't connect to.
+"""
 
 import os
 import re
@@ -14,13 +18,13 @@ _COUNT = re.compile("[0-9]{1,9}")
 
 
 def take_inherited(environment: MutableMapping[str, str]) -> list[socket.socket]:
-    """Return the sockets that `environment` says were handed to this process; usually none.
+    """Return the sockets that `environment` says this process inherits; usually none.
 
-    To be called before anything else is opened: where fewer were handed down than is said, a
-    descriptor of our own could be taken for one of them. The variables are taken out and the
-    descriptors closed on exec, so that no child believes them its own. The sockets stay open with
-    whoever opened them, and the file of a unix socket is theirs. Raises StartError where one is no
-    socket that clients can connect to.
+    Must be called before anything else is opened: where fewer are inherited than the variables say,
+    a descriptor of our own could be taken for one of them. The variables are removed and the
+    descriptors set to be closed on exec, so that no child process takes them. The sockets stay open
+    in the process that opened them, which also owns the file of a unix socket. Raises StartError
+    where one is not a socket that clients can connect to.
     """
     count_text, pid_text, names_text, _ = (environment.pop(name, None) for name in _VARIABLES)
     if count_text is None or pid_text != str(os.getpid()):

@@ -1,34 +1,42 @@
-"""The service manager that started us, if one did, is told how we are: sd_notify(3), by hand.
+"""Tells the service manager the state of the service: sd_notify(3), by hand.
+
+PyPI's sdnotify and systemd-python were weighed: both send from a socket that blocks while the
+manager's queue is full, and drop, or raise, what could not be sent. Ours never waits, sends a state
+that was dropped with the next message, and needs no libsystemd.
 
 What it stands on, of systemd's src/core/service.c:
 
-- A message is one datagram of NAME=VALUE lines. Which process sent it the kernel tells.
-- The watchdog counts from READY=1 on, and also while the service reloads; from the stop on, that is
-  STOPPING=1 or systemd's own SIGTERM, it does not, and TimeoutStopSec= counts instead.
-- EXTEND_TIMEOUT_USEC= moves the end of whichever timeout counts, the watchdog's too, and never to
+- A message is one datagram of NAME=VALUE lines. Linux tells which process sent it.
+- The watchdog counts from READY=1 on, and also while the service reloads. From the stop on, that is
+  STOPPING=1 or systemd's own SIGTERM, TimeoutStopSec= counts instead.
+- EXTEND_TIMEOUT_USEC= moves the end of the timeout that counts, the watchdog's too, and never to
   an earlier time; the next WATCHDOG=1 sets the watchdog's back to its usual distance.
 """
 
+import errno
 import math
 import os
 import re
 import socket
 import time
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 
 from numbers_uring.limits import RESUME_EXTEND_S, SYNC_EXTEND_S, WATCHDOG_HEARTBEATS
 
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _WATCHDOG_US = re.compile("[1-9][0-9]{0,17}")
+_TRANSIENT = {errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+"""Errors that tell nothing of the manager: the next message may reach it."""
 
 
 class ServiceManager:
-    """Where messages go to; nowhere, where `address` is None.
+    """Sends messages to the socket `address`; does nothing where that is None.
 
-    Nothing here waits or fails, and nothing is opened before the first message. One that finds the
-    manager's queue full is dropped, but for what it said of the service's state: that goes in front
-    of the next one. `watchdog_s` is the longest time that may pass without a beat, None where
-    nobody counts. `say` takes one line for the operator, where the manager cannot be reached.
+    Nothing here waits or raises, and nothing is opened before the first message. A message that
+    finds the manager's queue full is dropped, except for the service's state in it: that is sent
+    with the next one. `watchdog_s` is the longest time that may pass without a heartbeat, None
+    where there is no watchdog. `warn` takes one line, once, if the manager can't be reached.
     """
 
     def __init__(
@@ -36,28 +44,29 @@ class ServiceManager:
         address: str | None,
         *,
         watchdog_s: float | None,
-        say: Callable[[str], None],
+        warn: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._say = say
+        self._warn = warn
         self._clock = clock
         self._address = address
         self._socket: socket.socket | None = None
         self._reached = False
+        self._warned = False
         self._unsent = ""
-        self._beat_due_s = 0.0
-        self.beat_interval_s = math.inf
-        """How often `beat` has to be called at least."""
+        self._heartbeat_due_s = 0.0
+        self.heartbeat_interval_s = math.inf
+        """The longest time between two calls of `heartbeat`."""
         if address is not None and watchdog_s is not None:
-            self.beat_interval_s = watchdog_s / WATCHDOG_HEARTBEATS
+            self.heartbeat_interval_s = watchdog_s / WATCHDOG_HEARTBEATS
 
     @classmethod
     def from_environment(
-        cls, environment: MutableMapping[str, str], say: Callable[[str], None]
+        cls, environment: MutableMapping[str, str], warn: Callable[[str], None]
     ) -> "ServiceManager":
-        """Return the manager that `environment` names, and take its variables out.
+        """Return the manager that `environment` names, and remove its variables.
 
-        Our children, and theirs, are not the service.
+        Child processes are not the service, and must not send messages.
         """
         address, watchdog_us, watchdog_pid = (environment.pop(name, None) for name in _VARIABLES)
         watchdog_s = None
@@ -65,41 +74,41 @@ class ServiceManager:
             if _WATCHDOG_US.fullmatch(watchdog_us):
                 watchdog_s = int(watchdog_us) / 1e6
             else:
-                say(f"WATCHDOG_USEC={watchdog_us} is no number of microseconds: no watchdog is fed")
-        return cls(address or None, watchdog_s=watchdog_s, say=say)
+                warn(f"WATCHDOG_USEC={watchdog_us} is no number of microseconds: no heartbeats")
+        return cls(address or None, watchdog_s=watchdog_s, warn=warn)
 
     def ready(self, status: str) -> None:
-        """Clients can be served; also the end of a reload."""
+        """Send that clients can be served; also at the end of a reload."""
         self._enter(status, "READY=1")
 
     def status(self, status: str) -> None:
-        """Tell people, in one line, what is going on."""
+        """Send one line for people about what the service is doing."""
         self._put(f"{self._unsent}{_status(status)}")
 
     def starting(self, status: str) -> None:
-        """The start goes on, for at most RESUME_EXTEND_S until this is called again."""
-        self._put(f"{_patience(RESUME_EXTEND_S)}\n{_status(status)}")
+        """Send that the start goes on, and at most RESUME_EXTEND_S until the next call."""
+        self._put(f"{_extend_timeout(RESUME_EXTEND_S)}\n{_status(status)}")
 
     def reloading(self, status: str) -> None:
-        """The log is being reopened; `ready` ends it, after SYNC_EXTEND_S at the latest."""
+        """Send that the log is being reopened; `ready` must follow within SYNC_EXTEND_S."""
         # systemd takes a reload for the answer to its own signal only with a time after that.
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
-        patience = _patience(SYNC_EXTEND_S)
-        self._enter(status, "RELOADING=1", f"MONOTONIC_USEC={now_us}", patience)
+        extend = _extend_timeout(SYNC_EXTEND_S)
+        self._enter(status, "RELOADING=1", f"MONOTONIC_USEC={now_us}", extend)
 
     def stopping(self, status: str) -> None:
-        """The server takes in no more, and ends once the log is on disk: within SYNC_EXTEND_S."""
-        self._enter(status, "STOPPING=1", _patience(SYNC_EXTEND_S))
+        """Send that the service ends, once the log is on disk: within SYNC_EXTEND_S."""
+        self._enter(status, "STOPPING=1", _extend_timeout(SYNC_EXTEND_S))
 
-    def beat(self) -> None:
-        """The loop is alive. Cheap enough for each pass: sends only when it is time."""
-        if self.beat_interval_s < math.inf and self._clock() >= self._beat_due_s:
-            # Whoever calls an interval after this time, at the latest, is still in time.
-            self._beat_due_s = self._clock() + self.beat_interval_s
+    def heartbeat(self) -> None:
+        """Send that the service is alive. Cheap enough for each pass: sends only when it is due."""
+        if self.heartbeat_interval_s < math.inf and self._clock() >= self._heartbeat_due_s:
+            # A caller that comes at most an interval after this time is still in time.
+            self._heartbeat_due_s = self._clock() + self.heartbeat_interval_s
             self._put(f"{self._unsent}WATCHDOG=1")
 
     def _enter(self, status: str, *state: str) -> None:
-        # Of a state before it that could not be sent nobody needs to know any more.
+        # An earlier state that could not be sent is out of date.
         self._unsent = "".join(f"{line}\n" for line in state)
         self.status(status)
 
@@ -114,8 +123,10 @@ class ServiceManager:
         except BlockingIOError:
             return
         except OSError as error:
-            # A manager that vanishes later may come back, and concerns nobody meanwhile.
-            if not self._reached:
+            if error.errno in _TRANSIENT:
+                self._warn_once(f"is not reached now: {error.strerror}")
+            # A manager that was reached once may be restarting.
+            elif not self._reached:
                 self._give_up(f"cannot be sent to: {error.strerror or error}")
             return
         self._reached = True
@@ -131,17 +142,24 @@ class ServiceManager:
         self._socket.sendto(message, "\0" + name[1:] if name[0] == "@" else name)
 
     def _give_up(self, reason: str) -> None:
-        self._say(
-            f"the service manager is not told of our state: NOTIFY_SOCKET={self._address} {reason}"
-        )
+        self._warn_once(reason)
         self.close()
+
+    def _warn_once(self, reason: str) -> None:
+        if not self._warned:
+            self._warned = True
+            self._warn(
+                "the service manager is not told of our state: "
+                f"NOTIFY_SOCKET={self._address} {reason}"
+            )
 
     def close(self) -> None:
         """Send no more."""
         self._address = None
-        self.beat_interval_s = math.inf
+        self.heartbeat_interval_s = math.inf
         if self._socket is not None:
-            self._socket.close()
+            with suppress(OSError):
+                self._socket.close()
             self._socket = None
 
 
@@ -149,5 +167,5 @@ def _status(text: str) -> str:
     return f"STATUS={' '.join(text.split())}"
 
 
-def _patience(seconds: float) -> str:
+def _extend_timeout(seconds: float) -> str:
     return f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}"

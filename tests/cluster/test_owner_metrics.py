@@ -164,14 +164,14 @@ def test_owners_that_are_not_ready_are_starting_with_every_counter_at_zero() -> 
 
 
 class Manager:
-    """Counts beats, and keeps the last status."""
+    """Counts heartbeats, and keeps the last status."""
 
-    beat_interval_s = 15.0
-    beats = 0
+    heartbeat_interval_s = 15.0
+    heartbeats = 0
     text = ""
 
-    def beat(self) -> None:
-        self.beats += 1
+    def heartbeat(self) -> None:
+        self.heartbeats += 1
 
     def ready(self, text: str) -> None:
         self.text = text
@@ -203,19 +203,19 @@ def test_a_thread_that_is_in_one_step_for_long_makes_the_owners_stuck() -> None:
     state.ready()
     assert manager.text == "Owning partitions 0-1"
     state.beat()
-    assert (watched.state(), manager.beats) == (State.OK, 1)
+    assert (watched.state(), manager.heartbeats) == (State.OK, 1)
     owners[1].step_s = now_s
     now_s += HEARTBEAT_STALE_S + 0.1
     state.beat()
-    assert (watched.state(), manager.beats) == (State.STUCK, 2)
-    now_s += manager.beat_interval_s
+    assert (watched.state(), manager.heartbeats) == (State.STUCK, 2)
+    now_s += manager.heartbeat_interval_s
     state.beat()
-    assert (watched.state(), manager.beats) == (State.STUCK, 2)
+    assert (watched.state(), manager.heartbeats) == (State.STUCK, 2)
     # Once it gets through, or waits for space, which is tried again and again, all is well.
     owners[1].step_s = None
     owners[1].out_of_space.start()
     state.beat()
-    assert (watched.state(), manager.beats) == (State.HELD_BACK, 3)
+    assert (watched.state(), manager.heartbeats) == (State.HELD_BACK, 3)
     state.tell()
     assert manager.text == "No space for a log, owning partitions 0-1; 1 unique, 2 repeats"
     owners[1].out_of_space.stop()

@@ -16,7 +16,7 @@ def test_phases_are_told_as_states_and_counters_as_text(tmp_path: Path) -> None:
     now_s = 50.0
     counts, clients = Counts(0, 0), 0
     with NotifySocket(f"@{tmp_path}") as far:
-        manager = ServiceManager(far.address, watchdog_s=None, say=said.append)
+        manager = ServiceManager(far.address, watchdog_s=None, warn=said.append)
         status = ServiceStatus(
             manager, "here", counts=lambda: counts, clients=lambda: clients, clock=lambda: now_s
         )

@@ -365,7 +365,7 @@ class _Owners:
         due_s = time.monotonic() + interval_s
         while True:
             wait_s = min(
-                due_s - time.monotonic(), self._manager.beat_interval_s, HEARTBEAT_INTERVAL_S
+                due_s - time.monotonic(), self._manager.heartbeat_interval_s, HEARTBEAT_INTERVAL_S
             )
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(wait_s, 0)):

@@ -87,8 +87,8 @@ class OwnersState:
         oldest_s = min((each for each in begun_s if each is not None), default=None)
         if self._health is not None:
             self._health.beat(oldest_s)
-        if oldest_s is None or self._clock() - oldest_s < self._manager.beat_interval_s:
-            self._manager.beat()
+        if oldest_s is None or self._clock() - oldest_s < self._manager.heartbeat_interval_s:
+            self._manager.heartbeat()
 
     def tell(self, *, if_changed: bool = False) -> None:
         """Have the service manager's status line say how it is now, unless it is over."""
