@@ -91,8 +91,8 @@ static void hand_out(struct nu_ring *ring, uint32_t kind, uint32_t connection, u
 
 /* Hands out the connection's next buffer or, once it had all of them, its end.
  *
- * Never both in one pass, and what the client has ended is not closed here: the client sees that,
- * and may take it to mean that all it sent is on file. */
+ * Never both in one pass, and nothing is closed here: the client sees that, and may take it to mean
+ * that all it sent is on file. */
 static void serve(struct nu_ring *ring, uint32_t index) {
     struct nu_connection *connection = &ring->connections[index];
     leave(ring, index);
@@ -102,15 +102,9 @@ static void serve(struct nu_ring *ring, uint32_t index) {
         ring->leased[ring->leased_count++] = connection->first_buffer;
         connection->first_buffer = buffer->next;
     } else if (connection->ended && !connection->armed) {
-        if (connection->end == NU_DISCONNECTED) {
-            /* Linux frees the descriptor whatever close(2) says. */
-            close(connection->fd);
-            ring->closed[ring->closed_count++] = index;
-        } else {
-            connection->ended_fd = connection->fd;
-            ring->ended_count++;
-        }
+        connection->ended_fd = connection->fd;
         connection->fd = -1;
+        ring->ended_count++;
         hand_out(ring, NU_CLOSED, index, connection->end, 0);
         return;
     }
@@ -129,8 +123,6 @@ void nu_connections_serve(struct nu_ring *ring) {
 void nu_connections_settle(struct nu_ring *ring) {
     for (uint32_t i = 0; i < ring->leased_count; i++)
         nu_pools_give_back(&ring->pools, ring->leased[i]);
-    while (ring->closed_count)
-        ring->free[ring->free_count++] = ring->closed[--ring->closed_count];
     ring->leased_count = 0;
     ring->results->count = 0;
     ring->results->received_bytes = 0;
@@ -151,9 +143,9 @@ bool nu_connection_cancel(struct nu_ring *ring, uint32_t index) {
 void nu_connection_cancel_failed(struct nu_ring *ring, uint32_t index) {
     struct nu_connection *connection = &ring->connections[index];
     connection->cancelling = false;
-    /* Where it has not ended by itself, it does now. */
+    /* Where it has not ended by itself, it does now. Not SHUT_WR: the client would see a FIN. */
     if (connection->armed && connection->end == NU_DISCONNECTED)
-        shutdown(connection->fd, SHUT_RDWR);
+        shutdown(connection->fd, SHUT_RD);
 }
 
 void nu_ring_disconnect(struct nu_ring *ring, uint32_t index) {
@@ -170,7 +162,14 @@ void nu_ring_disconnect(struct nu_ring *ring, uint32_t index) {
     nu_connection_sort(ring, index);
 }
 
-void nu_ring_finish_close(struct nu_ring *ring, uint32_t index) {
+void nu_ring_finish_close(struct nu_ring *ring, uint32_t index, int orderly) {
+    const struct linger close_with_fin = {0, 0};
+    /* Where it is refused, the client sees a reset. Linux frees a descriptor whatever close(2)
+     * says.
+     */
+    if (orderly)
+        setsockopt(ring->connections[index].ended_fd, SOL_SOCKET, SO_LINGER, &close_with_fin,
+                   sizeof close_with_fin);
     close(ring->connections[index].ended_fd);
     ring->connections[index].ended_fd = NU_NONE;
     ring->free[ring->free_count++] = index;
@@ -215,8 +214,7 @@ static void accept_from(struct nu_ring *ring, struct nu_listener *listener) {
     for (uint32_t i = 0; i < ring->accepts_per_pass_max; i++) {
         bool gone;
         /* One that would be refused has a slot soon, where others have ended. */
-        if (!nu_connections_have_room(ring) &&
-            (!ring->refuse || ring->closed_count || ring->ended_count))
+        if (!nu_connections_have_room(ring) && (!ring->refuse || ring->ended_count))
             return;
         if (ring->results->count == ring->completions_max)
             return;

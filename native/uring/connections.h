@@ -57,10 +57,8 @@ struct nu_ring {
     uint32_t connections_elsewhere; /* that count against connections_max */
     uint32_t *free;
     uint32_t free_count;
-    uint32_t *closed; /* slots that the last pass handed out as NU_CLOSED */
-    uint32_t closed_count;
-    uint32_t ended_count; /* connections whose client has ended them, before finish_close */
-    struct nu_list ready; /* with something to hand out */
+    uint32_t ended_count;             /* handed out as NU_CLOSED, before finish_close */
+    struct nu_list ready;             /* with something to hand out */
     struct nu_list unarmed[NU_POOLS]; /* waiting for a receive, by the pool it takes from */
 
     struct nu_listener *listeners;

@@ -18,9 +18,8 @@ static int allocate(struct nu_ring *ring, const struct nu_ring_config *config) {
     ring->leased = calloc(buffers, sizeof *ring->leased);
     ring->connections = calloc(config->connections_max, sizeof *ring->connections);
     ring->free = calloc(config->connections_max, sizeof *ring->free);
-    ring->closed = calloc(config->connections_max, sizeof *ring->closed);
     ring->listeners = calloc(config->listeners + 1, sizeof *ring->listeners);
-    if (!ring->leased || !ring->connections || !ring->free || !ring->closed || !ring->listeners)
+    if (!ring->leased || !ring->connections || !ring->free || !ring->listeners)
         return -ENOMEM;
     for (uint32_t i = 0; i < config->connections_max; i++) {
         ring->connections[i].fd = ring->connections[i].ended_fd = NU_NONE;
@@ -108,7 +107,6 @@ void nu_ring_close(struct nu_ring *ring) {
     free(ring->leased);
     free(ring->connections);
     free(ring->free);
-    free(ring->closed);
     free(ring->listeners);
     free(ring);
 }

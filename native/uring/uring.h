@@ -94,8 +94,9 @@ int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns);
  * among the completions already is the caller's to leave out. */
 void nu_ring_disconnect(struct nu_ring *ring, uint32_t connection);
 
-/* Closes what the client has ended, after its NU_CLOSED; only then is the slot free. */
-void nu_ring_finish_close(struct nu_ring *ring, uint32_t connection);
+/* Closes the descriptor after the NU_CLOSED; only then is the slot free. The client sees a reset,
+ * or with orderly a FIN if it was received from to the end. */
+void nu_ring_finish_close(struct nu_ring *ring, uint32_t connection, int orderly);
 
 /* Starts or stops the accepting of clients; stopped by the ring itself when accept_errno is set. */
 void nu_ring_listen(struct nu_ring *ring, int on);

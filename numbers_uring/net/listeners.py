@@ -19,13 +19,20 @@ from numbers_uring.limits import (
 )
 from numbers_uring.net.unix import SocketFile, listen_unix, try_unix
 
-_INHERITED_OPTIONS = (
+_LINGER = struct.Struct("ii")
+_RESET_AT_CLOSE = _LINGER.pack(1, 0)
+CLOSE_WITH_FIN = _LINGER.pack(0, 0)
+"""For SO_LINGER of a connection whose close may tell the client that all it sent is stored."""
+
+_INHERITED_OPTIONS: tuple[tuple[int, int, int | bytes], ...] = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES),
     # A byte sent as urgent data is a byte of the stream like any other.
     (socket.SOL_SOCKET, socket.SO_OOBINLINE, 1),
+    # A close is a reset, also at the end of the process, unless `CLOSE_WITH_FIN` is set before.
+    (socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE),
 )
 """Set on the listener: what it accepts has them from the start."""
 

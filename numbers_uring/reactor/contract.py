@@ -16,8 +16,7 @@ class Kind(IntEnum):
     RECEIVED = 1
     """`size` > 0 bytes of the client's stream lie in the arena from `start` on."""
     CLOSED = 2
-    """The connection is over. `start` is an End; unless it is DISCONNECTED, the caller must
-    then call `finish_close`."""
+    """The connection is over. `start` is an End; the caller must then call `finish_close`."""
 
 
 class End(IntEnum):
@@ -36,7 +35,11 @@ Completion = tuple[int, int, int, int]
 
 
 class Reactor(Protocol):
-    """Sockets in, completions out; a connection is named by its slot, 0 to connections_max - 1."""
+    """Sockets in, completions out; a connection is named by its slot, 0 to connections_max - 1.
+
+    Accepted TCP sockets inherit SO_LINGER {1, 0} from their listener: whatever closes them, the end
+    of the process included, resets the connection. Only an orderly `finish_close` takes it back.
+    """
 
     @property
     def arena(self) -> Memory:
@@ -65,18 +68,25 @@ class Reactor(Protocol):
 
         Everything that a connected client, or one that waits in the backlog, had delivered to this
         host is handed out. Bytes that come later may be, until `end_s` on the monotonic clock
-        and in a bounded number. Nothing but `close` may follow.
+        and in a bounded number.
+
+        Clients in the backlog are accepted as far as slots and descriptors are free, which each
+        `finish_close` makes one of. Call it again after those that come later, until it hands out
+        nothing. Nothing but that, `finish_close` and `close` may follow.
         """
 
-    def finish_close(self, connection: int) -> None:
-        """Close what the client has ended, after its CLOSED; only then is the slot used again.
+    def finish_close(self, connection: int, *, orderly: bool) -> None:
+        """Close the descriptor after the CLOSED; only then is the slot used again.
 
-        It is the caller's to say when, because a client may take the close to mean that all it sent
-        was dealt with.
+        `orderly` says that everything RECEIVED from the client is stored: it then sees a FIN, or a
+        reset where bytes are left that were not RECEIVED. Otherwise it sees a reset.
         """
 
     def disconnect(self, connection: int) -> None:
-        """Close the connection at once; it is RECEIVED from no more, and CLOSED soon."""
+        """End the connection: nothing more is RECEIVED from it, and its CLOSED comes soon.
+
+        The client sees nothing of that before `finish_close`.
+        """
 
     def peer(self, connection: int) -> Peer:
         """Return who was accepted into this slot; valid until the next one is."""
@@ -100,4 +110,4 @@ class Reactor(Protocol):
         """Wait for the wake-up descriptor alone, at most `timeout_s`: nothing is received."""
 
     def close(self) -> None:
-        """Close everything that is open, without a further completion."""
+        """Close everything that is open, without a further completion: clients see a reset."""

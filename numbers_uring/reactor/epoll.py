@@ -24,6 +24,7 @@ import socket
 import termios
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 from numbers_uring.addresses import Peer, tcp_address
 from numbers_uring.config import WhenFull
@@ -34,7 +35,7 @@ from numbers_uring.limits import (
     HEADROOM_BYTES,
     RECEIVE_BYTES,
 )
-from numbers_uring.net.listeners import backlog_connections
+from numbers_uring.net.listeners import CLOSE_WITH_FIN, backlog_connections
 from numbers_uring.reactor.accept_backoff import AcceptBackoff
 from numbers_uring.reactor.contract import Completion, End, Kind
 from numbers_uring.reactor.pacing import Pacing
@@ -83,10 +84,12 @@ class EpollReactor:
         self._occupied = 0
         self._adopted: list[tuple[int, Peer]] = []
         self._disconnected: list[int] = []
-        self._ended: dict[int, socket.socket] = {}
-        """Handed out as CLOSED, and not let go."""
+        self._closing: dict[int, socket.socket] = {}
+        """Those that `finish_close` has to come for."""
         self._listening = False
         self._draining = False
+        self._waiting: dict[socket.socket, int] = {}
+        """Of each listener, the clients in its backlog when the first drain began."""
         self._pacing = Pacing()
         self._backoff_until_s = 0.0
         self._epoll = select.epoll()
@@ -151,18 +154,21 @@ class EpollReactor:
         return self._end(connection, _EOF)
 
     def _end(self, connection: int, end: int) -> Completion:
-        sock = self._take_out(connection)
-        # It would be ready for ever.
-        self._epoll.unregister(sock)
-        self._ended[connection] = sock
+        self._closing[connection] = self._take_out(connection)
         return _CLOSED, connection, end, 0
 
-    def finish_close(self, connection: int) -> None:
-        self._ended.pop(connection).close()
-        self._free_slot(connection)
+    def finish_close(self, connection: int, *, orderly: bool) -> None:
+        sock = self._closing.pop(connection)
+        if orderly:
+            # Without effect on a unix socket. Where it is refused, the client sees a reset.
+            with suppress(OSError):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_WITH_FIN)
+        sock.close()
+        self._free.append(connection)
+        self._listen_if_possible()
 
     def disconnect(self, connection: int) -> None:
-        self._take_out(connection).close()
+        self._closing[connection] = self._take_out(connection)
         self._disconnected.append(connection)
 
     def peer(self, connection: int) -> Peer:
@@ -173,17 +179,13 @@ class EpollReactor:
         assert sock is not None
         del self._slots[sock.fileno()]
         self._sockets[connection] = None
+        # Open but not read from, it would be ready for ever.
+        self._epoll.unregister(sock)
         return sock
-
-    def _free_slot(self, connection: int) -> None:
-        self._free.append(connection)
-        self._listen_if_possible()
 
     def _take_disconnected(self) -> Iterator[Completion]:
         while self._disconnected:
-            connection = self._disconnected.pop()
-            self._free_slot(connection)
-            yield _CLOSED, connection, _DISCONNECTED, 0
+            yield _CLOSED, self._disconnected.pop(), _DISCONNECTED, 0
 
     # Accepting.
 
@@ -205,7 +207,7 @@ class EpollReactor:
     def _accept(self, listener: socket.socket) -> Iterator[Completion]:
         for _ in range(ACCEPTS_PER_PASS_MAX):
             # One that would be refused has a slot soon, where others have ended.
-            if not self._listening or (self._ended and not self._has_room):
+            if not self._listening or (self._closing and not self._has_room):
                 return
             connection = self._accept_one(listener)
             if connection is None:
@@ -258,7 +260,6 @@ class EpollReactor:
 
     def release(self, connection: int) -> int:
         sock = self._take_out(connection)
-        self._epoll.unregister(sock)
         self._free.append(connection)
         return sock.detach()
 
@@ -291,14 +292,15 @@ class EpollReactor:
     # Stopping.
 
     def drain(self, end_s: float) -> Iterator[Completion]:
-        self._draining = True
-        self._stop_listening()
-        self._epoll.unregister(self._wakeup_fd)
-        waiting = {listener: backlog_connections(listener) for listener in self._listeners.values()}
+        if not self._draining:
+            self._draining = True
+            self._stop_listening()
+            self._epoll.unregister(self._wakeup_fd)
+            self._waiting = {each: backlog_connections(each) for each in self._listeners.values()}
         yield from self._take_disconnected()
         yield from self._take_adopted()
         while True:
-            yield from self._accept_waiting(waiting)
+            yield from self._accept_waiting()
             if not (self._slots or self._disconnected):
                 return
             yield from self._drain_connected(end_s)
@@ -334,19 +336,21 @@ class EpollReactor:
                 if kind == _RECEIVED and enough and self._sockets[connection] is not None:
                     self.disconnect(connection)
 
-    def _accept_waiting(self, waiting: dict[socket.socket, int]) -> Iterator[Completion]:
+    def _accept_waiting(self) -> Iterator[Completion]:
         """Accept, of those that were in the backlog when the stop began, as many as may come in."""
-        for listener in self._listeners.values():
-            while waiting[listener] > 0 and self._has_room:
-                waiting[listener] -= 1
+        for listener in self._waiting:
+            while self._waiting[listener] > 0 and self._has_room:
                 connection = self._accept_one(listener)
                 if connection is None:
-                    waiting[listener] = 0
-                elif connection >= 0:
+                    if not self._backoff.active:
+                        self._waiting[listener] = 0
+                    break
+                self._waiting[listener] -= 1
+                if connection >= 0:
                     yield _OPENED, connection, 0, 0
 
     def close(self) -> None:
-        for sock in (*self._sockets, *self._ended.values(), *self._listeners.values()):
+        for sock in (*self._sockets, *self._closing.values(), *self._listeners.values()):
             if sock is not None:
                 sock.close()
         for fd, _ in self._adopted:

@@ -83,6 +83,8 @@ class UringReactor:
         self._to_adopt: list[tuple[int, Peer]] = []
         self._adopted: dict[int, Peer] = {}
         self._rows: Iterator[Completion] = iter(())
+        self._waiting: list[int] | None = None
+        """Of each listener, the clients in its backlog when the first drain began."""
         self._wakeup = select.poll()
         self._wakeup.register(wakeup_fd, select.POLLIN)
         self._results: Any = ffi.new("struct nu_ring_results *")
@@ -162,9 +164,7 @@ class UringReactor:
                 if row[0] == _RECEIVED:
                     continue
                 self._disconnected.discard(row[1])
-                if row[2] != _DISCONNECTED:
-                    # Its client was faster, and has ended it in the pass before.
-                    self.finish_close(row[1])
+                # Its client may have been faster, and have ended it in the pass before.
                 yield _CLOSED, row[1], _DISCONNECTED, 0
             else:
                 yield row
@@ -172,9 +172,9 @@ class UringReactor:
     def sleep(self, timeout_s: float) -> None:
         self._wakeup.poll(max(timeout_s, 0) * 1000)
 
-    def finish_close(self, connection: int) -> None:
+    def finish_close(self, connection: int, *, orderly: bool) -> None:
         assert 0 <= connection < self._connections_max
-        lib.nu_ring_finish_close(self._ring, connection)
+        lib.nu_ring_finish_close(self._ring, connection, orderly)
 
     def disconnect(self, connection: int) -> None:
         assert 0 <= connection < self._connections_max
@@ -228,11 +228,12 @@ class UringReactor:
     def drain(self, end_s: float) -> Iterator[Completion]:
         lib.nu_ring_listen(self._ring, False)
         lib.nu_ring_ignore_wakeup(self._ring)
-        waiting = [backlog_connections(listener) for listener in self._listeners]
+        if self._waiting is None:
+            self._waiting = [backlog_connections(listener) for listener in self._listeners]
         yield from self._take_rows()
         yield from self._take_adopted()
         while True:
-            yield from self._accept_waiting(waiting)
+            yield from self._accept_waiting(self._waiting)
             if lib.nu_ring_next_open(self._ring, 0) < 0:
                 return
             yield from self._drain_connected(end_s)
@@ -291,7 +292,8 @@ class UringReactor:
                     yield Kind.OPENED, connection, 0, 0
                 elif self._results.accept_errno:
                     self._backoff.begin(self._results.accept_errno)
-                    waiting[listener] = 0
+                    waiting[listener] += 1
+                    break
                 elif connection == -errno.EAGAIN:
                     waiting[listener] = 0
 

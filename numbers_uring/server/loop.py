@@ -101,7 +101,6 @@ class Loop:
         self._held = False
         self._retry_due_s = 0.0
         self._ended: list[_Ended] = []
-        self._draining = False
         self._loops = shared.loops
         self.unwritten = False
         """Whether it has taken in anything that the sink does not have; from any thread."""
@@ -206,12 +205,9 @@ class Loop:
             self._disconnects.note(self._reactor.peer(connection), reason, rejected)
         if self._idle is not None:
             self._idle.forget(connection)
-        if end == End.DISCONNECTED:
-            self._left()
-        else:
-            others = [(loop, loop.appends) for loop in self._loops if loop.unwritten]
-            self._ended.append(_Ended(connection, others))
-            self._finish_closes()
+        others = [(loop, loop.appends) for loop in self._loops if loop.unwritten]
+        self._ended.append(_Ended(connection, others))
+        self._finish_closes()
 
     def _finish_closes(self) -> None:
         """Close the connections whose clients have ended them, once that is true which they see.
@@ -222,8 +218,8 @@ class Loop:
         if self._ended:
             ended, self._ended = self._ended, []
             for each in ended:
-                if self._draining or self._is_settled(each):
-                    self._reactor.finish_close(each.connection)
+                if self._is_settled(each):
+                    self._reactor.finish_close(each.connection, orderly=True)
                     self._left()
                 else:
                     self._ended.append(each)
@@ -288,11 +284,18 @@ class Loop:
     def _drain(self, end_s: float) -> None:
         """Take in what the clients had delivered, and until `end_s` what comes on top."""
         self._append_or_fail()
-        self._draining = True
-        self._finish_closes()
-        for completion in self._reactor.drain(end_s):
-            if not self._handle(*completion):
-                self._append_or_fail()
+        handed_out = True
+        while handed_out or self._ended:
+            handed_out = False
+            for completion in self._reactor.drain(end_s):
+                handed_out = True
+                if not self._handle(*completion):
+                    self._append_or_fail()
+            self._append_or_fail()
+            self._finish_closes()
+            if self._ended:
+                self._sink.check()
+                self._sleep(ENDED_POLL_S)
 
     def _append_or_fail(self) -> None:
         """Hand the batch on, with a little patience for a full disk."""

@@ -78,8 +78,8 @@ class Bench:
             assert connection in self.open, "closed twice, or never opened"
             self.open.remove(connection)
             self.ends.append((connection, End(start)))
-            if self.finish_close and start != End.DISCONNECTED:
-                self.reactor.finish_close(connection)
+            if self.finish_close:
+                self.reactor.finish_close(connection, orderly=True)
 
     def turn(self, timeout_s: float = PASS_S) -> list[Completion]:
         completions = []
@@ -175,12 +175,76 @@ def test_the_close_that_a_client_sees_comes_when_it_is_let_go(make_bench: MakeBe
         following = bench.client()
         assert bench.turn() == bench.turn() == [], "something happens on what has ended"
         assert select.select([client], [], [], 0)[0] == [], "closed before it was let go"
-        bench.reactor.finish_close(connection)
+        bench.reactor.finish_close(connection, orderly=True)
         assert is_closed(client)
         following.close()
         bench.turn_until(lambda: bench.open)
         bench.turn_until(lambda: not bench.open)
-        bench.reactor.finish_close(bench.order[-1])
+        bench.reactor.finish_close(bench.order[-1], orderly=True)
+
+
+def end_by_client(bench: Bench, client: socket.socket, _: int) -> None:
+    client.shutdown(socket.SHUT_WR)
+    bench.turn_until(lambda: bench.ends)
+
+
+def end_by_disconnect(bench: Bench, _: socket.socket, connection: int) -> None:
+    bench.reactor.disconnect(connection)
+    bench.turn_until(lambda: bench.ends)
+
+
+def end_by_drain(bench: Bench, _client: socket.socket, _: int) -> None:
+    bench.drain()
+
+
+@pytest.mark.parametrize("orderly", [True, False], ids=["orderly", "not orderly"])
+@pytest.mark.parametrize("end", [end_by_client, end_by_disconnect, end_by_drain])
+def test_only_an_orderly_close_of_what_was_received_is_no_reset(
+    make_bench: MakeBench, end: Callable[[Bench, socket.socket, int], None], orderly: bool
+) -> None:
+    bench = make_bench()
+    bench.finish_close = False
+    client, connection = bench.opened_client()
+    client.sendall(b"numbers")
+    bench.turn_until(lambda: bench.streams[connection] == b"numbers")
+    end(bench, client, connection)
+    assert select.select([client], [], [], 0.05)[0] == [], "closed before it was asked for"
+    bench.reactor.finish_close(connection, orderly=orderly)
+    assert is_reset(client) is not orderly
+
+
+def test_an_orderly_close_with_bytes_that_were_not_received_is_a_reset(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench()
+    bench.finish_close = False
+    client, connection = bench.opened_client()
+    bench.reactor.disconnect(connection)
+    bench.turn_until(lambda: bench.ends)
+    client.sendall(b"numbers")
+    bench.reactor.finish_close(connection, orderly=True)
+    assert is_reset(client)
+
+
+def test_what_is_open_when_the_reactor_is_closed_is_reset(make_bench: MakeBench) -> None:
+    bench = make_bench()
+    bench.finish_close = False
+    clients = [bench.opened_client()[0] for _ in range(3)]
+    clients[1].shutdown(socket.SHUT_WR)
+    bench.turn_until(lambda: bench.ends)
+    bench.reactor.disconnect(bench.order[2])
+    clients.append(bench.client())
+    bench.reactor.close()
+    assert all(map(is_reset, clients))
+
+
+def is_reset(client: socket.socket) -> bool:
+    """Wait for the server to close the connection; return whether that is a reset, not a FIN."""
+    try:
+        assert client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+    return False
 
 
 def test_a_disconnect_after_the_client_has_ended_frees_the_slot(make_bench: MakeBench) -> None:
@@ -455,6 +519,25 @@ def test_a_drain_takes_in_those_who_wait_in_the_backlog(make_bench: MakeBench) -
     assert len(bench.ends) == 6
 
 
+def test_a_drain_goes_on_with_the_backlog_when_closes_have_freed_slots(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench(connections_max=2)
+    bench.finish_close = False
+    for i in range(7):
+        bench.client().sendall(b"%d" % i)
+    ended = rounds = 0
+    while True:
+        bench.drain()
+        if len(bench.ends) == ended:
+            break
+        for connection, _ in bench.ends[ended:]:
+            bench.reactor.finish_close(connection, orderly=True)
+        ended, rounds = len(bench.ends), rounds + 1
+    assert (ended, rounds) == (7, 4)
+    assert len(bench.order) == 7
+
+
 def test_a_drain_with_nobody_connected_takes_in_the_backlog(make_bench: MakeBench) -> None:
     bench = make_bench()
     client = bench.client()
@@ -484,9 +567,10 @@ def test_a_drain_is_bounded_whatever_a_client_sends(make_bench: MakeBench) -> No
     client.setblocking(False)
     client.send(b"x" * PIECE_BYTES)
     received = 0
-    for kind, _, _, size in bench.reactor.drain(time.monotonic() + DRAIN_S):
-        received += size
-        if kind == Kind.RECEIVED:
+    for completion in bench.reactor.drain(time.monotonic() + DRAIN_S):
+        bench.take(completion)
+        received += completion[3]
+        if completion[0] == Kind.RECEIVED:
             # The flood: whatever was taken is sent again at once.
             while select.select([], [client], [], 0)[1]:
                 client.send(b"x" * PIECE_BYTES)

@@ -270,6 +270,7 @@ def test_a_disconnected_descriptor_is_closed_after_the_end_of_its_receive(
     lib.nu_ring_disconnect(ring.ring, connection)
     lib.nu_ring_disconnect(ring.ring, connection)
     assert ring.turn(1) == [(Kind.CLOSED, connection, b"")]
+    lib.nu_ring_finish_close(ring.ring, connection, True)
     assert is_closed(ring.clients[connection])
     assert ring.turn() == []
 
@@ -292,6 +293,7 @@ def test_no_byte_of_an_earlier_connection_is_received_in_its_slot(make_ring: Mak
         while len(closed) < 3:
             for kind, connection, _ in ring.turn(1):
                 assert kind == Kind.CLOSED
+                lib.nu_ring_finish_close(ring.ring, connection, True)
                 closed.append(connection)
         for connection in connections:
             ring.clients.pop(connection).close()

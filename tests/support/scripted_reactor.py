@@ -33,7 +33,7 @@ class ScriptedReactor:
         self.now_s = 1000.0
         self.slept: list[float] = []
         self.disconnected: list[int] = []
-        self.let_gone: list[int] = []
+        self.closed: list[tuple[int, bool]] = []
         self.waits: list[float] = []
         self.on_wait: Callable[[], None] = lambda: None
         self.on_sleep: Callable[[], None] = lambda: None
@@ -57,7 +57,8 @@ class ScriptedReactor:
     def drain(self, end_s: float) -> Iterator[Completion]:
         assert end_s > 0
         self.drained = True
-        yield from self._play(self._drain)
+        steps, self._drain = self._drain, []
+        yield from self._play(steps)
 
     def _play(self, steps: list[Step]) -> Iterator[Completion]:
         yield from self._take_disconnected()
@@ -80,8 +81,8 @@ class ScriptedReactor:
         while self._just_disconnected:
             yield Kind.CLOSED, self._just_disconnected.pop(), End.DISCONNECTED, 0
 
-    def finish_close(self, connection: int) -> None:
-        self.let_gone.append(connection)
+    def finish_close(self, connection: int, *, orderly: bool) -> None:
+        self.closed.append((connection, orderly))
 
     def disconnect(self, connection: int) -> None:
         self.disconnected.append(connection)
