@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from background import DEADLINE_S, Background
 from numbers_uring.cluster.connection import connected, jetstream
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
+from ports import reserve_port
 
 MARGIN_BYTES = 2 * 2**30
 """What is left free on the disk, whatever is measured."""
@@ -47,15 +47,6 @@ class Engine:
     pids: tuple[int, ...]
 
 
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on at the moment."""
-    with ExitStack() as held:
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-
-
 def binary() -> str:
     """Return the nats-server beside this Python, or else on the path. Raises ClickException."""
     beside = Path(sys.executable).with_name("nats-server")
@@ -75,7 +66,7 @@ def running_engine(setup: Setup, folder: Path, store_bytes: int) -> Iterator[Eng
     free_bytes = shutil.disk_usage(folder).free
     if free_bytes < needed_bytes:
         raise click.ClickException(f"{folder} has {free_bytes} bytes free, of {needed_bytes}")
-    ports, routes = free_ports(setup.replicas), free_ports(setup.replicas)
+    ports, routes = ([reserve_port() for _ in range(setup.replicas)] for _ in range(2))
     servers = []
     with ExitStack() as running:
         for member, port in enumerate(ports):

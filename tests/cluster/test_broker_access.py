@@ -1,4 +1,4 @@
-"""Commands that reach a real engine by certificates, credentials and rights, or are refused."""
+"""Commands that reach a NATS server by certificates, credentials and rights, or are refused."""
 
 import asyncio
 import json
@@ -23,7 +23,8 @@ from numbers_uring.cluster.connection import connected, engine_errors, jetstream
 from numbers_uring.cluster.partitions import NODES_BUCKET, log_name, stream_name
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
-from support.broker import Engine, free_port
+from ports import reserve_port
+from support.broker import Broker
 from support.logs import lines
 from support.processes import CommandProcess, ServerProcess, assert_one_line_error, run_command
 from support.signed_jwts import Operator
@@ -34,7 +35,7 @@ STATUS = ("cluster", "status", "--json")
 
 
 class Certificates:
-    """A CA, and certificates that it has signed for the engine and for us."""
+    """A CA, and certificates that it has signed for the NATS server and for us."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -75,39 +76,39 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture(scope="module")
 def encrypted(
     certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Engine]:
-    """An engine that encrypts, and asks for our certificate and for a password."""
+) -> Iterator[Broker]:
+    """A NATS server that encrypts, and asks for our certificate and for a password."""
     path = certificates.path
     settings = (
-        f'tls {{ cert_file: "{path("engine.pem")}", key_file: "{path("engine.key")}"\n'
+        f'tls {{ cert_file: "{path("broker.pem")}", key_file: "{path("broker.key")}"\n'
         f'  ca_file: "{path("ca.pem")}", verify: true }}\n'
         'authorization { user: "cluster", password: "secret" }\n'
     )
-    engine = Engine(tmp_path_factory.mktemp("encrypted"), settings=settings)
-    engine.url = f"tls://cluster:secret@127.0.0.1:{engine.port}"
-    engine.access = BrokerAccess(ca=path("ca.pem"), certificate=path("both.pem"))
-    with engine:
-        yield engine
+    broker = Broker(tmp_path_factory.mktemp("encrypted"), settings=settings)
+    broker.url = f"tls://cluster:secret@127.0.0.1:{broker.port}"
+    broker.access = BrokerAccess(ca=path("ca.pem"), certificate=path("both.pem"))
+    with broker:
+        yield broker
 
 
 @pytest.fixture
 def access(certificates: Certificates) -> tuple[str, ...]:
-    """The options that the engine above asks for."""
+    """The options that the NATS server above asks for."""
     path = certificates.path
     files = {"ca": path("ca.pem"), "cert": path("client.pem"), "key": path("client.key")}
     return tuple(f"--nats-{name}={file}" for name, file in files.items())
 
 
 def assert_numbers_get_through(
-    engine: Engine,
+    broker: Broker,
     access: tuple[str, ...],
     folder: Path,
     *,
     away: Callable[[], AbstractContextManager[None]] = nullcontext,
     words: str = "is back",
 ) -> None:
-    """Have a whole cluster of one partition at work, also after its engine was away; look at it."""
-    url = engine.url
+    """Run a whole cluster of one partition, also while its NATS server is away and after that."""
+    url = broker.url
     done = run_command("cluster", "init", "--nats", url, "--partitions", "1", *access)
     assert done.returncode == 0, done.stderr
     arguments = ("own", "--nats", url, "--partitions", "0", "--log-dir", str(folder), *access)
@@ -120,10 +121,10 @@ def assert_numbers_get_through(
         node.send(lines([1, 2, 3]))
         log = folder / log_name(0)
         wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the numbers")
-        engine.kill()
+        broker.kill()
         owner.wait_for("is gone")
         with away():
-            engine.start()
+            broker.start()
             owner.wait_for(words)
         node.send(lines([4]))
         wait_until(lambda: log.read_bytes() == lines([1, 2, 3, 4]), "the number after the return")
@@ -138,7 +139,7 @@ def assert_numbers_get_through(
 
 
 def test_a_cluster_works_with_certificates_on_both_sides(
-    encrypted: Engine, access: tuple[str, ...], tmp_path: Path
+    encrypted: Broker, access: tuple[str, ...], tmp_path: Path
 ) -> None:
     assert_numbers_get_through(encrypted, access, tmp_path)
     # What begins with nats:// is encrypted as well, and options come from the environment.
@@ -154,8 +155,8 @@ def test_a_cluster_works_with_certificates_on_both_sides(
     assert done.returncode == 0, done.stderr
 
 
-def test_an_engine_that_is_not_to_be_trusted_or_does_not_trust_us_is_one_line(
-    encrypted: Engine, certificates: Certificates, access: tuple[str, ...]
+def test_a_nats_server_that_is_not_to_be_trusted_or_does_not_trust_us_is_one_line(
+    encrypted: Broker, certificates: Certificates, access: tuple[str, ...]
 ) -> None:
     ca, cert, key = access
     other = f"--nats-ca={certificates.path('other-ca.pem')}"
@@ -173,7 +174,7 @@ def test_an_engine_that_is_not_to_be_trusted_or_does_not_trust_us_is_one_line(
 
 
 @pytest.mark.parametrize("option", ["tls://", "--nats-ca", "--nats-cert"])
-def test_nothing_is_said_to_an_engine_without_tls_where_tls_is_asked_for(
+def test_nothing_is_said_to_a_nats_server_without_tls_where_tls_is_asked_for(
     certificates: Certificates, option: str
 ) -> None:
     said: list[bytes] = []
@@ -205,9 +206,9 @@ def test_a_cluster_works_with_credentials(tmp_path: Path) -> None:
     )
     for path, who in ((credentials, operator), (ours, operator), (others, Operator())):
         path.write_text(who.credentials())
-    engine = Engine(tmp_path / "engine", settings=operator.settings())
-    engine.access = BrokerAccess(credentials=ours)
-    with engine:
+    broker = Broker(tmp_path / "broker", settings=operator.settings())
+    broker.access = BrokerAccess(credentials=ours)
+    with broker:
         logs = tmp_path / "logs"
         logs.mkdir()
 
@@ -220,14 +221,14 @@ def test_a_cluster_works_with_credentials(tmp_path: Path) -> None:
             credentials.write_text(text)
 
         assert_numbers_get_through(
-            engine,
+            broker,
             (f"--nats-credentials={credentials}",),
             logs,
             away=replaced,
             words=f"cannot use the credentials {credentials}: they are no user's JWT",
         )
         for options in ((), (f"--nats-credentials={others}",)):
-            done = run_command(*STATUS, "--nats", engine.url, *options)
+            done = run_command(*STATUS, "--nats", broker.url, *options)
             assert_one_line_error(done, 3, "Authorization Violation")
 
 
@@ -235,10 +236,10 @@ def test_credentials_that_expire_can_be_replaced_meanwhile(tmp_path: Path) -> No
     operator = Operator()
     credentials, ours = tmp_path / "theirs.creds", tmp_path / "ours.creds"
     ours.write_text(operator.credentials())
-    engine = Engine(tmp_path / "engine", settings=operator.settings())
-    engine.access = BrokerAccess(credentials=ours)
-    access = ("--nats", engine.url, f"--nats-credentials={credentials}")
-    with engine:
+    broker = Broker(tmp_path / "broker", settings=operator.settings())
+    broker.access = BrokerAccess(credentials=ours)
+    access = ("--nats", broker.url, f"--nats-credentials={credentials}")
+    with broker:
         credentials.write_text(operator.credentials())
         done = run_command("cluster", "init", "--partitions", "1", *access)
         assert done.returncode == 0, done.stderr
@@ -315,7 +316,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(tmp_path: Path) -> None
         assert_one_line_error(done, 2, option, "--forward")
     done = run_command(*STATUS, f"--nats-key={file}")
     assert_one_line_error(done, 2, "--nats-key is of use with --nats-cert alone")
-    done = run_command(*STATUS, "--nats", f"user:secret@127.0.0.1:{free_port()}")
+    done = run_command(*STATUS, "--nats", f"user:secret@127.0.0.1:{reserve_port()}")
     assert_one_line_error(done, 2, "nats://HOST:PORT")
     assert "secret" not in done.stderr
 
@@ -332,36 +333,36 @@ def test_a_missing_library_for_credentials_is_said_with_what_to_do(tmp_path: Pat
 @pytest.fixture(scope="module")
 def example(
     certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Engine]:
-    """An engine with the configuration that comes with us, and a cluster that its admin made."""
+) -> Iterator[Broker]:
+    """A NATS server with deploy/nats.conf, and a cluster that its admin made."""
     folder = tmp_path_factory.mktemp("example")
-    engine = Engine(folder)
+    broker = Broker(folder)
     text = EXAMPLE.read_text()
     for there, here in (
-        ("0.0.0.0:4222", f"127.0.0.1:{engine.port}"),
+        ("0.0.0.0:4222", f"127.0.0.1:{broker.port}"),
         ("/var/lib/nats", str(folder / "store")),
         ("/etc/nats", str(certificates.path("ca.pem").parent)),
     ):
         assert there in text
         text = text.replace(there, here)
-    engine.config.write_text(text)
-    engine.access = BrokerAccess(
+    broker.config.write_text(text)
+    broker.access = BrokerAccess(
         ca=certificates.path("ca.pem"), certificate=certificates.path("both.pem")
     )
-    engine.url = url_of(engine, "admin")
+    broker.url = url_of(broker, "admin")
     with pytest.MonkeyPatch.context() as patch:
         for user in ("admin", "node", "owner"):
             patch.setenv(f"NUMBERS_{user.upper()}_PASSWORD", f"secret-{user}")
-        with engine:
-            yield engine
+        with broker:
+            yield broker
 
 
-def url_of(engine: Engine, user: str) -> str:
-    return f"tls://{user}:secret-{user}@127.0.0.1:{engine.port}"
+def url_of(broker: Broker, user: str) -> str:
+    return f"tls://{user}:secret-{user}@127.0.0.1:{broker.port}"
 
 
 def test_the_example_configuration_gives_all_the_rights_that_they_need(
-    example: Engine, access: tuple[str, ...], tmp_path: Path
+    example: Broker, access: tuple[str, ...], tmp_path: Path
 ) -> None:
     done = run_command("cluster", "init", "--nats", example.url, "--partitions", "1", *access)
     assert done.returncode == 0, done.stderr
@@ -397,7 +398,7 @@ async def nodes(js: JetStreamContext) -> bool:
 
 
 def test_what_is_forbidden_is_said_with_the_right_that_is_missing(
-    example: Engine, monkeypatch: pytest.MonkeyPatch
+    example: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "BROKER_REQUEST_S", 0.5)
     said: list[str] = []

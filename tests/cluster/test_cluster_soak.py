@@ -1,7 +1,7 @@
-"""A whole cluster on three engines under load, whose parts are killed, round after round.
+"""A whole cluster on three NATS servers under load, whose parts are killed, round after round.
 
-Each number that is sent tells to which life of which node: so what the engine has acknowledged to
-a life can be compared with what became of it, whatever has happened since.
+Each number that is sent tells to which life of which node: so what the NATS server has acknowledged
+to a life can be compared with what became of it, whatever has happened since.
 """
 
 import array
@@ -36,7 +36,7 @@ from numbers_uring.cluster.partitions import (
     stream_name,
 )
 from numbers_uring.errors import StartError
-from support.broker import Engine, engine_group, leader
+from support.broker import Broker, broker_group, leader
 from support.logs import GrowingLog, lines
 from support.processes import CommandProcess, ServerProcess, run_command
 from support.waiting import wait_until
@@ -95,7 +95,7 @@ class Client:
         self._thread.start()
 
     def _send(self) -> None:
-        # A node without its engine holds it back.
+        # A node without its NATS server holds it back.
         self._socket.settimeout(FAIL_OVER_S)
         with self._socket, suppress(OSError):
             while not self._leaving.wait(CHUNK_PAUSE_S):
@@ -157,19 +157,19 @@ class Life:
 
 
 class Cluster:
-    """Nodes and owners on three engines. A step ends a part, and returns what starts it again."""
+    """Nodes and owners on three NATS servers. A step ends a part, and returns its restart."""
 
     def __init__(
-        self, folder: Path, engines: list[Engine], chance: random.Random, running: ExitStack
+        self, folder: Path, brokers: list[Broker], chance: random.Random, running: ExitStack
     ) -> None:
         self.lives: list[Life] = []
         self.tally: Counter[str] = Counter()
-        self._engines = engines
+        self._brokers = brokers
         self._chance = chance
         self._running = running
         self._folder = folder
         self.logs = [GrowingLog(folder / log_name(partition)) for partition in range(PARTITIONS)]
-        self._urls = ",".join(engine.url for engine in engines)
+        self._urls = ",".join(broker.url for broker in brokers)
         options = ("--partitions", str(PARTITIONS), "--replicas", "3", "--max-bytes", "1000000000")
         done = run_command("cluster", "init", "--nats", self._urls, *options)
         assert done.returncode == 0, done.stderr
@@ -196,7 +196,7 @@ class Cluster:
         return life
 
     def _start(self, start: Callable[[], T | str]) -> T:
-        """Start it as a service manager does: again, for as long as the engine has no leader."""
+        """Start it as a service manager does: again, for as long as there is no leader."""
         end_s = time.monotonic() + FAIL_OVER_S
         while isinstance(started := start(), str):
             assert "error: cannot" in started, started
@@ -241,8 +241,8 @@ class Cluster:
 
     def kill_leader(self) -> Callable[[], None]:
         stream = self._chance.choice(STREAMS)
-        self.wait_for_engines()  # Two of three have to be whole.
-        lost = leader(self._engines, stream)
+        self.wait_for_brokers()  # Two of three have to be whole.
+        lost = leader(self._brokers, stream)
         lost.kill()
 
         def restart() -> None:
@@ -267,7 +267,7 @@ class Cluster:
         return bool(self.ask(find))
 
     def ask(self, use: Callable[[JetStreamContext], Any], patience_s: float = 2.0) -> Any:
-        """Return what the engine answers, as soon as it has a leader that does."""
+        """Return what the NATS server answers, as soon as it has a leader that does."""
         answers: list[Any] = []
 
         async def ask(js: JetStreamContext) -> Any:
@@ -275,7 +275,7 @@ class Cluster:
                 return await use(js)
 
         def answered() -> bool:
-            alive = next(engine for engine in self._engines if engine.process is not None)
+            alive = next(broker for broker in self._brokers if broker.process is not None)
             with suppress(StartError, NatsError, TimeoutError):
                 answers.append(alive.run(ask))
             return bool(answers)
@@ -283,7 +283,7 @@ class Cluster:
         wait_until(answered, "an answer of the engine", FAIL_OVER_S)
         return answers[0]
 
-    def wait_for_engines(self) -> None:
+    def wait_for_brokers(self) -> None:
         """Wait until all three have all streams."""
 
         async def whole(js: JetStreamContext) -> bool:
@@ -382,8 +382,8 @@ def test_whatever_is_killed_each_number_is_in_one_log_once(tmp_path: Path) -> No
     while len(kinds) < ROUNDS:
         kinds += chance.sample(list(KINDS), len(KINDS))
     with ExitStack() as running:
-        engines = running.enter_context(engine_group(tmp_path))
-        cluster = Cluster(tmp_path / "logs", engines, chance, running)
+        brokers = running.enter_context(broker_group(tmp_path))
+        cluster = Cluster(tmp_path / "logs", brokers, chance, running)
         cluster.wait_for_growth()
         for number, kind in enumerate(kinds[:ROUNDS]):
             begin_s = time.monotonic()

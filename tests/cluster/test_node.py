@@ -1,4 +1,4 @@
-"""Ingest nodes on a real engine: what is acknowledged is in the streams, once, whatever happens."""
+"""Nodes on a real NATS server: what is acknowledged is in the streams, once, whatever fails."""
 
 import json
 import select
@@ -18,9 +18,9 @@ from nats.js.errors import NoKeysError
 from numbers_uring.cluster.node import outbox
 from numbers_uring.cluster.node.forwarder import Forwarder, ForwardError
 from numbers_uring.cluster.partitions import NODES_BUCKET, range_of, stream_name
-from numbers_uring.cluster.streams import init_cluster
 from numbers_uring.config import BrokerAccess
-from support.broker import Engine, engine_group, free_port, leader
+from ports import reserve_port
+from support.broker import Broker, broker_group, broker_with_cluster, init, leader
 from support.clients import is_closed
 from support.logs import lines
 from support.processes import ServerProcess, assert_one_line_error, run_command
@@ -30,16 +30,7 @@ PARTITIONS = 3
 LAST = 999_999_999
 
 
-def init(engine: Engine, partitions: int = PARTITIONS, max_bytes: int = 1 << 30) -> None:
-    """Make the streams of a cluster."""
-
-    async def make(js: Any) -> None:
-        await init_cluster(js, partitions, replicas=1, max_bytes=max_bytes)
-
-    engine.run(make)
-
-
-def stored(engine: Engine, partitions: int = PARTITIONS) -> list[int]:
+def stored(broker: Broker, partitions: int = PARTITIONS) -> list[int]:
     """Return all numbers in all streams, after a check that each is in the stream of its range."""
 
     async def read(js: Any) -> list[int]:
@@ -54,20 +45,20 @@ def stored(engine: Engine, partitions: int = PARTITIONS) -> list[int]:
                 numbers += packed
         return numbers
 
-    return engine.run(read)
+    return broker.run(read)
 
 
-def stored_once(engine: Engine, partitions: int = PARTITIONS) -> set[int]:
+def stored_once(broker: Broker, partitions: int = PARTITIONS) -> set[int]:
     """Return the same, after a check that none is there twice."""
-    numbers = stored(engine, partitions)
+    numbers = stored(broker, partitions)
     assert len(set(numbers)) == len(numbers), "a number is in the streams twice"
     return set(numbers)
 
 
-def node(engine: Engine, *options: str, partitions: int = PARTITIONS) -> ServerProcess:
+def node(broker: Broker, *options: str, partitions: int = PARTITIONS) -> ServerProcess:
     return ServerProcess(
         Path("no-log"),
-        *("--forward", engine.url, "--partitions", str(partitions), *options),
+        *("--forward", broker.url, "--partitions", str(partitions), *options),
         has_log=False,
     )
 
@@ -92,15 +83,16 @@ async def nodes(js: Any) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """An engine for all tests that leave it alone."""
-    with Engine(tmp_path_factory.mktemp("engine")) as engine:
-        init(engine)
-        yield engine
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A NATS server for all tests that leave it alone."""
+    with broker_with_cluster(
+        tmp_path_factory.mktemp("broker"), partitions=PARTITIONS, max_bytes=1 << 30
+    ) as broker:
+        yield broker
 
 
 @pytest.fixture
-def engine(shared: Engine) -> Engine:
+def broker(shared: Broker) -> Broker:
     """The same, its streams empty."""
 
     async def purge(js: Any) -> None:
@@ -112,17 +104,18 @@ def engine(shared: Engine) -> Engine:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[Engine]:
-    """An engine that the test may do to as it likes."""
-    with Engine(tmp_path / "engine") as engine:
-        init(engine)
-        yield engine
+def own_broker(tmp_path: Path) -> Iterator[Broker]:
+    """A NATS server that the test may do to as it likes."""
+    with broker_with_cluster(
+        tmp_path / "broker", partitions=PARTITIONS, max_bytes=1 << 30
+    ) as broker:
+        yield broker
 
 
-def test_each_number_is_stored_once_in_the_stream_of_its_range(engine: Engine) -> None:
+def test_each_number_is_stored_once_in_the_stream_of_its_range(broker: Broker) -> None:
     numbers = [*range(0, LAST, 9_973), LAST]
-    with node(engine, "--reactors", "2", "--metrics", "127.0.0.1:0") as server:
-        assert f"engine at {engine.url}," in server.stderr
+    with node(broker, "--reactors", "2", "--metrics", "127.0.0.1:0") as server:
+        assert f"engine at {broker.url}," in server.stderr
         clients = [
             threading.Thread(target=server.send, args=(lines(part),))
             for part in (numbers, numbers[::-1], numbers[: len(numbers) // 2] * 2)
@@ -142,31 +135,31 @@ def test_each_number_is_stored_once_in_the_stream_of_its_range(engine: Engine) -
         def told() -> bool:
             return any(
                 state["acknowledged"] == state["unique"] == len(numbers)
-                for state in engine.run(nodes)
+                for state in broker.run(nodes)
             )
 
         wait_until(told, "the node in the list of nodes")
         assert server.terminate() == 0
         assert f"{len(numbers)} numbers acknowledged by the engine at" in server.stderr
-        assert engine.run(nodes) == []
+        assert broker.run(nodes) == []
         duplicates = len(numbers) + 2 * (len(numbers) // 2)
         assert server.reported() == (len(numbers), duplicates, len(numbers))
-    assert stored_once(engine) == set(numbers)
+    assert stored_once(broker) == set(numbers)
 
 
-def test_a_number_alone_is_stored_soon_and_a_signal_drains(engine: Engine) -> None:
-    with node(engine) as server, server.connect() as client:
+def test_a_number_alone_is_stored_soon_and_a_signal_drains(broker: Broker) -> None:
+    with node(broker) as server, server.connect() as client:
         client.sendall(lines([7]))
-        wait_until(lambda: stored(engine) == [7], "the number")
+        wait_until(lambda: stored(broker) == [7], "the number")
         client.sendall(lines([8, 7, LAST]))
         assert server.stop(signal.SIGINT) == 0
         assert server.reported()[0] == 3
-    assert stored_once(engine) == {7, 8, LAST}
+    assert stored_once(broker) == {7, 8, LAST}
 
 
-def test_a_killed_node_leaves_what_was_acknowledged_and_no_number_twice(engine: Engine) -> None:
+def test_a_killed_node_leaves_what_was_acknowledged_and_no_number_twice(broker: Broker) -> None:
     numbers = list(range(0, LAST, 997))
-    with node(engine, "--report-interval", "0.05") as server:
+    with node(broker, "--report-interval", "0.05") as server:
         with server.connect() as client:
             sender = threading.Thread(target=_send_until_closed, args=(client, lines(numbers)))
             sender.start()
@@ -174,7 +167,7 @@ def test_a_killed_node_leaves_what_was_acknowledged_and_no_number_twice(engine: 
             server.kill()
             sender.join(DEADLINE_S)
         acknowledged = server.reported()[0]
-    found = stored_once(engine)
+    found = stored_once(broker)
     assert found <= set(numbers)
     assert len(found) >= acknowledged > 0
 
@@ -184,81 +177,85 @@ def _send_until_closed(client: socket.socket, data: bytes) -> None:
         client.sendall(data)
 
 
-def test_an_engine_that_is_killed_and_started_again_loses_and_doubles_nothing(own: Engine) -> None:
+def test_a_nats_server_that_is_killed_and_started_again_loses_and_doubles_nothing(
+    own_broker: Broker,
+) -> None:
     numbers = list(range(0, LAST, 499))
-    with node(own, "--report-interval", "0.05") as server:
+    with node(own_broker, "--report-interval", "0.05") as server:
         with server.connect() as client:
             sender = threading.Thread(target=client.sendall, args=(lines(numbers),))
             sender.start()
             wait_until(lambda: server.reports and server.reported()[0] > 0, "the first numbers")
-            own.kill()
+            own_broker.kill()
             wait_until(lambda: "is gone" in server.stderr, "the lost engine")
-            own.start()
+            own_broker.start()
             sender.join(DEADLINE_S)
         wait_until(lambda: server.reported()[2] == len(numbers), "all acknowledgements")
         assert "is back" in server.stderr
-        # And once more, with a stop that has to wait for the engine.
-        own.kill()
+        # And once more, with a stop that has to wait for the NATS server.
+        own_broker.kill()
         server.send(lines([1, 2, 3]))
         server.process.send_signal(signal.SIGTERM)
-        own.start()
+        own_broker.start()
         assert server.wait() == 0
         assert server.reported()[2] == len(numbers) + 3
-    assert stored_once(own) == {*numbers, 1, 2, 3}
+    assert stored_once(own_broker) == {*numbers, 1, 2, 3}
 
 
-def test_an_engine_that_stands_still_is_said_to_and_gets_each_number_once(own: Engine) -> None:
-    assert own.process is not None
+def test_a_nats_server_that_stands_still_gets_each_number_once(
+    own_broker: Broker,
+) -> None:
+    assert own_broker.process is not None
     few, many = list(range(0, LAST, 99_991)), list(range(1, 1_200_000, 2))
-    with node(own) as server:
-        own.process.send_signal(signal.SIGSTOP)
+    with node(own_broker) as server:
+        own_broker.process.send_signal(signal.SIGSTOP)
         server.send(lines(few))
         wait_until(lambda: "does not answer; sending again" in server.stderr, "the word")
         with sending(server, many):
             held = "does not answer: holding the clients back"
             wait_until(lambda: held in server.stderr, "the hold-back")
-            own.process.send_signal(signal.SIGCONT)
+            own_broker.process.send_signal(signal.SIGCONT)
         for words in ("has acknowledged what it had not", "takes batches again: going on"):
             wait_until(lambda words=words: words in server.stderr, words)  # type: ignore[misc]
         assert server.terminate() == 0
         assert server.reported()[0] == len({*few, *many})
-    assert stored_once(own) == {*few, *many}
+    assert stored_once(own_broker) == {*few, *many}
 
 
 @pytest.mark.parametrize("reactors", ["1", "2"])
-def test_the_close_that_a_client_waits_for_says_that_the_engine_has_its_numbers(
-    own: Engine, reactors: str
+def test_the_close_that_a_client_waits_for_says_that_the_nats_server_has_its_numbers(
+    own_broker: Broker, reactors: str
 ) -> None:
-    assert own.process is not None
-    with node(own, "--reactors", reactors) as server:
+    assert own_broker.process is not None
+    with node(own_broker, "--reactors", reactors) as server:
         for number in range(5):
             with server.connect() as first, server.connect() as second:
-                own.process.send_signal(signal.SIGSTOP)
+                own_broker.process.send_signal(signal.SIGSTOP)
                 first.sendall(lines([number]))
                 # A repeat is settled no sooner than its number.
                 second.sendall(lines([number]))
                 for client in (first, second):
                     client.shutdown(socket.SHUT_WR)
                 assert select.select([first, second], [], [], 0.05)[0] == []
-                own.process.send_signal(signal.SIGCONT)
+                own_broker.process.send_signal(signal.SIGCONT)
                 assert is_closed(first)
                 assert is_closed(second)
-            assert sorted(stored(own)) == list(range(number + 1))
+            assert sorted(stored(own_broker)) == list(range(number + 1))
         assert server.terminate() == 0
 
 
-def test_a_stop_does_not_wait_for_clients_whose_numbers_are_under_way(own: Engine) -> None:
-    assert own.process is not None
-    with node(own) as server, server.connect() as client:
-        own.process.send_signal(signal.SIGSTOP)
+def test_a_stop_does_not_wait_for_clients_whose_numbers_are_under_way(own_broker: Broker) -> None:
+    assert own_broker.process is not None
+    with node(own_broker) as server, server.connect() as client:
+        own_broker.process.send_signal(signal.SIGSTOP)
         client.sendall(lines([1]))
         client.shutdown(socket.SHUT_WR)
         assert select.select([client], [], [], 0.05)[0] == []
         server.process.send_signal(signal.SIGTERM)
         assert is_closed(client)
-        own.process.send_signal(signal.SIGCONT)
+        own_broker.process.send_signal(signal.SIGCONT)
         assert server.wait() == 0
-    assert stored(own) == [1]
+    assert stored(own_broker) == [1]
 
 
 @contextmanager
@@ -275,31 +272,26 @@ def test_the_loss_of_the_leader_of_a_replicated_stream_loses_and_doubles_nothing
     tmp_path: Path,
 ) -> None:
     numbers = list(range(0, LAST, 499))
-    with engine_group(tmp_path) as engines:
-
-        async def make(js: Any) -> None:
-            await init_cluster(js, 1, replicas=3, max_bytes=1 << 30)
-
-        engines[0].run(make)
-        urls = ",".join(engine.url for engine in engines)
+    with broker_group(tmp_path) as brokers:
+        urls = ",".join(broker.url for broker in brokers)
+        init(urls, "--replicas", "3", partitions=1, max_bytes=1 << 30)
         options = ("--forward", urls, "--partitions", "1", "--report-interval", "0.05")
         with ServerProcess(Path("no-log"), *options, has_log=False) as server:
             with sending(server, numbers):
                 wait_until(lambda: server.reports and server.reported()[0], "the first numbers")
-                lost = leader(engines, stream_name(0))
+                lost = leader(brokers, stream_name(0))
                 lost.kill()
             wait_until(lambda: server.reported()[2] == len(numbers), "all acknowledgements")
             assert server.terminate() == 0
-        left = next(engine for engine in engines if engine is not lost)
+        left = next(broker for broker in brokers if broker is not lost)
         assert stored_once(left, 1) == set(numbers)
 
 
 def test_a_full_stream_holds_clients_back_and_leaves_room_for_others(tmp_path: Path) -> None:
-    with Engine(tmp_path / "engine") as engine:
-        init(engine, partitions=2, max_bytes=1 << 20)
+    with broker_with_cluster(tmp_path / "broker", partitions=2, max_bytes=1 << 20) as broker:
         first, more = list(range(500_000)), list(range(500_000, 700_000))
         others = list(range(600_000_000, 600_000_100))
-        with node(engine, "--report-interval", "0.05", partitions=2) as server:
+        with node(broker, "--report-interval", "0.05", partitions=2) as server:
             server.send(lines(first))
             refused = "refuses numbers.0: maximum bytes exceeded"
             wait_until(lambda: f"{refused}; sending again" in server.stderr, "the word")
@@ -309,7 +301,7 @@ def test_a_full_stream_holds_clients_back_and_leaves_room_for_others(tmp_path: P
                 wait_until(lambda: held in server.stderr, "the hold-back")
 
                 def has_others() -> bool:
-                    return set(others) <= set(stored(engine, 2))
+                    return set(others) <= set(stored(broker, 2))
 
                 wait_until(has_others, "the numbers of the stream that has room")
 
@@ -318,19 +310,19 @@ def test_a_full_stream_holds_clients_back_and_leaves_room_for_others(tmp_path: P
                     config.max_bytes = 1 << 30
                     await js.update_stream(config)
 
-                engine.run(make_room)
+                broker.run(make_room)
             assert server.terminate() == 0
             assert "takes batches again: going on" in server.stderr
             assert server.reported()[0] == len(first) + len(more) + len(others)
-        assert stored_once(engine, 2) == {*first, *more, *others}
+        assert stored_once(broker, 2) == {*first, *more, *others}
 
 
-def test_a_stop_without_an_engine_says_how_many_numbers_are_not_acknowledged(
-    own: Engine, monkeypatch: pytest.MonkeyPatch
+def test_a_stop_without_a_nats_server_says_how_many_numbers_are_not_acknowledged(
+    own_broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox, "FORWARD_STOP_ACK_S", 0.2)
     forwarder = Forwarder(
-        own.url,
+        own_broker.url,
         PARTITIONS,
         access=BrokerAccess(),
         say=lambda _: None,
@@ -340,7 +332,7 @@ def test_a_stop_without_an_engine_says_how_many_numbers_are_not_acknowledged(
     with closing(forwarder):
         assert forwarder.append(memoryview(lines([5]))) == 10
         wait_until(lambda: forwarder.written_lines == 1, "the acknowledgement")
-        own.kill()
+        own_broker.kill()
         assert forwarder.append(memoryview(lines([1, 2, LAST]))) == 30
         forwarder.begin_stop()
         with pytest.raises(ForwardError, match=r"the engine at .* does not answer"):
@@ -349,9 +341,9 @@ def test_a_stop_without_an_engine_says_how_many_numbers_are_not_acknowledged(
         assert forwarder.loss(3) == "3 numbers that were taken in are not acknowledged"
 
 
-def test_a_second_signal_ends_a_stop_that_waits_for_the_engine(own: Engine) -> None:
-    with node(own) as server:
-        own.kill()
+def test_a_second_signal_ends_a_stop_that_waits_for_the_nats_server(own_broker: Broker) -> None:
+    with node(own_broker) as server:
+        own_broker.kill()
         server.send(lines([1]))
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: "is gone" in server.stderr, "the lost engine")
@@ -376,17 +368,17 @@ def fails(tmp_path: Path) -> Callable[..., None]:
     return run
 
 
-def test_a_node_does_not_start_without_its_engine_or_its_streams(
-    shared: Engine, fails: Callable[..., None]
+def test_a_node_does_not_start_without_its_nats_server_or_its_streams(
+    shared: Broker, fails: Callable[..., None]
 ) -> None:
-    absent = f"nats://user:secret@127.0.0.1:{free_port()}"
+    absent = f"nats://user:secret@127.0.0.1:{reserve_port()}"
     fails(3, "cannot reach the engine at nats://127.0.0.1:", "--forward", absent, "--partitions=3")
     fails(3, "3 partitions, not 5", "--forward", shared.url, "--partitions=5")
 
 
 def test_a_node_needs_a_cluster_that_was_made(tmp_path: Path) -> None:
-    with Engine(tmp_path / "engine") as engine:
-        done = run_command("serve", "--port=0", "--forward", engine.url, "--partitions=3")
+    with Broker(tmp_path / "broker") as broker:
+        done = run_command("serve", "--port=0", "--forward", broker.url, "--partitions=3")
         assert_one_line_error(done, 3, "numbers-uring cluster init")
 
 
@@ -433,8 +425,8 @@ def test_a_missing_library_is_said_with_what_to_do(tmp_path: Path, arguments: li
     assert not (tmp_path / "logs").exists()
 
 
-def test_the_doctor_tries_the_engine_in_the_place_of_the_log(
-    shared: Engine, tmp_path: Path
+def test_the_doctor_tries_the_nats_server_in_the_place_of_the_log(
+    shared: Broker, tmp_path: Path
 ) -> None:
     options = ("doctor", "--port", "0", "--forward", shared.url, "--partitions")
     done = run_command(*options, str(PARTITIONS), cwd=tmp_path)

@@ -1,4 +1,4 @@
-"""Owners on a real engine: whatever is killed, full or lost, each number is in the log once."""
+"""Owners on a NATS server: whatever is killed, full or lost, each number is in the log once."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -23,12 +23,10 @@ from numbers_uring.cluster.partitions import (
     stream_name,
     subject_name,
 )
-from support.broker import Engine, engine_group, leader
+from support.broker import PARTITIONS, Broker, broker_group, init, leader
 from support.faults import needs_strace, strace
 from support.logs import REPORT
 from support.owners import (
-    PARTITIONS,
-    init,
     lag,
     logged,
     own_arguments,
@@ -40,35 +38,6 @@ from support.owners import (
 from support.processes import CommandProcess, assert_one_line_error, run_command
 from support.waiting import DEADLINE_S, wait_until
 
-_partitions = iter(range(PARTITIONS))
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with Engine(tmp_path_factory.mktemp("engine")) as engine:
-        init(engine.url)
-        yield engine
-
-
-@pytest.fixture
-def partition() -> int:
-    """One that no other test has touched."""
-    return next(_partitions)
-
-
-@pytest.fixture
-def own(engine: Engine, partition: int, tmp_path: Path) -> Iterator[Callable[..., CommandProcess]]:
-    """Start owners of the test's partition, with the logs in `tmp_path`, that end with the test."""
-    started: list[CommandProcess] = []
-
-    def start(*options: str, log_dir: Path = tmp_path, url: str = engine.url) -> CommandProcess:
-        started.append(owner_process(url, partition, log_dir, *options))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
-
 
 def reported(process: CommandProcess) -> tuple[int, int]:
     """Return the sums of the reports' unique and duplicate numbers."""
@@ -79,73 +48,73 @@ def reported(process: CommandProcess) -> tuple[int, int]:
 
 
 def test_each_number_is_in_the_log_once_and_counted_and_shown(
-    engine: Engine, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
+    broker: Broker, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
 ) -> None:
     numbers = sample(partition, 30_000)
     owner = own()
-    publish(engine, partition, numbers[:20_000], numbers[10_000:], [])
-    wait_for_lag(engine, partition)
-    done = run_command("cluster", "status", "--json", "--nats", engine.url)
+    publish(broker, partition, numbers[:20_000], numbers[10_000:], [])
+    wait_for_lag(broker, partition)
+    done = run_command("cluster", "status", "--json", "--nats", broker.url)
     status = json.loads(done.stdout)["partitions"][partition]
     assert status["lag_messages"] == 0
     assert status["messages"] == 3
     assert str(owner.process.pid) in status["owner"]
-    text = run_command("cluster", "status", "--nats", engine.url).stdout
+    text = run_command("cluster", "status", "--nats", broker.url).stdout
     assert f"partition {partition}: process {owner.process.pid} on" in text
     assert f"partition {PARTITIONS - 1}: no owner" in text
     assert owner.stop(signal.SIGTERM) == 0
     assert logged(tmp_path, partition) == set(numbers)
     assert reported(owner) == (30_000, 10_000)
     assert "stopped by SIGTERM: 30000 numbers written" in owner.stderr
-    done = run_command("cluster", "status", "--json", "--nats", engine.url)
+    done = run_command("cluster", "status", "--json", "--nats", broker.url)
     status = json.loads(done.stdout)["partitions"][partition]
     assert (status["owner"], status["numbers"]) == (None, 30_000)
 
 
 def test_a_second_owner_is_refused_and_may_start_when_the_first_has_stopped(
-    engine: Engine, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
+    broker: Broker, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
 ) -> None:
     first = own()
-    publish(engine, partition, sample(partition, 100))
-    wait_for_lag(engine, partition)
+    publish(broker, partition, sample(partition, 100))
+    wait_for_lag(broker, partition)
     other = tmp_path / "other"
-    done = run_command(*own_arguments(engine.url, partition, other))
+    done = run_command(*own_arguments(broker.url, partition, other))
     assert_one_line_error(done, 3, f"owned by process {first.process.pid}", "free 15 s after")
-    done = run_command(*own_arguments(engine.url, partition, tmp_path))
+    done = run_command(*own_arguments(broker.url, partition, tmp_path))
     assert_one_line_error(done, 3, "another process has locked it")
     assert first.stop(signal.SIGINT) == 0
     # One elsewhere, without the log, makes the same set of the stream.
     second = own(log_dir=other)
     assert "of 100 once acknowledged: taking in the stream" in second.stderr
-    wait_for_lag(engine, partition)
+    wait_for_lag(broker, partition)
     assert second.stop(signal.SIGTERM) == 0
     assert logged(other, partition) == logged(tmp_path, partition)
 
 
 @needs_strace
 def test_a_kill_between_append_and_acknowledgement_brings_nothing_twice(
-    engine: Engine, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
+    broker: Broker, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
 ) -> None:
     numbers = sample(partition, 3000)
     owner = own()
     kill = ("-e", "trace=fdatasync", "-e", "inject=fdatasync:signal=KILL")
     with strace(owner.process.pid, tmp_path / "trace", *kill):
-        publish(engine, partition, numbers[:1000])
+        publish(broker, partition, numbers[:1000])
         assert owner.process.wait(DEADLINE_S) == -signal.SIGKILL
     assert logged(tmp_path, partition) == set(numbers[:1000])
-    assert lag(engine, partition) == 1
-    publish(engine, partition, numbers[1000:])
+    assert lag(broker, partition) == 1
+    publish(broker, partition, numbers[1000:])
     # The log's lock is its own, so it need not wait for the dead one's lease to run out.
     owner = own()
     # The one that was not acknowledged comes late, behind those that were sent after it.
-    wait_for_lag(engine, partition)
+    wait_for_lag(broker, partition)
     assert owner.stop(signal.SIGTERM) == 0
     assert logged(tmp_path, partition) == set(numbers)
     assert reported(owner) == (2000, 1000)
 
 
 def test_kills_at_any_moment_under_load_lose_nothing(
-    engine: Engine, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
+    broker: Broker, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
 ) -> None:
     seed = random.randrange(2**32)
     chance = random.Random(seed)
@@ -154,7 +123,7 @@ def test_kills_at_any_moment_under_load_lose_nothing(
     rounds = 4
     for number in range(rounds):
         owner = own()
-        publish(engine, partition, *messages[number::rounds])
+        publish(broker, partition, *messages[number::rounds])
         goal = chance.randrange(100_000)
         log = tmp_path / log_name(partition)
         wait_until(
@@ -163,14 +132,14 @@ def test_kills_at_any_moment_under_load_lose_nothing(
         )
         owner.kill()
     owner = own()
-    wait_for_lag(engine, partition)
+    wait_for_lag(broker, partition)
     assert owner.stop(signal.SIGTERM) == 0
     assert logged(tmp_path, partition) == set(numbers), f"seed {seed}"
 
 
 @pytest.mark.parametrize("keep", [None, 0, 1234], ids=["removed", "emptied", "cut"])
 def test_a_log_that_was_lost_is_made_again_from_the_stream(
-    engine: Engine,
+    broker: Broker,
     partition: int,
     own: Callable[..., CommandProcess],
     tmp_path: Path,
@@ -179,8 +148,8 @@ def test_a_log_that_was_lost_is_made_again_from_the_stream(
     numbers = sample(partition, 2000)
     log = tmp_path / log_name(partition)
     owner = own()
-    publish(engine, partition, numbers[:1500], numbers[500:])
-    wait_for_lag(engine, partition)
+    publish(broker, partition, numbers[:1500], numbers[500:])
+    wait_for_lag(broker, partition)
     assert owner.stop(signal.SIGTERM) == 0
     if keep is None:
         log.unlink()
@@ -190,66 +159,66 @@ def test_a_log_that_was_lost_is_made_again_from_the_stream(
     owner = own()
     kept = (keep or 0) // 10
     assert f"has {kept} numbers, of 2000 once acknowledged: taking in" in owner.stderr
-    wait_for_lag(engine, partition)
+    wait_for_lag(broker, partition)
     assert owner.stop(signal.SIGTERM) == 0
     assert logged(tmp_path, partition) == set(numbers)
     assert reported(owner)[0] == 2000 - kept
 
 
 def test_a_lost_log_whose_stream_was_purged_is_refused_unless_asked_for(
-    engine: Engine, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
+    broker: Broker, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
 ) -> None:
     numbers = sample(partition, 200)
     owner = own()
-    publish(engine, partition, numbers[:100], numbers[100:])
-    wait_for_lag(engine, partition)
+    publish(broker, partition, numbers[:100], numbers[100:])
+    wait_for_lag(broker, partition)
     assert owner.stop(signal.SIGTERM) == 0
-    engine.run(lambda js: js.purge_stream(stream_name(partition), seq=2))
+    broker.run(lambda js: js.purge_stream(stream_name(partition), seq=2))
     (tmp_path / log_name(partition)).unlink()
-    done = run_command(*own_arguments(engine.url, partition, tmp_path))
+    done = run_command(*own_arguments(broker.url, partition, tmp_path))
     assert done.returncode == 3
     assert "has lost messages since: put the log back" in done.stderr
     # That it was refused has not made it forgotten.
-    done = run_command(*own_arguments(engine.url, partition, tmp_path))
+    done = run_command(*own_arguments(broker.url, partition, tmp_path))
     assert done.returncode == 3
     owner = own("--replay")
-    wait_for_lag(engine, partition)
+    wait_for_lag(broker, partition)
     assert owner.stop(signal.SIGTERM) == 0
     assert logged(tmp_path, partition) == set(numbers[100:])
 
 
 def test_a_log_removed_under_an_owner_stops_it_and_comes_back_whole(
-    engine: Engine, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
+    broker: Broker, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
 ) -> None:
     numbers = sample(partition, 200)
     owner = own()
-    publish(engine, partition, numbers[:100])
-    wait_for_lag(engine, partition)
+    publish(broker, partition, numbers[:100])
+    wait_for_lag(broker, partition)
     (tmp_path / log_name(partition)).unlink()
-    publish(engine, partition, numbers[100:])
+    publish(broker, partition, numbers[100:])
     assert owner.wait() == 4
     assert "was removed, replaced or truncated by another process" in owner.stderr_lines[-1]
     owner = own()
-    wait_for_lag(engine, partition)
+    wait_for_lag(broker, partition)
     assert owner.stop(signal.SIGTERM) == 0
     assert logged(tmp_path, partition) == set(numbers)
 
 
 def test_a_torn_tail_is_cut_and_a_bad_line_refused(
-    engine: Engine, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
+    broker: Broker, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
 ) -> None:
     numbers = sample(partition, 200)
     log = tmp_path / log_name(partition)
     owner = own()
-    publish(engine, partition, numbers[:100])
-    wait_for_lag(engine, partition)
+    publish(broker, partition, numbers[:100])
+    wait_for_lag(broker, partition)
     assert owner.stop(signal.SIGTERM) == 0
     with log.open("ab") as file:
         file.write(b"12345")
     owner = own()
     assert "a torn tail of 5 bytes cut off" in owner.stderr
-    publish(engine, partition, numbers)
-    wait_for_lag(engine, partition)
+    publish(broker, partition, numbers)
+    wait_for_lag(broker, partition)
     assert owner.stop(signal.SIGTERM) == 0
     assert logged(tmp_path, partition) == set(numbers)
     assert reported(owner) == (100, 100)
@@ -259,34 +228,34 @@ def test_a_torn_tail_is_cut_and_a_bad_line_refused(
         (b"%09d\n" % (range_of(partition, PARTITIONS).first - 1), "numbers of another partition"),
     ):
         log.write_bytes(good + bad)
-        done = run_command(*own_arguments(engine.url, partition, tmp_path))
+        done = run_command(*own_arguments(broker.url, partition, tmp_path))
         assert done.returncode == 3
         assert words in done.stderr.splitlines()[-1]
         assert log.read_bytes() == good + bad
 
 
 def test_a_full_disk_holds_the_stream_back_and_loses_nothing(
-    engine: Engine, partition: int, own: Callable[..., CommandProcess], small_disk: Path
+    broker: Broker, partition: int, own: Callable[..., CommandProcess], small_disk: Path
 ) -> None:
     numbers = sample(partition, 150_000)
     owner = own(log_dir=small_disk)
-    publish(engine, partition, numbers[:75_000], numbers[75_000:])
+    publish(broker, partition, numbers[:75_000], numbers[75_000:])
     owner.wait_for("no space for the log")
-    assert lag(engine, partition) > 0
+    assert lag(broker, partition) > 0
     # Stopped while it waits, it has acknowledged nothing that is not on file.
     assert owner.stop(signal.SIGTERM) == 0
     owner = own(log_dir=small_disk)
     owner.wait_for("no space for the log")
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     owner.wait_for("there is space for the log")
-    wait_for_lag(engine, partition)
+    wait_for_lag(broker, partition)
     assert owner.stop(signal.SIGTERM) == 0
     assert logged(small_disk, partition) == set(numbers)
 
 
 @pytest.mark.parametrize("kind", ["torn", "foreign", "long"])
 def test_a_message_that_is_no_batch_stops_the_owner_which_names_it(
-    engine: Engine,
+    broker: Broker,
     partition: int,
     own: Callable[..., CommandProcess],
     tmp_path: Path,
@@ -299,21 +268,21 @@ def test_a_message_that_is_no_batch_stops_the_owner_which_names_it(
         "long": bytes(1024 * 1024 - 3),
     }[kind]
     owner = own()
-    publish(engine, partition, numbers[:50], bad, numbers[50:])
+    publish(broker, partition, numbers[:50], bad, numbers[50:])
     assert owner.wait() == 1
     assert f"error: message 2 of the stream {stream_name(partition)} " in owner.stderr_lines[-1]
     assert logged(tmp_path, partition) == set(numbers[:50])
     if kind != "foreign":
         return  # Once is enough of what comes now: redelivery takes its time.
-    engine.run(lambda js: js.delete_msg(stream_name(partition), 2))
+    broker.run(lambda js: js.delete_msg(stream_name(partition), 2))
     owner = own()
-    wait_for_lag(engine, partition)
+    wait_for_lag(broker, partition)
     assert owner.stop(signal.SIGTERM) == 0
     assert logged(tmp_path, partition) == set(numbers)
 
 
 def test_an_owner_whose_lease_was_taken_stops(
-    engine: Engine, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
+    broker: Broker, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
 ) -> None:
     owner = own()
 
@@ -321,63 +290,63 @@ def test_an_owner_whose_lease_was_taken_stops(
         bucket = await js.key_value(LEASES_BUCKET)
         await bucket.put(str(partition), b'{"owner": "somebody", "run": "x"}')
 
-    engine.run(take)
+    broker.run(take)
     assert owner.wait() == 1
     assert f"partition {partition} is owned by somebody now" in owner.stderr_lines[-1]
-    publish(engine, partition, sample(partition, 10))
+    publish(broker, partition, sample(partition, 10))
     assert logged(tmp_path, partition) == set()
 
 
 def test_a_consumer_that_was_deleted_is_made_anew(
-    engine: Engine, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
+    broker: Broker, partition: int, own: Callable[..., CommandProcess], tmp_path: Path
 ) -> None:
     numbers = sample(partition, 100)
     owner = own()
-    publish(engine, partition, numbers[:50])
-    wait_for_lag(engine, partition)
-    engine.run(lambda js: js.delete_consumer(stream_name(partition), CONSUMER))
+    publish(broker, partition, numbers[:50])
+    wait_for_lag(broker, partition)
+    broker.run(lambda js: js.delete_consumer(stream_name(partition), CONSUMER))
     owner.wait_for("was deleted: taking in the stream from its start")
-    publish(engine, partition, numbers[50:])
-    wait_for_lag(engine, partition)
+    publish(broker, partition, numbers[50:])
+    wait_for_lag(broker, partition)
     assert owner.stop(signal.SIGTERM) == 0
     assert logged(tmp_path, partition) == set(numbers)
 
 
-def test_an_engine_that_comes_back_finds_the_owner_waiting(tmp_path: Path) -> None:
+def test_a_nats_server_that_comes_back_finds_the_owner_waiting(tmp_path: Path) -> None:
     numbers = sample(0, 200)
-    with Engine(tmp_path / "engine") as engine, ExitStack() as running:
-        done = run_command(*own_arguments(engine.url, 0, tmp_path))
+    with Broker(tmp_path / "broker") as broker, ExitStack() as running:
+        done = run_command(*own_arguments(broker.url, 0, tmp_path))
         assert_one_line_error(done, 3, "no cluster yet", "cluster init")
-        init(engine.url)
-        owner = running.enter_context(owner_process(engine.url, 0, tmp_path))
-        publish(engine, 0, numbers[:100])
-        wait_for_lag(engine, 0)
-        engine.kill()
+        init(broker.url)
+        owner = running.enter_context(owner_process(broker.url, 0, tmp_path))
+        publish(broker, 0, numbers[:100])
+        wait_for_lag(broker, 0)
+        broker.kill()
         owner.wait_for("is gone: trying again until it is back")
-        done = run_command(*own_arguments(engine.url, 1, tmp_path))
+        done = run_command(*own_arguments(broker.url, 1, tmp_path))
         assert_one_line_error(done, 3, "cannot reach the engine at nats://127.0.0.1:")
-        engine.start()
-        publish(engine, 0, numbers[100:])
-        wait_for_lag(engine, 0)
+        broker.start()
+        publish(broker, 0, numbers[100:])
+        wait_for_lag(broker, 0)
         assert owner.stop(signal.SIGTERM) == 0
         assert logged(tmp_path, 0) == set(numbers)
         assert "is back: going on" in owner.stderr
-        # Without an engine, a stop does not wait for it for long.
-        owner = running.enter_context(owner_process(engine.url, 0, tmp_path))
-        engine.kill()
+        # Without a NATS server, a stop does not wait for it for long.
+        owner = running.enter_context(owner_process(broker.url, 0, tmp_path))
+        broker.kill()
         owner.wait_for("is gone: trying again until it is back")
         assert owner.stop(signal.SIGTERM) == 0
 
 
 def test_the_death_of_a_streams_leader_loses_nothing(tmp_path: Path) -> None:
     numbers = sample(0, 60_000)
-    with engine_group(tmp_path) as engines, ExitStack() as running:
-        urls = ",".join(engine.url for engine in engines)
+    with broker_group(tmp_path) as brokers, ExitStack() as running:
+        urls = ",".join(broker.url for broker in brokers)
         # Of fewer partitions: the first one has all numbers of the first of many.
         init(urls, "--replicas", "3", partitions=2)
         owner = running.enter_context(owner_process(urls, 0, tmp_path))
-        first = leader(engines, stream_name(0))
-        others = [engine for engine in engines if engine is not first]
+        first = leader(brokers, stream_name(0))
+        others = [broker for broker in brokers if broker is not first]
         publish(others[0], 0, numbers[:30_000])
         first.kill()
 
@@ -406,14 +375,14 @@ async def publish_until_acknowledged(js: JetStreamContext, data: bytes, message_
 
 
 def test_descriptors_for_all_logs_are_taken_or_their_lack_said(
-    engine: Engine, partition: int, tmp_path: Path
+    broker: Broker, partition: int, tmp_path: Path
 ) -> None:
-    arguments = own_arguments(engine.url, partition, tmp_path / "logs")
+    arguments = own_arguments(broker.url, partition, tmp_path / "logs")
     done = run_command(*arguments, prefix=["prlimit", "--nofile=40:45"])
     assert_one_line_error(done, 3, f"--partitions {partition} needs 49 file descriptors", "45")
     assert not (tmp_path / "logs").exists()
     prefix = ["prlimit", "--nofile=40:4096"]
-    with owner_process(engine.url, partition, tmp_path, prefix=prefix) as owner:
+    with owner_process(broker.url, partition, tmp_path, prefix=prefix) as owner:
         limits = Path(f"/proc/{owner.process.pid}/limits").read_text()
         assert re.search(r"^Max open files +4096 ", limits, re.MULTILINE)
         assert owner.stop(signal.SIGTERM) == 0
@@ -436,8 +405,8 @@ def test_wrong_usage_is_one_line(tmp_path: Path) -> None:
         ["--as=400000000", "--stack=1073741824:"],
     ],
 )
-def test_too_little_memory_is_one_line(engine: Engine, limits: list[str], tmp_path: Path) -> None:
-    arguments = own_arguments(engine.url, 0, tmp_path / "logs")
+def test_too_little_memory_is_one_line(broker: Broker, limits: list[str], tmp_path: Path) -> None:
+    arguments = own_arguments(broker.url, 0, tmp_path / "logs")
     done = run_command(*arguments, prefix=["prlimit", *limits])
     assert_one_line_error(done, 3)
     assert re.search("not enough memory|too little memory", done.stderr)

@@ -5,7 +5,7 @@ import platform
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -32,13 +32,12 @@ from numbers_uring.limits import HEARTBEAT_STALE_S
 from numbers_uring.metrics.health import Health, State
 from numbers_uring.system.stopwatch import Stopwatch
 from numbers_uring.systemd.notify import ServiceManager
-from support.broker import Engine, free_port
+from ports import reserve_port
+from support.broker import PARTITIONS, Broker, broker_with_cluster
 from support.faults import needs_strace, stalled_sync, strace
 from support.metrics_client import Samples, get, health, samples, scrape
 from support.notify_socket import NotifySocket, told
 from support.owners import (
-    PARTITIONS,
-    init,
     own_arguments,
     owner_process,
     publish,
@@ -53,34 +52,6 @@ Own = Callable[..., CommandProcess]
 METRICS = ("--metrics", "127.0.0.1:0")
 WATCHDOG_S = 0.4
 OWNER = "numbers_uring_owner"
-_partitions = iter(range(PARTITIONS))
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with Engine(tmp_path_factory.mktemp("engine")) as engine:
-        init(engine.url)
-        yield engine
-
-
-@pytest.fixture
-def partition() -> int:
-    """One that no other test has touched."""
-    return next(_partitions)
-
-
-@pytest.fixture
-def own(engine: Engine, partition: int, tmp_path: Path) -> Iterator[Own]:
-    """Start owners of the test's partition, with the logs in `tmp_path`, that end with the test."""
-    started: list[CommandProcess] = []
-
-    def start(*options: str, log_dir: Path = tmp_path, **more: Any) -> CommandProcess:
-        started.append(owner_process(engine.url, partition, log_dir, *options, **more))
-        return started[-1]
-
-    yield start
-    for process in started:
-        process.kill()
 
 
 # The exposition.
@@ -233,9 +204,9 @@ def test_a_thread_that_is_in_one_step_for_long_makes_the_owners_stuck() -> None:
     assert "engine" in manager.text, "what the stop has said is not overwritten"
 
 
-def test_before_the_engine_has_answered_it_is_starting(tmp_path: Path) -> None:
+def test_before_the_nats_server_has_answered_it_is_starting(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        address = f"127.0.0.1:{free_port()}"
+        address = f"127.0.0.1:{reserve_port()}"
         url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
         arguments = own_arguments(url, 0, tmp_path / "logs")
         with CommandProcess(*arguments, "--metrics", address):
@@ -258,7 +229,7 @@ def wait_for(process: CommandProcess, name: str, value: float) -> None:
 
 
 def test_what_an_owner_takes_in_is_counted_and_what_it_had_is_known(
-    engine: Engine, partition: int, own: Own
+    broker: Broker, partition: int, own: Own
 ) -> None:
     numbers = sample(partition, 3000)
     assert own().stop(signal.SIGTERM) == 0
@@ -268,9 +239,9 @@ def test_what_an_owner_takes_in_is_counted_and_what_it_had_is_known(
         for message in await subscription.fetch(1):
             await message.nak()
 
-    publish(engine, partition, numbers[:2000])
-    engine.run(deliver_first)
-    publish(engine, partition, numbers[1000:])
+    publish(broker, partition, numbers[:2000])
+    broker.run(deliver_first)
+    publish(broker, partition, numbers[1000:])
     owner = own(*METRICS)
     assert health(owner) == (200, "ok")
     wait_for(owner, f"{OWNER}_acknowledged_messages_total {partition}", 2)
@@ -303,20 +274,20 @@ def test_what_an_owner_takes_in_is_counted_and_what_it_had_is_known(
     assert owner.stop(signal.SIGTERM) == 0
 
 
-def test_an_engine_that_is_away_holds_a_healthy_owner_back(
+def test_a_nats_server_that_is_away_holds_a_healthy_owner_back(
     tmp_path: Path, manager: NotifySocket
 ) -> None:
-    with Engine(tmp_path / "engine") as engine, ExitStack() as running:
-        init(engine.url, partitions=1)
+    folder = tmp_path / "broker"
+    with broker_with_cluster(folder, partitions=1) as broker, ExitStack() as running:
         owner = running.enter_context(
-            owner_process(engine.url, 0, tmp_path, *METRICS, environment=told(manager, WATCHDOG_S))
+            owner_process(broker.url, 0, tmp_path, *METRICS, environment=told(manager, WATCHDOG_S))
         )
-        engine.kill()
+        broker.kill()
         wait_for(owner, f"{OWNER}_engine_connected", 0)
         assert health(owner) == (200, "held back")
         manager.wait_for("STATUS", "The engine does not answer, owning partitions 0; ")
         manager.wait_for("WATCHDOG", "1", count=len(manager.values("WATCHDOG")) + 6)
-        engine.start()
+        broker.start()
         wait_for(owner, f"{OWNER}_engine_reconnects_total", 1)
         wait_until(lambda: health(owner) == (200, "ok"), "the engine to be back")
         manager.wait_for("STATUS", "Owning partitions 0; ")
@@ -325,11 +296,11 @@ def test_an_engine_that_is_away_holds_a_healthy_owner_back(
 
 @needs_strace
 def test_a_stop_of_an_owner_is_seen_as_long_as_it_lasts(
-    engine: Engine, partition: int, own: Own, tmp_path: Path
+    broker: Broker, partition: int, own: Own, tmp_path: Path
 ) -> None:
     owner = own(*METRICS)
     with stalled_sync(owner.process.pid, tmp_path / "trace") as sync_has_begun:
-        publish(engine, partition, sample(partition, 10))
+        publish(broker, partition, sample(partition, 10))
         wait_until(sync_has_begun, "the sync")
         owner.process.send_signal(signal.SIGTERM)
         wait_until(lambda: health(owner) == (503, "stopping"), "the stop")
@@ -340,23 +311,23 @@ def test_a_stop_of_an_owner_is_seen_as_long_as_it_lasts(
 
 
 def test_a_port_in_use_is_said_and_nothing_made(
-    engine: Engine, partition: int, tmp_path: Path
+    broker: Broker, partition: int, tmp_path: Path
 ) -> None:
     logs = tmp_path / "logs"
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        done = run_command(*own_arguments(engine.url, partition, logs), "--metrics", address)
+        done = run_command(*own_arguments(broker.url, partition, logs), "--metrics", address)
     assert_one_line_error(done, 3, "--metrics", address, "Address already in use")
     assert not logs.exists()
 
 
 def test_without_the_library_it_is_named_and_not_needed_where_not_asked_for(
-    engine: Engine, partition: int, own: Own, tmp_path: Path
+    broker: Broker, partition: int, own: Own, tmp_path: Path
 ) -> None:
     (tmp_path / "prometheus_client.py").write_text("raise ImportError('not installed')")
     environment = {"PYTHONPATH": str(tmp_path)}
     logs = tmp_path / "logs"
-    arguments = (*own_arguments(engine.url, partition, logs), *METRICS)
+    arguments = (*own_arguments(broker.url, partition, logs), *METRICS)
     done = run_command(*arguments, environment=environment)
     assert_one_line_error(done, 3, "prometheus-client", "pip install 'numbers-uring[metrics]'")
     assert not logs.exists()
@@ -382,7 +353,7 @@ def test_where_the_boots_id_is_hidden_that_is_said(
 
 
 def test_an_owner_tells_its_manager_when_it_is_ready_and_when_it_stops(
-    engine: Engine, partition: int, own: Own, tmp_path: Path, manager: NotifySocket
+    broker: Broker, partition: int, own: Own, tmp_path: Path, manager: NotifySocket
 ) -> None:
     owner = own("--report-interval", "0.1", environment=told(manager))
     manager.wait_for("READY", "1")
@@ -391,7 +362,7 @@ def test_an_owner_tells_its_manager_when_it_is_ready_and_when_it_stops(
     assert resumed["STATUS"].startswith(f"resumed {tmp_path / log_name(partition)}: 0 numbers")
     assert int(resumed["EXTEND_TIMEOUT_USEC"]) > 0
     assert ready == {"READY": "1", "STATUS": f"Owning partitions {partition}"}
-    publish(engine, partition, sample(partition, 100), sample(partition, 100))
+    publish(broker, partition, sample(partition, 100), sample(partition, 100))
     manager.wait_for("STATUS", f"Owning partitions {partition}; 100 unique, 100 repeats")
     assert owner.stop(signal.SIGTERM) == 0
     assert manager.values("READY") == ["1"]
@@ -402,10 +373,10 @@ def test_an_owner_tells_its_manager_when_it_is_ready_and_when_it_stops(
 
 
 def test_an_owner_that_cannot_go_on_tells_why(
-    engine: Engine, partition: int, own: Own, tmp_path: Path, manager: NotifySocket
+    broker: Broker, partition: int, own: Own, tmp_path: Path, manager: NotifySocket
 ) -> None:
     owner = own()
-    done = run_command(*own_arguments(engine.url, partition, tmp_path), environment=told(manager))
+    done = run_command(*own_arguments(broker.url, partition, tmp_path), environment=told(manager))
     assert_one_line_error(done, 3, "another process has locked it")
     assert manager.values("READY") == []
     said = done.stderr.splitlines()[-1].removeprefix("numbers-uring: error: ")
@@ -413,7 +384,7 @@ def test_an_owner_that_cannot_go_on_tells_why(
     assert owner.stop(signal.SIGTERM) == 0
     owner = own(environment=told(manager))
     (tmp_path / log_name(partition)).unlink()
-    publish(engine, partition, sample(partition, 10))
+    publish(broker, partition, sample(partition, 10))
     assert owner.wait() == 4
     assert manager.values("STOPPING") == ["1"]
     error = owner.stderr_lines[-1].removeprefix("numbers-uring: error: ")
@@ -422,11 +393,11 @@ def test_an_owner_that_cannot_go_on_tells_why(
 
 
 def test_the_watchdog_is_fed_and_the_owner_healthy_while_there_is_no_space(
-    engine: Engine, partition: int, own: Own, small_disk: Path, manager: NotifySocket
+    broker: Broker, partition: int, own: Own, small_disk: Path, manager: NotifySocket
 ) -> None:
     held_back = f"{OWNER}_held_back_seconds_total {partition}"
     owner = own(*METRICS, log_dir=small_disk, environment=told(manager, WATCHDOG_S))
-    publish(engine, partition, sample(partition, 120_000))
+    publish(broker, partition, sample(partition, 120_000))
     manager.wait_for("STATUS", f"No space for a log, owning partitions {partition}; ")
     assert health(owner) == (200, "held back")
     first = scrape(owner)[held_back]
@@ -434,7 +405,7 @@ def test_the_watchdog_is_fed_and_the_owner_healthy_while_there_is_no_space(
     assert scrape(owner)[held_back] > first
     assert scrape(owner)[f"{OWNER}_acknowledged_messages_total {partition}"] == 0
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
-    wait_for_lag(engine, partition)
+    wait_for_lag(broker, partition)
     wait_until(lambda: health(owner) == (200, "ok"), "space")
     found = scrape(owner)
     assert found[f"{OWNER}_log_written_bytes_total {partition}"] == 1_200_000
@@ -444,15 +415,15 @@ def test_the_watchdog_is_fed_and_the_owner_healthy_while_there_is_no_space(
 
 @needs_strace
 def test_an_owner_that_is_stuck_in_a_sync_feeds_nothing(
-    engine: Engine, partition: int, own: Own, tmp_path: Path, manager: NotifySocket
+    broker: Broker, partition: int, own: Own, tmp_path: Path, manager: NotifySocket
 ) -> None:
     stuck_s = 2
     owner = own(environment=told(manager, WATCHDOG_S))
     slow = ("-e", "trace=fdatasync", "-e", f"inject=fdatasync:delay_enter={stuck_s}s")
     with strace(owner.process.pid, tmp_path / "trace", *slow):
         manager.wait_for("WATCHDOG", "1", count=2)
-        publish(engine, partition, sample(partition, 10))
-        wait_for_lag(engine, partition)
+        publish(broker, partition, sample(partition, 10))
+        wait_for_lag(broker, partition)
         manager.wait_for("WATCHDOG", "1", count=len(manager.values("WATCHDOG")) + 2)
     times_s = manager.times_s("WATCHDOG")
     longest_s = max(later_s - sooner_s for sooner_s, later_s in pairwise(times_s))

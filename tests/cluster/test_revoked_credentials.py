@@ -1,4 +1,4 @@
-"""A user whom the engine will not have any more, while nodes and owners run under its name."""
+"""A user whom the NATS server will not have any more, while nodes and owners run under its name."""
 
 import signal
 from array import array
@@ -10,39 +10,39 @@ from nats.js import JetStreamContext
 
 from numbers_uring.cluster.collector.owner import CONSUMER
 from numbers_uring.cluster.partitions import log_name, stream_name, subject_name
-from support.broker import Engine
+from support.broker import Broker
 from support.logs import lines
 from support.processes import CommandProcess, ServerProcess, assert_one_line_error, run_command
 from support.waiting import wait_until
 
 
 def users(*names: str) -> str:
-    """Return the engine's settings for these users, each with its name as the password."""
+    """Return the NATS server's settings for these users, each with its name as the password."""
     each = ", ".join(f'{{ user: "{name}", password: "secret-{name}" }}' for name in names)
     return f"authorization {{ users: [{each}] }}\n"
 
 
-def url_of(engine: Engine, name: str) -> str:
-    return f"nats://{name}:secret-{name}@127.0.0.1:{engine.port}"
+def url_of(broker: Broker, name: str) -> str:
+    return f"nats://{name}:secret-{name}@127.0.0.1:{broker.port}"
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[Engine]:
-    """An engine with the users `tests` and `cluster`, and with a cluster of one partition."""
-    engine = Engine(tmp_path / "engine", settings=users("tests", "cluster"))
-    engine.url = url_of(engine, "tests")
-    with engine:
-        done = run_command("cluster", "init", "--nats", engine.url, "--partitions", "1")
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    """A NATS server with the users `tests` and `cluster`, and with a cluster of one partition."""
+    broker = Broker(tmp_path / "broker", settings=users("tests", "cluster"))
+    broker.url = url_of(broker, "tests")
+    with broker:
+        done = run_command("cluster", "init", "--nats", broker.url, "--partitions", "1")
         assert done.returncode == 0, done.stderr
         assert "secret" not in done.stderr
-        yield engine
+        yield broker
 
 
 @pytest.mark.parametrize("how", ["reload", "restart"])
 def test_nodes_and_owners_stop_and_say_what_is_not_where_it_belongs(
-    engine: Engine, tmp_path: Path, how: str
+    broker: Broker, tmp_path: Path, how: str
 ) -> None:
-    url = url_of(engine, "cluster")
+    url = url_of(broker, "cluster")
     arguments = ("own", "--partitions", "0", "--log-dir", str(tmp_path), "--nats")
     log = tmp_path / log_name(0)
     options = ("--forward", url, "--partitions", "1")
@@ -53,16 +53,16 @@ def test_nodes_and_owners_stop_and_say_what_is_not_where_it_belongs(
         owner.wait_for("owning partitions")
         node.send(lines([1, 2, 3]))
         wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the first numbers")
-        engine.configure(users("tests"))
+        broker.configure(users("tests"))
         if how == "reload":
-            engine.reload()
+            broker.reload()
         else:
-            engine.kill()
-            engine.start()
+            broker.kill()
+            broker.start()
         wait_until(lambda: "is gone" in node.stderr, "the loss by the node")
         owner.wait_for("is gone")
         node.send(lines([4, 5]))
-        engine.run(_publish)
+        broker.run(_publish)
         assert node.wait() == 4
         assert owner.wait() == 1
     (error,) = [line for line in node.stderr_lines if "error: " in line]
@@ -76,9 +76,9 @@ def test_nodes_and_owners_stop_and_say_what_is_not_where_it_belongs(
         assert "Traceback" not in said
     # What was published since is not acknowledged unless it is on file, so the next one gets it.
     assert log.read_bytes() == lines([1, 2, 3])
-    assert engine.run(_unacknowledged) > 0
-    with CommandProcess(*arguments, engine.url) as owner:
-        wait_until(lambda: engine.run(_unacknowledged) == 0, "the next owner")
+    assert broker.run(_unacknowledged) > 0
+    with CommandProcess(*arguments, broker.url) as owner:
+        wait_until(lambda: broker.run(_unacknowledged) == 0, "the next owner")
         assert owner.stop(signal.SIGTERM) == 0
     assert log.read_bytes() == lines([1, 2, 3, 7, 8])
 
@@ -92,13 +92,13 @@ async def _unacknowledged(js: JetStreamContext) -> int:
     return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
 
-def test_a_wrong_password_is_one_line_at_once(engine: Engine, tmp_path: Path) -> None:
-    url = f"nats://cluster:guessed@127.0.0.1:{engine.port}"
+def test_a_wrong_password_is_one_line_at_once(broker: Broker, tmp_path: Path) -> None:
+    url = f"nats://cluster:guessed@127.0.0.1:{broker.port}"
     for arguments in (
         ("cluster", "status", "--nats", url),
         ("own", "--nats", url, "--partitions", "0", "--log-dir", str(tmp_path)),
         ("serve", "--port", "0", "--forward", url, "--partitions", "1"),
     ):
         done = run_command(*arguments)
-        assert_one_line_error(done, 3, f"127.0.0.1:{engine.port}: Authorization Violation")
+        assert_one_line_error(done, 3, f"127.0.0.1:{broker.port}: Authorization Violation")
         assert "guessed" not in done.stderr

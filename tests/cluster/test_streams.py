@@ -1,4 +1,4 @@
-"""The streams of a cluster on a real engine: made once, and checked for each setting."""
+"""The streams of a cluster on a real NATS server: made once, and checked for each setting."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,21 +10,21 @@ from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
 from numbers_uring.cluster.connection import url_text
 from numbers_uring.cluster.streams import check_streams, init_cluster
 from numbers_uring.errors import StartError
-from support.broker import Engine
+from support.broker import Broker
 from support.processes import assert_one_line_error, run_command
 
 PARTITIONS = 3
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with Engine(tmp_path_factory.mktemp("engine")) as engine:
-        yield engine
+def bare_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with Broker(tmp_path_factory.mktemp("broker")) as bare_broker:
+        yield bare_broker
 
 
 @pytest.fixture
-def cluster(engine: Engine) -> Engine:
-    """An engine with the streams of a cluster as they should be."""
+def cluster(bare_broker: Broker) -> Broker:
+    """A NATS server with the streams of a cluster as they should be."""
 
     async def renew(js: JetStreamContext) -> None:
         for stream in await js.streams_info():
@@ -32,11 +32,11 @@ def cluster(engine: Engine) -> Engine:
             await js.delete_stream(stream.config.name)
         await init_cluster(js, PARTITIONS, replicas=1, max_bytes=2_000_000)
 
-    engine.run(renew)
-    return engine
+    bare_broker.run(renew)
+    return bare_broker
 
 
-def test_a_cluster_is_made_once_and_its_number_of_partitions_stays(cluster: Engine) -> None:
+def test_a_cluster_is_made_once_and_its_number_of_partitions_stays(cluster: Broker) -> None:
     def init(*options: str) -> Any:
         return run_command("cluster", "init", "--nats", cluster.url, *options)
 
@@ -67,7 +67,7 @@ def test_a_cluster_is_made_once_and_its_number_of_partitions_stays(cluster: Engi
         ("persist_mode", "async"),
     ],
 )
-def test_a_setting_that_breaks_the_promise_is_named(cluster: Engine, name: str, value: Any) -> None:
+def test_a_setting_that_breaks_the_promise_is_named(cluster: Broker, name: str, value: Any) -> None:
     async def spoil(js: JetStreamContext) -> None:
         config = (await js.stream_info("numbers-1")).config
         await js.delete_stream("numbers-1")
@@ -79,7 +79,7 @@ def test_a_setting_that_breaks_the_promise_is_named(cluster: Engine, name: str, 
     cluster.run(spoil)
 
 
-def test_a_missing_stream_and_a_missing_cluster_are_told_with_the_remedy(cluster: Engine) -> None:
+def test_a_missing_stream_and_a_missing_cluster_are_told_with_the_remedy(cluster: Broker) -> None:
     async def spoil(js: JetStreamContext) -> None:
         await check_streams(js, PARTITIONS)
         with pytest.raises(StartError, match="has 3 partitions, not 2"):
@@ -94,8 +94,8 @@ def test_a_missing_stream_and_a_missing_cluster_are_told_with_the_remedy(cluster
     cluster.run(spoil)
 
 
-def test_an_engine_without_jetstream_or_without_room_is_told_in_one_line(
-    tmp_path_factory: pytest.TempPathFactory, engine: Engine
+def test_a_nats_server_without_jetstream_or_without_room_is_told_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, bare_broker: Broker
 ) -> None:
     done = run_command(
         "cluster", "init", "--partitions", "2", "--nats", "nats://u:geheim@127.0.0.1:1"
@@ -104,7 +104,7 @@ def test_an_engine_without_jetstream_or_without_room_is_told_in_one_line(
     assert "geheim" not in done.stderr
     done = run_command("cluster", "status", "--nats", "127.0.0.1:x")
     assert_one_line_error(done, 2, "--nats", "'127.0.0.1:x' is not like nats://HOST:PORT")
-    with Engine(tmp_path_factory.mktemp("engine")) as other:
+    with Broker(tmp_path_factory.mktemp("broker")) as other:
         arguments = ("--partitions", "2", "--nats", other.url, "--max-bytes")
         done = run_command("cluster", "init", *arguments, "100000000000")
         assert_one_line_error(done, 3, "cannot make the cluster's streams: insufficient storage")

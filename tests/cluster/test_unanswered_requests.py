@@ -1,4 +1,4 @@
-"""What an owner does where a group of engines without a leader loses what it is asked."""
+"""What an owner does where a group of NATS servers without a leader loses what it is asked."""
 
 import asyncio
 import threading

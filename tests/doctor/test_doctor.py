@@ -27,6 +27,7 @@ from numbers_uring.ingest.native import variants
 from numbers_uring.limits import BITMAP_BYTES, DESCRIPTORS_RESERVED, PROBE_CHUNK_BYTES
 from numbers_uring.reactor.uring_features import FEATURES
 from numbers_uring.server import select
+from ports import reserve_port
 from support.logs import lines
 from support.processes import ServerProcess
 from support.seccomp import FORBID
@@ -110,12 +111,6 @@ def wants(tool: str, *arguments: str) -> None:
         pytest.skip(f"{tool} {' '.join(arguments)}: {done.stderr.strip()}")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
-
-
 # Surroundings in which a server starts.
 
 
@@ -163,7 +158,7 @@ def a_unix_socket_of_a_dead_server(scene: Scene) -> None:
 
 
 def two_addresses(scene: Scene) -> None:
-    port = free_port()
+    port = reserve_port()
     scene.options += ["--listen", f"127.0.0.1:{port}", "--listen", f"127.0.0.2:{port}"]
 
 
@@ -214,7 +209,7 @@ def a_port_that_is_bound(scene: Scene) -> None:
 
 
 def two_addresses_that_are_one(scene: Scene) -> None:
-    port = free_port()
+    port = reserve_port()
     scene.options += ["--listen", f"0.0.0.0:{port}", "--listen", f"127.0.0.1:{port}"]
 
 

@@ -26,6 +26,7 @@ from numbers_uring.limits import NUMBERS
 from numbers_uring.load.lines import make_lines
 from numbers_uring.load.model import LoadParameters, Mix
 from numbers_uring.load.run import run_load
+from ports import reserve_port
 
 DEADLINE_S = 60
 COMMAND = [sys.executable, "-m", "numbers_uring"]
@@ -508,9 +509,7 @@ def test_more_numbers_than_there_are_is_wrong_usage(mix: str) -> None:
 
 
 def test_a_refused_connection_is_one_line_and_exit_code_3() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    done = load_command("--port", port, "--numbers", 10)
+    done = load_command("--port", reserve_port(), "--numbers", 10)
     assert done.returncode == ExitCode.NOT_STARTED
     assert done.stdout == ""
     assert re.fullmatch(r"numbers-uring: error: cannot connect to .*refused\n", done.stderr)

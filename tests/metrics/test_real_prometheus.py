@@ -13,10 +13,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from support.broker import Engine
+from support.broker import broker_with_cluster
 from support.logs import lines
 from support.metrics_client import url_of
-from support.owners import init
 from support.processes import CommandProcess, ServerProcess
 from support.waiting import DEADLINE_S, wait_until
 
@@ -105,15 +104,14 @@ def cluster(
     """A node, and the owner of all partitions."""
     folder = tmp_path_factory.mktemp("cluster")
     metrics = ("--metrics", "127.0.0.1:0")
-    with Engine(folder / "engine") as engine, ExitStack() as running:
-        init(engine.url, partitions=2)
+    with broker_with_cluster(folder / "broker", partitions=2) as broker, ExitStack() as running:
         owner = CommandProcess(
-            *("own", "--nats", engine.url, "--partitions", "0-1", "--log-dir", str(folder)),
+            *("own", "--nats", broker.url, "--partitions", "0-1", "--log-dir", str(folder)),
             *metrics,
         )
         running.enter_context(owner)
         owner.wait_for("owning partitions 0-1")
-        forward = ("--forward", engine.url, "--partitions", "2")
+        forward = ("--forward", broker.url, "--partitions", "2")
         node = ServerProcess(folder / "no-log", *forward, *metrics, has_log=False)
         yield running.enter_context(node), owner
 

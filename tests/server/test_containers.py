@@ -17,6 +17,7 @@ import pytest
 
 from numbers_uring.errors import StartError
 from numbers_uring.net.listeners import listen_tcp
+from ports import reserve_port
 from support.faults import needs_strace, stalled_sync
 from support.logs import lines
 from support.namespaces import AS_PID_1, NOBODY, children, confined, run, without_rights
@@ -134,9 +135,7 @@ def test_neither_proc_nor_dev_nor_standard_streams_are_needed(backend: str, tmp_
     """What the start line says can't be seen then, so the kernel's list of sockets is asked."""
     log = tmp_path / "numbers.log"
     log.write_bytes(LINES[:-3])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = reserve_port()
     server = subprocess.Popen(
         [
             *confined(

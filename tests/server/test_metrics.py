@@ -24,6 +24,7 @@ from numbers_uring.limits import HTTP_CLIENT_S
 from numbers_uring.load.model import LoadParameters, Mix
 from numbers_uring.load.run import run_load
 from numbers_uring.server.metrics import END_REASONS, Counters, Metrics, NumbersCollector
+from ports import reserve_port
 from support.clients import is_closed
 from support.faults import needs_strace, strace
 from support.logs import lines
@@ -292,8 +293,7 @@ def test_during_a_long_resume_it_is_starting(serve: Serve, tmp_path: Path) -> No
     (tmp_path / "numbers.log").write_bytes(lines(range(10)))
     trace = tmp_path / "trace"
     trace.touch()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{reserve_port()}"
     slowed = ["strace", "-D", "-f", "-o", str(trace)]
     slowed += ["-e", "trace=preadv,preadv2", "-e", "inject=preadv,preadv2:delay_enter=1s"]
     with ThreadPoolExecutor() as pool:

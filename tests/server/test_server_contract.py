@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from ports import reserve_port
 from support.clients import is_closed
 from support.faults import stalled_sync
 from support.logs import lines
@@ -113,8 +114,7 @@ def test_ipv6_works(serve: Serve) -> None:
 
 
 def test_one_port_of_ipv4_and_of_ipv6_is_listened_on(serve: Serve, backend: str) -> None:
-    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as free:
-        port = free.getsockname()[1]
+    port = reserve_port()
     options = [f"--listen=0.0.0.0:{port}", f"--listen=[::]:{port}", "--backend", backend]
     server = serve(*options, listen=())
     assert f"listening on 0.0.0.0:{port} and [::]:{port}, " in server.stderr
@@ -126,7 +126,7 @@ def test_one_port_of_ipv4_and_of_ipv6_is_listened_on(serve: Serve, backend: str)
 
 
 def test_a_name_is_listened_on_at_each_of_its_addresses(serve: Serve) -> None:
-    server = serve("--host", "localhost")
+    server = serve("--host", "localhost", listen=("--port", str(reserve_port())))
     addresses = {info[4][0] for info in socket.getaddrinfo("localhost", 0)}
     for i, address in enumerate(sorted(map(str, addresses))):
         with socket.create_connection((address, server.port), timeout=DEADLINE_S) as client:
@@ -585,11 +585,12 @@ def test_a_second_signal_ends_a_stop_that_hangs(serve: Serve, tmp_path: Path) ->
 
 
 def test_the_port_can_be_used_again_at_once(serve: Serve) -> None:
-    first = serve()
+    listen = ("--port", str(reserve_port()))
+    first = serve(listen=listen)
     with first.connect() as client:
         client.sendall(lines([1]))
         assert first.terminate() == 0
-    second = serve("--port", str(first.port))
+    second = serve(listen=listen)
     assert second.port == first.port
     assert second.terminate() == 0
 

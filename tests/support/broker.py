@@ -1,4 +1,4 @@
-"""A real engine for the tests: nats-server with JetStream, alone or as a group of three."""
+"""A real NATS server for the tests: nats-server with JetStream, alone or as a group of three."""
 
 import asyncio
 import shutil
@@ -9,15 +9,20 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from nats.js import JetStreamContext
 
 from numbers_uring.cluster.connection import connected, jetstream
 from numbers_uring.config import BrokerAccess
+from ports import reserve_port
+from support.processes import run_command
 from support.waiting import DEADLINE_S, wait_until
 
 T = TypeVar("T")
+
+PARTITIONS = 32
+STREAM_BYTES_MAX = 100_000_000
 
 
 def binary() -> str:
@@ -28,14 +33,7 @@ def binary() -> str:
     return found
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-class Engine:
+class Broker:
     """One nats-server on 127.0.0.1; what it stores stays in `folder`, so it can be started again.
 
     `routes` are the cluster ports of all servers of a group, `member` is this one's place there.
@@ -44,10 +42,10 @@ class Engine:
     def __init__(
         self, folder: Path, *, routes: tuple[int, ...] = (), member: int = 0, settings: str = ""
     ) -> None:
-        self.port = free_port()
+        self.port = reserve_port()
         self.url = f"nats://127.0.0.1:{self.port}"
         self.access = BrokerAccess()
-        self.name = f"engine-{member}"
+        self.name = f"broker-{member}"
         self._alone = not routes
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +74,7 @@ class Engine:
         self.config.write_text(self._base + settings)
 
     def reload(self) -> None:
-        """Have the settings read by an engine that runs."""
+        """Have the settings read by a NATS server that runs."""
         assert self.process is not None
         self.process.send_signal(signal.SIGHUP)
 
@@ -103,7 +101,7 @@ class Engine:
         return self.tried(_account)
 
     def tried(self, use: Callable[[JetStreamContext], Coroutine[Any, Any, object]]) -> bool:
-        """Say whether the engine did it."""
+        """Say whether the NATS server did it."""
         try:
             self.run(use)
         except Exception:  # whatever is said for as long as there is no leader
@@ -126,7 +124,7 @@ class Engine:
             self.process.wait(DEADLINE_S)
             self.process = None
 
-    def __enter__(self) -> "Engine":
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -146,24 +144,46 @@ async def _place_replicas(js: JetStreamContext) -> None:
         await js.delete_stream("probe")
 
 
+def init(
+    url: str,
+    *options: str,
+    partitions: int = PARTITIONS,
+    max_bytes: int = STREAM_BYTES_MAX,
+) -> None:
+    """Make the streams of a cluster."""
+    arguments = ("--partitions", str(partitions), "--max-bytes", str(max_bytes))
+    done = run_command("cluster", "init", "--nats", url, *arguments, *options)
+    assert done.returncode == 0, done.stderr
+
+
 @contextmanager
-def engine_group(folder: Path) -> Iterator[list[Engine]]:
+def broker_with_cluster(
+    folder: Path, *, partitions: int = PARTITIONS, max_bytes: int = STREAM_BYTES_MAX
+) -> Iterator[Broker]:
+    """Run a server that has the streams of a cluster."""
+    with Broker(folder) as broker:
+        init(broker.url, partitions=partitions, max_bytes=max_bytes)
+        yield broker
+
+
+@contextmanager
+def broker_group(folder: Path) -> Iterator[list[Broker]]:
     """Three servers that replicate among themselves."""
-    routes = (free_port(), free_port(), free_port())
+    routes = (reserve_port(), reserve_port(), reserve_port())
     with ExitStack() as running:
-        engines = [
-            Engine(folder / f"engine-{member}", routes=routes, member=member)
+        brokers = [
+            Broker(folder / f"broker-{member}", routes=routes, member=member)
             for member in range(len(routes))
         ]
-        for engine in engines:
-            running.enter_context(engine)
-        for engine in engines:
-            engine.wait_ready()
-        wait_until(lambda: engines[0].tried(_place_replicas), "all three to know of each other")
-        yield engines
+        for broker in brokers:
+            running.enter_context(broker)
+        for broker in brokers:
+            broker.wait_ready()
+        wait_until(lambda: brokers[0].tried(_place_replicas), "all three to know of each other")
+        yield brokers
 
 
-def leader(engines: list[Engine], stream: str) -> Engine:
+def leader(brokers: list[Broker], stream: str) -> Broker:
     """Return who leads the stream's replicas."""
 
     async def ask(js: JetStreamContext) -> str:
@@ -171,6 +191,6 @@ def leader(engines: list[Engine], stream: str) -> Engine:
         assert info.cluster is not None
         return str(info.cluster.leader)
 
-    alive = next(engine for engine in engines if engine.process is not None)
+    alive = next(broker for broker in brokers if broker.process is not None)
     name = alive.run(ask)
-    return next(engine for engine in engines if engine.name == name)
+    return next(broker for broker in brokers if broker.name == name)

@@ -1,4 +1,4 @@
-"""What tests of owners need: a cluster of PARTITIONS, owners of one, and what is in their logs."""
+"""Owners of partitions: how tests start them, what they are sent, and what is in their logs."""
 
 import random
 import re
@@ -12,17 +12,9 @@ from nats.js import JetStreamContext
 from numbers_uring.cluster.collector.owner import CONSUMER
 from numbers_uring.cluster.partitions import log_name, range_of, stream_name, subject_name
 from numbers_uring.errors import StartError
-from support.broker import Engine
-from support.processes import CommandProcess, run_command
+from support.broker import PARTITIONS, Broker
+from support.processes import CommandProcess
 from support.waiting import wait_until
-
-PARTITIONS = 32
-
-
-def init(url: str, *options: str, partitions: int = PARTITIONS) -> None:
-    arguments = ("--nats", url, "--partitions", str(partitions), "--max-bytes", "100000000")
-    done = run_command("cluster", "init", *arguments, *options)
-    assert done.returncode == 0, done.stderr
 
 
 def own_arguments(url: str, partition: int, log_dir: Path) -> tuple[str, ...]:
@@ -49,13 +41,13 @@ def sample(partition: int, count: int, seed: int = 1) -> list[int]:
     return random.Random(seed).sample(range(owned.first, owned.end), count)
 
 
-def publish(engine: Engine, partition: int, *messages: Iterable[int] | bytes) -> None:
+def publish(broker: Broker, partition: int, *messages: Iterable[int] | bytes) -> None:
     async def send(js: JetStreamContext) -> None:
         for message in messages:
             data = message if isinstance(message, bytes) else array("I", message).tobytes()
             await js.publish(subject_name(partition), data)
 
-    engine.run(send)
+    broker.run(send)
 
 
 def logged(log_dir: Path, partition: int) -> set[int]:
@@ -67,20 +59,20 @@ def logged(log_dir: Path, partition: int) -> set[int]:
     return set(numbers)
 
 
-def lag(engine: Engine, partition: int) -> int:
+def lag(broker: Broker, partition: int) -> int:
     """Return how many messages are not acknowledged."""
 
     async def ask(js: JetStreamContext) -> int:
         info = await js.consumer_info(stream_name(partition), CONSUMER)
         return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
-    return engine.run(ask)
+    return broker.run(ask)
 
 
-def wait_for_lag(engine: Engine, partition: int, messages: int = 0) -> None:
+def wait_for_lag(broker: Broker, partition: int, messages: int = 0) -> None:
     def reached() -> bool:
         try:
-            return lag(engine, partition) == messages
+            return lag(broker, partition) == messages
         except (StartError, NatsError):
             return False  # There is no leader just now.
 

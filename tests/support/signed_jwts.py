@@ -1,4 +1,4 @@
-"""An engine's operator, account and user as signed JWTs, which else the tool nsc makes."""
+"""A NATS server's operator, account and user as signed JWTs, which else the tool nsc makes."""
 
 import base64
 import json
@@ -65,7 +65,7 @@ class Operator:
         self._account = Identity("numbers", nkeys.PREFIX_BYTE_ACCOUNT)
 
     def settings(self) -> str:
-        """Return the engine's, with all accounts preloaded."""
+        """Return the NATS server's, with all accounts preloaded."""
         everything = dict.fromkeys(
             ("subs", "conn", "leaf", "imports", "exports", "data", "payload"), -1
         )

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from numbers_uring.errors import ExitCode
-from support.broker import Engine
+from support.broker import Broker, init
 from support.logs import lines
 from support.metrics_client import health, scrape
-from support.owners import init
 from support.processes import CommandProcess, ServerProcess
 from support.unit_sandbox import settings
 from support.waiting import wait_until
@@ -106,7 +105,7 @@ def unit_arguments(unit: Path, instance: str, state: Path) -> list[str]:
 
 
 def environment_of(url: str) -> dict[str, str]:
-    """Return what deploy/cluster.env says, for the engine at `url`, and no coverage."""
+    """Return what deploy/cluster.env says, for the NATS server at `url`, and no coverage."""
     text = (ROOT / "deploy" / "cluster.env").read_text().replace("nats://127.0.0.1:4222", url)
     entries = [line.split("=", 1) for line in text.splitlines() if line[0] != "#"]
     return {**dict(entries), "COVERAGE_PROCESS_CONFIG": ""}
@@ -120,9 +119,9 @@ def taken_in(owner: CommandProcess) -> float:
 
 @needs_x86_64
 def test_a_cluster_needs_no_call_that_its_services_may_not_make(tmp_path: Path) -> None:
-    with Engine(tmp_path / "engine") as engine, ExitStack() as running:
-        environment = environment_of(engine.url)
-        init(engine.url, partitions=int(environment["NUMBERS_URING_SERVE_PARTITIONS"]))
+    with Broker(tmp_path / "broker") as broker, ExitStack() as running:
+        environment = environment_of(broker.url)
+        init(broker.url, partitions=int(environment["NUMBERS_URING_SERVE_PARTITIONS"]))
         logs = tmp_path / "numbers-uring-own"
         for first in (0, 1000):
             owner = CommandProcess(
