@@ -1,6 +1,8 @@
 # Every target works from a fresh clone: what it needs is made first.
+# Another Python, as in `make test PYTHON=/usr/bin/python3`, has a venv of its own beside .venv.
 PYTHON ?= python3
-VENV := .venv
+VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c \
+    'import platform; print(platform.python_version())'))
 BIN := $(VENV)/bin
 ARGS ?=
 NATIVE := $(wildcard native/*.py native/*.h native/*/*.c native/*/*.h)
@@ -130,15 +132,18 @@ container-check: $(VENV)/dev.stamp
 	PYTHONPATH=tests $(BIN)/python tests/packaging/container_check.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info numbers_uring/_native*.so numbers_uring/_native.c
+	rm -rf .venv .venv-* build dist *.egg-info numbers_uring/_native*.so numbers_uring/_native.c
 
-$(VENV)/bin/python:
+# The stamp is written last, so that a venv whose making was interrupted is made again.
+$(VENV)/venv.stamp:
+	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
+	@touch $@
 
-$(VENV)/serve.stamp: $(VENV)/bin/python $(BUILT)
+$(VENV)/serve.stamp: $(VENV)/venv.stamp $(BUILT)
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/dev.stamp: $(VENV)/bin/python $(BUILT)
+$(VENV)/dev.stamp: $(VENV)/venv.stamp $(BUILT)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/serve.stamp
