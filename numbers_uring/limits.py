@@ -67,8 +67,10 @@ ACCEPT_WARNING_INTERVAL_S = 60.0
 DESCRIPTORS_RESERVED = 48
 """Descriptors beside the clients': standard streams, log, epoll, listeners, HTTP, Python's own."""
 
-HTTP_CLIENTS_MAX = 8
-"""Clients that ask for metrics at once; one more takes the oldest one's place."""
+HTTP_CLIENTS_MIN = 8
+HTTP_CLIENTS_MAX = 512
+"""Clients of the metrics port at once, by how many descriptors there are; one more takes the oldest
+one's place. So many that each has time to send its request also in a flood of connections."""
 
 HTTP_CLIENT_S = 5.0
 """How long one of them may take to ask and to read the answer."""
@@ -76,8 +78,27 @@ HTTP_CLIENT_S = 5.0
 HTTP_REQUEST_BYTES_MAX = 16 * 1024
 """Of a request with all its headers."""
 
-HTTP_PAUSE_S = 0.02
-"""Slept after each step of such a client: a flood of them can take only so much of the reactor."""
+HTTP_HEADERS_MAX = 100
+
+HTTP_ACCEPTS_PER_PASS_MAX = 512
+"""Connections accepted in one pass of the metrics thread; each takes some 12 us."""
+
+HTTP_FAILED_ACCEPTS_MAX = 16
+"""Accepts that fail in one pass before the thread pauses."""
+
+HTTP_ANSWERS_PER_PASS_S = 0.002
+"""Processor time of one pass after which different requests wait for the next pass."""
+
+HTTP_SHARE = 0.1
+HTTP_BURST_S = 0.1
+"""The share of one processor that the metrics thread may use, and what it may save for a burst."""
+
+HTTP_PAUSE_S = 0.01
+HTTP_PAUSE_MAX_S = 0.25
+"""The shortest and the longest sleep after a pass: the interpreter is the reactor's meanwhile."""
+
+HTTP_RETRY_S = 0.1
+"""The pause after a failed system call."""
 
 HEARTBEAT_INTERVAL_S = 1.0
 """How often the loop shows that it is alive, where somebody may ask."""
@@ -333,7 +354,10 @@ assert PROBE_CHUNK_BYTES % LINE_BYTES == 0
 assert STREAM_RETRY_S < STREAM_THREAD_WAIT_S < LAST_REPORT_WAIT_S < 1
 assert DRAIN_QUIET_S < DRAIN_S < 1
 assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
-assert DESCRIPTORS_RESERVED >= 2 * HTTP_CLIENTS_MAX + 32
+assert DESCRIPTORS_RESERVED >= 2 * HTTP_CLIENTS_MIN + 32
+assert HTTP_CLIENTS_MIN <= HTTP_CLIENTS_MAX
+assert HTTP_PAUSE_S <= HTTP_RETRY_S <= HTTP_PAUSE_MAX_S
+assert HTTP_BURST_S / HTTP_SHARE <= 1
 assert 3 * LEASE_REFRESH_S < LEASE_S
 assert OWNER_BROKER_ANSWER_S < BROKER_REQUEST_S
 assert OWNER_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES

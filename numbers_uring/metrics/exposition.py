@@ -1,40 +1,65 @@
-"""Metrics and health over HTTP: /metrics and /healthz, of whoever has counters and a loop."""
+"""Metrics and health over HTTP: /metrics and /healthz of a server, a node or a collector."""
 
+import gzip
 import json
 import platform
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any
+from urllib.parse import parse_qs
 
-from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, InfoMetricFamily
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
 from numbers_uring import __version__
+from numbers_uring.limits import HTTP_CLIENTS_MAX, HTTP_CLIENTS_MIN
+from numbers_uring.metrics.accept import accepted
 from numbers_uring.metrics.health import HEALTHY, Health
-from numbers_uring.metrics.http import Answer, HttpServer, Request, not_found
+from numbers_uring.metrics.http import HttpServer
+from numbers_uring.metrics.messages import Answer, Request, plain
 from numbers_uring.net.listeners import address_text
+from numbers_uring.system.descriptors import free_descriptors
+
+_HEALTH_PATH = "/healthz"
+_OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+_PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_GZIP_LEVEL = 6
 
 
 class Exposition:
     """Serves `collector`'s metrics and `health` on `listeners`, which it takes over.
 
-    Both are asked in a thread of its own, whenever a client asks.
+    Both are read in a thread of its own, whenever a client asks. `say` takes a line for the
+    operator. `descriptors_needed` is how many descriptors the rest of the process may need: those
+    beyond are for clients of ours. Raises StartError.
     """
 
     def __init__(
-        self, listeners: Sequence[socket.socket], collector: Collector, health: Health
+        self,
+        listeners: Sequence[socket.socket],
+        collector: Collector,
+        health: Health,
+        *,
+        say: Callable[[str], None],
+        descriptors_needed: int,
     ) -> None:
         self.urls = [f"http://{address_text(listener)}/metrics" for listener in listeners]
         """Where the metrics are, one for each of the listeners."""
         self._health = health
         # With descriptions, so that ?name[]= can be answered with a part of them.
-        registry = CollectorRegistry(auto_describe=True)
-        registry.register(collector)
-        ProcessCollector(registry=registry)
-        self._app = make_wsgi_app(registry)
-        self._http = HttpServer(listeners, self._answer)
+        self._registry = CollectorRegistry(auto_describe=True)
+        self._registry.register(collector)
+        ProcessCollector(registry=self._registry)
+        free = free_descriptors(descriptors_needed)
+        self._http = HttpServer(
+            listeners,
+            self._answer,
+            say=say,
+            urgent={_HEALTH_PATH},
+            clients_max=max(HTTP_CLIENTS_MIN, min(HTTP_CLIENTS_MAX, free)),
+        )
 
     def close(self) -> None:
         self._http.close()
@@ -42,28 +67,40 @@ class Exposition:
     def _answer(self, request: Request) -> Answer:
         if request.path == "/metrics":
             return self._expose(request)
-        if request.path == "/healthz":
+        if request.path == _HEALTH_PATH:
             return _health_answer(self._health)
-        return not_found()
+        return plain(HTTPStatus.NOT_FOUND)
 
     def _expose(self, request: Request) -> Answer:
-        """Let the library choose the format and the compression by what the client accepts."""
-        environ = {
-            "REQUEST_METHOD": "GET",
-            "PATH_INFO": request.path,
-            "QUERY_STRING": request.query,
-            "HTTP_ACCEPT": request.headers.get("Accept", ""),
-            "HTTP_ACCEPT_ENCODING": request.headers.get("Accept-Encoding", ""),
-        }
-        status, headers = HTTPStatus.OK, [("Vary", "Accept, Accept-Encoding")]
+        """Return the metrics that are asked for, as the client accepts them."""
+        registry = self._registry
+        if names := parse_qs(request.query).get("name[]"):
+            registry = registry.restricted_registry(names)  # type: ignore[assignment]
+        headers = [("Vary", "Accept, Accept-Encoding")]
+        if _accepts_openmetrics(request.headers.get("accept", "")):
+            body: bytes = generate_openmetrics(registry)  # type: ignore[no-untyped-call]
+            headers.append(("Content-Type", _OPENMETRICS))
+        else:
+            body = generate_latest(registry)
+            headers.append(("Content-Type", _PLAIN_TEXT))
+        codings = accepted(request.headers.get("accept-encoding", ""))
+        if any(coding.name == "gzip" for coding in codings):
+            body = gzip.compress(body, _GZIP_LEVEL)
+            headers.append(("Content-Encoding", "gzip"))
+        return Answer(HTTPStatus.OK, body, headers)
 
-        def start_response(status_line: str, more: list[tuple[str, str]], *_: Any) -> Any:
-            nonlocal status
-            status = HTTPStatus(int(status_line.split(maxsplit=1)[0]))
-            headers.extend(more)
 
-        body = b"".join(self._app(environ, start_response))
-        return Answer(status, body, headers)
+def _accepts_openmetrics(accept: str) -> bool:
+    """Return whether a client wants OpenMetrics more than plain text, which all can read.
+
+    So that is what a client gets that names no format, or none that there is.
+    """
+    for name, parameters in accepted(accept):
+        if name == "application/openmetrics-text" and parameters.get("version", "1.0.0") == "1.0.0":
+            return True
+        if name in {"text/plain", "text/*", "*/*"}:
+            return False
+    return False
 
 
 def _health_answer(health: Health) -> Answer:
@@ -73,17 +110,14 @@ def _health_answer(health: Health) -> Answer:
     return Answer(status, body, (("Content-Type", "application/json"),))
 
 
-# What all of us tell.
-
-
-def info(**ways: str) -> InfoMetricFamily:
-    """Return the version, and `ways` of working that were chosen."""
-    value = {"version": __version__, **ways, "python": platform.python_version()}
-    return InfoMetricFamily("numbers_uring", "Version and ways of working", value=value)
+def info(**chosen: str) -> InfoMetricFamily:
+    """Return the version, and what was chosen for this run."""
+    value = {"version": __version__, **chosen, "python": platform.python_version()}
+    return InfoMetricFamily("numbers_uring", "Version, and what was chosen for this run", value)
 
 
 def dropped_reports(count: int) -> CounterMetricFamily:
-    """Return how many reports went nowhere."""
+    """Return how many reports could not be written."""
     return CounterMetricFamily(
         "numbers_uring_reports_dropped",
         "Reports that nobody read, each folded into the next",

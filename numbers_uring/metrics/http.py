@@ -1,220 +1,361 @@
-"""A small HTTP server in a thread of its own: bounded in clients, in bytes and in time.
+"""A small HTTP server in a thread of its own: bounded in clients, bytes, time and processor time.
 
-One thread serves all clients, none of which it waits for: one that is slow or stuck costs a
-descriptor until its time is up, or until it is the oldest and another one comes. So no number of
-them keeps the others from being answered, or the server from stopping.
+The libraries weighed are http.server (which prometheus_client.start_http_server uses) and wsgiref:
+a thread for each client, with no bound on clients or on what they take of the interpreter, which is
+the reactor's. Ours buys that a probe is answered within a second, and the reactor keeps its rate,
+whatever others do on this port: idle or slow clients, half requests, floods of connections.
+
+How it does that:
+- One thread waits for no client. Whoever comes when all places are taken costs the oldest its
+  place, and no more than a reset: SO_LINGER {1, 0} is inherited from the listener.
+- A request that came with the connection is answered in the pass that accepts it, so the queue of
+  connections moves at the speed of accept(2). Equal requests of one pass share one answer.
+- After each pass the thread sleeps: HTTP_PAUSE_S, and longer once its Budget is used up.
+- Out of descriptors, the oldest client's is taken, or the one that is kept in reserve.
 """
 
-import io
+import errno
 import os
-import selectors
+import select
 import socket
+import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack, suppress
 from http import HTTPStatus
-from http.client import HTTPException, HTTPMessage, parse_headers
-from typing import NamedTuple
-from urllib.parse import urlsplit
 
+from numbers_uring.errors import StartError
 from numbers_uring.limits import (
+    ACCEPT_WARNING_INTERVAL_S,
+    HTTP_ACCEPTS_PER_PASS_MAX,
+    HTTP_ANSWERS_PER_PASS_S,
+    HTTP_BURST_S,
     HTTP_CLIENT_S,
     HTTP_CLIENTS_MAX,
+    HTTP_FAILED_ACCEPTS_MAX,
+    HTTP_PAUSE_MAX_S,
     HTTP_PAUSE_S,
     HTTP_REQUEST_BYTES_MAX,
+    HTTP_RETRY_S,
+    HTTP_SHARE,
+)
+from numbers_uring.metrics.budget import Budget
+from numbers_uring.metrics.messages import (
+    Answer,
+    Request,
+    encode,
+    head_of,
+    parse_request,
+    path_of,
+    plain,
 )
 from numbers_uring.system.threads import start_thread
 
-_HEAD_END = b"\r\n\r\n"
 _RECEIVE_BYTES = 4096
-
-
-class Request(NamedTuple):
-    """What a client asked for; the names of the headers are found in any case."""
-
-    method: str
-    path: str
-    query: str
-    headers: HTTPMessage
-
-
-class Answer(NamedTuple):
-    """What it gets; Content-Length and Connection are added."""
-
-    status: HTTPStatus
-    body: bytes
-    headers: Sequence[tuple[str, str]] = (("Content-Type", "text/plain; charset=utf-8"),)
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+_FIN_AT_CLOSE = struct.pack("ii", 0, 0)
+_OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class _Client:
     """One connection, of which one request is answered."""
 
+    __slots__ = (
+        *("answered", "due_s", "events", "head"),
+        *("lingers", "received", "sock", "unsent"),
+    )
+
     def __init__(self, sock: socket.socket, due_s: float) -> None:
         self.sock = sock
         self.due_s = due_s
-        self.request = b""
+        self.events = 0
+        """What epoll waits for; 0 as long as it does not know the socket."""
+        self.received = b""
+        self.head: bytes | None = None
+        """The request, once it is whole."""
         self.unsent = memoryview(b"")
+        self.lingers = False
+        """Whether the client may still send when it has its answer: a close would be a reset."""
+        self.answered = False
 
 
 class HttpServer:
     """Answers on the listening `listeners`, which it takes over, until it is closed.
 
-    `answer` is called in the thread, for GET and HEAD alone. Raises StartError where no thread can
-    be had.
+    `answer` is called in the thread, for GET and HEAD alone, and first for the paths that are
+    `urgent`. At most `clients_max` clients are there at once. `say` takes a line for the operator
+    where the server cannot do its work. Raises StartError without a descriptor or a thread.
     """
 
     def __init__(
-        self, listeners: Sequence[socket.socket], answer: Callable[[Request], Answer]
+        self,
+        listeners: Sequence[socket.socket],
+        answer: Callable[[Request], Answer],
+        *,
+        say: Callable[[str], None],
+        urgent: Collection[str] = (),
+        clients_max: int = HTTP_CLIENTS_MAX,
     ) -> None:
-        self._listeners = listeners
         self._answer = answer
+        self._say = say
+        self._urgent = urgent
+        self._clients_max = clients_max
         self._clients: dict[int, _Client] = {}
         """By descriptor, the oldest first: it is the first whose time is up, too."""
+        self._asking: list[_Client] = []
+        """Those whose request is whole and not answered yet."""
+        self._warned_s = -ACCEPT_WARNING_INTERVAL_S
+        self._accept_failed = False
         self._closing = False
-        self._wakeup_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._wakeup_fd, selectors.EVENT_READ)
-        for listener in listeners:
-            listener.setblocking(False)
-            self._selector.register(listener, selectors.EVENT_READ)
-        self._thread = start_thread(self._run, "metrics")
+        with ExitStack() as undo:
+            for listener in listeners:
+                undo.callback(listener.close)
+            try:
+                self._wakeup_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                undo.callback(os.close, self._wakeup_fd)
+                self._reserve_fd: int | None = os.dup(self._wakeup_fd)
+                undo.callback(self._close_reserve)
+                self._epoll = select.epoll()
+                undo.callback(self._epoll.close)
+                self._listeners = {listener.fileno(): listener for listener in listeners}
+                for fd, listener in self._listeners.items():
+                    listener.setblocking(False)
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+                    self._epoll.register(fd, select.EPOLLIN)
+                self._epoll.register(self._wakeup_fd, select.EPOLLIN)
+            except OSError as error:
+                raise StartError(f"cannot serve metrics: {error.strerror}") from error
+            self._thread = start_thread(self._run, "metrics")
+            self._undo = undo.pop_all()
 
     def close(self) -> None:
-        """End the thread and close everything; whoever is being answered is cut off."""
+        """End the thread and close everything; clients that are not answered yet are cut off."""
         self._closing = True
         os.eventfd_write(self._wakeup_fd, 1)
         self._thread.join()
-        for sock in (*self._listeners, *(client.sock for client in self._clients.values())):
-            sock.close()
-        self._selector.close()
-        os.close(self._wakeup_fd)
+        for client in list(self._clients.values()):
+            self._drop(client)
+        self._undo.close()
+
+    def _close_reserve(self) -> None:
+        if self._reserve_fd is not None:
+            os.close(self._reserve_fd)
+            self._reserve_fd = None
 
     # The thread.
 
     def _run(self) -> None:
-        while not self._closing:
-            for key, _ in self._selector.select(self._patience_s()):
-                if self._closing:
-                    return
-                client = self._clients.get(key.fd)
-                if client is not None and client is key.data:
-                    self._proceed(client)
-                elif key.fileobj in self._listeners:
-                    self._accept(key.fileobj)  # type: ignore[arg-type]
-                # The interpreter is the reactor's: asked without end, this thread mostly sleeps.
-                time.sleep(HTTP_PAUSE_S)
-            self._drop_overdue()
+        try:
+            budget = Budget(HTTP_SHARE, HTTP_BURST_S)
+            while not self._closing:
+                try:
+                    self._pass()
+                except Exception as error:
+                    self._warn("cannot wait for clients", error)
+                    time.sleep(HTTP_RETRY_S)
+                else:
+                    pause_s = HTTP_RETRY_S if self._accept_failed else HTTP_PAUSE_S
+                    time.sleep(min(max(budget.pause_s(), pause_s), HTTP_PAUSE_MAX_S))
+        finally:
+            if not self._closing:
+                # A probe is refused then, and does not wait for an answer that never comes.
+                for listener in self._listeners.values():
+                    listener.close()
+                for client in list(self._clients.values()):
+                    self._drop(client)
+                with suppress(Exception):
+                    self._say("metrics and health are no longer served: their thread has ended")
 
-    def _patience_s(self) -> float | None:
-        for client in self._clients.values():
-            return max(client.due_s - time.monotonic(), 0)
-        return None
-
-    def _drop_overdue(self) -> None:
+    def _warn(self, what: str, error: Exception) -> None:
         now_s = time.monotonic()
-        for client in list(self._clients.values()):
-            if client.due_s > now_s:
+        if now_s - self._warned_s >= ACCEPT_WARNING_INTERVAL_S:
+            self._warned_s = now_s
+            reason = error.strerror if isinstance(error, OSError) else repr(error)
+            with suppress(Exception):
+                self._say(f"the metrics port {what}: {reason}; trying again")
+
+    def _pass(self) -> None:
+        """Wait until there is something to do, and do it once for each client that is ready."""
+        ready = []
+        self._accept_failed = False
+        for fd, _ in self._epoll.poll(self._timeout_s()):
+            if (client := self._clients.get(fd)) is not None:
+                self._attend(client)
+            elif fd in self._listeners:
+                ready.append(self._listeners[fd])
+        if self._closing:
+            return
+        # After the clients: descriptors that are used again meet no event of the one before.
+        for listener in ready:
+            self._accept(listener)
+        self._answer_asking()
+        now_s = time.monotonic()
+        while self._clients and self._oldest().due_s <= now_s:
+            self._drop(self._oldest())
+
+    def _timeout_s(self) -> float | None:
+        if self._asking:
+            return 0
+        return max(self._oldest().due_s - time.monotonic(), 0) if self._clients else None
+
+    def _oldest(self) -> _Client:
+        return next(iter(self._clients.values()))
+
+    # Accepting.
+
+    def _accept(self, listener: socket.socket) -> None:
+        failed = 0
+        for _ in range(HTTP_ACCEPTS_PER_PASS_MAX):
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:
                 return
-            self._drop(client)
+            except OSError as error:
+                if error.errno in _OUT_OF_DESCRIPTORS:
+                    if not _has_connection(listener):
+                        # Linux takes a descriptor before it looks for a connection.
+                        return
+                    if self._free_descriptor():
+                        continue
+                    failed = HTTP_FAILED_ACCEPTS_MAX
+                # Often it is one client's fault, which is gone then.
+                failed += 1
+                if failed >= HTTP_FAILED_ACCEPTS_MAX:
+                    self._warn("cannot accept connections", error)
+                    self._accept_failed = True
+                    return
+                continue
+            if len(self._clients) >= self._clients_max:
+                self._drop(self._oldest())
+            client = _Client(sock, time.monotonic() + HTTP_CLIENT_S)
+            self._clients[sock.fileno()] = client
+            self._attend(client)
+
+    def _free_descriptor(self) -> bool:
+        """Give up one of our descriptors for the next client; False if there is none to give."""
+        if self._clients:
+            self._drop(self._oldest())
+            return True
+        if self._reserve_fd is not None:
+            self._close_reserve()
+            return True
+        return False
+
+    def _drop(self, client: _Client) -> None:
+        # First, so that whatever fails, it is not there any more; epoll forgets what is closed.
+        self._clients.pop(client.sock.fileno(), None)
+        with suppress(OSError):
+            if client.answered:
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FIN_AT_CLOSE)
+        with suppress(OSError):
+            client.sock.close()
+        if self._reserve_fd is None:
+            with suppress(OSError):
+                self._reserve_fd = os.dup(self._wakeup_fd)
 
     # Clients.
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _attend(self, client: _Client) -> None:
+        """Receive, send, or see the client off, as far as that is possible at once."""
         try:
-            sock, _ = listener.accept()
-        except OSError:
-            # The client left already, or there is no descriptor for it: tried again with the next.
-            return
-        if len(self._clients) == HTTP_CLIENTS_MAX:
-            self._drop(next(iter(self._clients.values())))
-        sock.setblocking(False)
-        client = _Client(sock, time.monotonic() + HTTP_CLIENT_S)
-        self._clients[sock.fileno()] = client
-        self._selector.register(sock, selectors.EVENT_READ, client)
-
-    def _drop(self, client: _Client) -> None:
-        self._selector.unregister(client.sock)
-        del self._clients[client.sock.fileno()]
-        client.sock.close()
-
-    def _proceed(self, client: _Client) -> None:
-        try:
-            if not client.unsent:
-                self._receive(client)
-            else:
-                self._send(client)
-        except BlockingIOError:
-            return
+            with suppress(BlockingIOError):
+                if client.unsent:
+                    self._send(client)
+                elif client.answered:
+                    self._discard(client)
+                elif client.head is None:
+                    self._receive(client)
+            if client.sock.fileno() in self._clients:
+                self._await(client)
         except OSError:
             self._drop(client)
+        except Exception as error:
+            self._drop(client)
+            self._warn("has lost a client", error)
+
+    def _await(self, client: _Client) -> None:
+        """Make epoll wait for what comes next; for nothing where that is the answer."""
+        events = select.EPOLLOUT if client.unsent else select.EPOLLIN
+        if client.head is not None and not client.unsent and not client.answered:
+            return
+        if events != client.events:
+            if client.events:
+                self._epoll.modify(client.sock, events)
+            else:
+                self._epoll.register(client.sock, events)
+            client.events = events
 
     def _receive(self, client: _Client) -> None:
-        data = client.sock.recv(_RECEIVE_BYTES)
+        data = client.sock.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
         if not data:
             self._drop(client)
             return
-        client.request += data
-        head, end, _ = client.request.partition(_HEAD_END)
-        if end:
-            client.unsent = memoryview(self._respond(head + end))
-        elif len(client.request) > HTTP_REQUEST_BYTES_MAX:
-            client.unsent = memoryview(
-                _response(_plain(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE), with_body=True)
-            )
-        else:
-            return
-        self._selector.modify(client.sock, selectors.EVENT_WRITE, client)
-        self._send(client)
+        searched_bytes = len(client.received)
+        client.received += data
+        client.head = head_of(client.received, searched_bytes)
+        if client.head is not None:
+            self._asking.append(client)
+        elif len(client.received) > HTTP_REQUEST_BYTES_MAX:
+            client.lingers = True
+            self._begin_answer(client, encode(plain(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)))
 
     def _send(self, client: _Client) -> None:
-        size = client.sock.send(client.unsent)
+        size = client.sock.send(client.unsent, socket.MSG_DONTWAIT)
         client.unsent = client.unsent[size:]
         if not client.unsent:
+            client.answered = True
+            if client.lingers:
+                client.sock.shutdown(socket.SHUT_WR)
+            else:
+                self._drop(client)
+
+    def _discard(self, client: _Client) -> None:
+        if not client.sock.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT):
             self._drop(client)
 
-    def _respond(self, head: bytes) -> bytes:
-        request = parse_request(head)
+    # Answers.
+
+    def _answer_asking(self) -> None:
+        """Answer those who ask; what would take too long is left for the next pass."""
+        asking, self._asking = self._asking, []
+        asking.sort(key=self._can_wait)
+        answers: dict[bytes, tuple[bytes, bool]] = {}
+        end_s = time.thread_time() + HTTP_ANSWERS_PER_PASS_S
+        for client in asking:
+            if client.head is None or self._clients.get(client.sock.fileno()) is not client:
+                continue
+            if client.head not in answers:
+                if answers and time.thread_time() > end_s:
+                    self._asking.append(client)
+                    continue
+                request = parse_request(client.head)
+                lingers = request is None or request.may_have_body
+                answers[client.head] = self._respond(request), lingers
+            response, client.lingers = answers[client.head]
+            self._begin_answer(client, response)
+
+    def _can_wait(self, client: _Client) -> bool:
+        return client.head is not None and path_of(client.head) not in self._urgent
+
+    def _begin_answer(self, client: _Client, response: bytes) -> None:
+        client.unsent = memoryview(response)
+        self._attend(client)
+
+    def _respond(self, request: Request | None) -> bytes:
         if request is None:
-            return _response(_plain(HTTPStatus.BAD_REQUEST), with_body=True)
+            return encode(plain(HTTPStatus.BAD_REQUEST))
         if request.method not in {"GET", "HEAD"}:
-            answer = _plain(HTTPStatus.METHOD_NOT_ALLOWED)
-            answer = answer._replace(headers=(*answer.headers, ("Allow", "GET, HEAD")))
-        else:
-            try:
-                answer = self._answer(request)
-            except Exception as error:
-                answer = _plain(HTTPStatus.INTERNAL_SERVER_ERROR, repr(error))
-        return _response(answer, with_body=request.method != "HEAD")
+            allow = [("Allow", "GET, HEAD")]
+            return encode(plain(HTTPStatus.METHOD_NOT_ALLOWED, headers=allow))
+        try:
+            answer = self._answer(request)
+        except Exception as error:
+            answer = plain(HTTPStatus.INTERNAL_SERVER_ERROR, repr(error))
+        return encode(answer, with_body=request.method != "HEAD")
 
 
-def parse_request(head: bytes) -> Request | None:
-    """Return the request that `head`, up to its empty line, makes; None where it makes none."""
-    line, _, rest = head.partition(b"\r\n")
-    try:
-        method, target, version = line.decode("ascii").split(" ")
-        url = urlsplit(target)
-        headers = parse_headers(io.BytesIO(rest))
-    except (ValueError, HTTPException):
-        return None
-    if not version.startswith("HTTP/1."):
-        return None
-    return Request(method, url.path, url.query, headers)
-
-
-def _plain(status: HTTPStatus, detail: str | None = None) -> Answer:
-    return Answer(status, f"{status} {detail or status.phrase}\n".encode())
-
-
-def not_found() -> Answer:
-    """Return the answer for a path where nothing is."""
-    return _plain(HTTPStatus.NOT_FOUND)
-
-
-def _response(answer: Answer, *, with_body: bool) -> bytes:
-    headers = (
-        *answer.headers,
-        ("Content-Length", str(len(answer.body))),
-        ("Connection", "close"),
-    )
-    lines = [f"HTTP/1.1 {answer.status} {answer.status.phrase}"]
-    lines += [f"{name}: {value}" for name, value in headers]
-    return "\r\n".join([*lines, "", ""]).encode("latin-1") + (answer.body if with_body else b"")
+def _has_connection(listener: socket.socket) -> bool:
+    """Return whether a connection waits to be accepted."""
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    return bool(poll.poll(0))

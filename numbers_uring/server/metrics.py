@@ -160,12 +160,20 @@ class Metrics:
         backend: str,
         kernel: str,
         connections_max: int,
+        say: Callable[[str], None],
+        descriptors_needed: int,
     ) -> None:
         self.health = Health()
         self._collector = NumbersCollector(
             Counters, backend=backend, kernel=kernel, connections_max=connections_max
         )
-        self._exposition = Exposition(listeners, self._collector, self.health)
+        self._exposition = Exposition(
+            listeners,
+            self._collector,
+            self.health,
+            say=say,
+            descriptors_needed=descriptors_needed,
+        )
         self.urls = self._exposition.urls
 
     def watch(self, server: Server, reactor: Reactor, sink: Sink) -> None:

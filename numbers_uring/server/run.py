@@ -27,7 +27,7 @@ from numbers_uring.server.reactors import open_reactors
 from numbers_uring.server.select import choose_backend, choose_kernel
 from numbers_uring.server.server import Server
 from numbers_uring.server.status import ServiceStatus
-from numbers_uring.system.descriptors import raise_descriptor_limit
+from numbers_uring.system.descriptors import descriptors_needed, raise_descriptor_limit
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.signals import Requests, prepare_signals
 from numbers_uring.system.stdio import STDOUT, LineWriter
@@ -83,7 +83,7 @@ def _serve(
         requests = parts.enter_context(Requests(say))
         metrics = None
         if config.metrics is not None:
-            metrics = _serve_metrics(config, config.metrics, backend, kernel.variant)
+            metrics = _serve_metrics(config, config.metrics, backend, kernel.variant, say)
             parts.callback(metrics.close)
         bitmap = allocate()
         listeners = _open_listeners(config, inherited)
@@ -300,7 +300,9 @@ def _bitmap_text(bitmap: Bitmap) -> str:
     return "huge pages" if share >= 95 else f"huge pages for {share} % of the bitmap"
 
 
-def _serve_metrics(config: Config, address: TcpAddress, backend: str, kernel: str) -> "Metrics":
+def _serve_metrics(
+    config: Config, address: TcpAddress, backend: str, kernel: str, say: Diagnostics
+) -> "Metrics":
     """Bind and answer from now on. Raises StartError."""
     require_metrics_library()
     from numbers_uring.server.metrics import Metrics  # noqa: PLC0415 - it imports the library
@@ -310,4 +312,6 @@ def _serve_metrics(config: Config, address: TcpAddress, backend: str, kernel: st
         backend=backend,
         kernel=kernel,
         connections_max=config.connections_max,
+        say=say,
+        descriptors_needed=descriptors_needed(config.connections_max, config.reactors),
     )

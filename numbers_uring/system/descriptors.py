@@ -1,6 +1,7 @@
 """How many descriptors a process may open, and how many it needs."""
 
 import resource
+import sys
 
 from numbers_uring.errors import StartError
 from numbers_uring.limits import DESCRIPTORS_PER_REACTOR, DESCRIPTORS_RESERVED
@@ -35,3 +36,9 @@ def raise_descriptor_limit(
         raise StartError(
             f"cannot raise the limit of file descriptors to {target}: {error}"
         ) from error
+
+
+def free_descriptors(needed: int) -> int:
+    """Return how many descriptors this process may open beside the `needed` ones."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(soft - needed, 0)

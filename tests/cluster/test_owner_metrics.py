@@ -118,7 +118,9 @@ def test_each_counter_of_an_owner_has_its_metric() -> None:
 
 def test_owners_that_are_not_ready_are_starting_with_every_counter_at_zero() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
-    metrics = OwnerMetrics([listener], [3, 5], kernel="avx2")
+    metrics = OwnerMetrics(
+        [listener], [3, 5], kernel="avx2", say=pytest.fail, descriptors_needed=100
+    )
     try:
         url = metrics.urls[0].removesuffix("/metrics")
         status, body, _ = get(f"{url}/healthz")

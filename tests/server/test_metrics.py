@@ -90,7 +90,14 @@ def test_every_series_is_there_from_the_start() -> None:
 @contextmanager
 def endpoint() -> Iterator[str]:
     listener = socket.create_server(("127.0.0.1", 0))
-    metrics = Metrics([listener], backend="epoll", kernel="avx2", connections_max=5)
+    metrics = Metrics(
+        [listener],
+        backend="epoll",
+        kernel="avx2",
+        connections_max=5,
+        say=pytest.fail,
+        descriptors_needed=100,
+    )
     try:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:

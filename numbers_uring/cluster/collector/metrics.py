@@ -175,12 +175,24 @@ class OwnerMetrics:
     """
 
     def __init__(
-        self, listeners: Sequence[socket.socket], partitions: Sequence[int], *, kernel: str
+        self,
+        listeners: Sequence[socket.socket],
+        partitions: Sequence[int],
+        *,
+        kernel: str,
+        say: Callable[[str], None],
+        descriptors_needed: int,
     ) -> None:
         self.health = Health()
         none = OwnersCounters(partitions=dict.fromkeys(partitions, PartitionCounters()))
         self._collector = OwnersCollector(lambda: none, kernel=kernel)
-        self._exposition = Exposition(listeners, self._collector, self.health)
+        self._exposition = Exposition(
+            listeners,
+            self._collector,
+            self.health,
+            say=say,
+            descriptors_needed=descriptors_needed,
+        )
         self.urls = self._exposition.urls
 
     def tell(

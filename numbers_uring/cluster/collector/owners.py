@@ -54,7 +54,7 @@ from numbers_uring.log.resume import resume
 from numbers_uring.log.writer import NumbersLog
 from numbers_uring.metrics.library import require_metrics_library
 from numbers_uring.net.listeners import listen_for_metrics
-from numbers_uring.system.descriptors import raise_descriptor_limit
+from numbers_uring.system.descriptors import descriptors_needed, raise_descriptor_limit
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.signals import Requests, prepare_signals
 from numbers_uring.system.stdio import PROGRAM, STDOUT, LineWriter
@@ -93,7 +93,7 @@ def run_owners(config: OwnConfig, say: Diagnostics) -> None:
             requests = parts.enter_context(Requests(say))
             metrics = None
             if config.metrics is not None:
-                metrics = _serve_metrics(config.metrics, config.partitions)
+                metrics = _serve_metrics(config.metrics, config.partitions, say)
                 parts.callback(metrics.close)
             asyncio.run(_Owners(config, say, requests, manager, metrics).run())
     except (StartError, SinkError, OwnerError) as error:
@@ -103,15 +103,18 @@ def run_owners(config: OwnConfig, say: Diagnostics) -> None:
         manager.close()
 
 
-def _serve_metrics(address: TcpAddress, partitions: str) -> "OwnerMetrics":
+def _serve_metrics(address: TcpAddress, partitions: str, say: Diagnostics) -> "OwnerMetrics":
     """Bind and answer from now on. Raises StartError."""
     require_metrics_library()
     from numbers_uring.cluster.collector.metrics import OwnerMetrics  # noqa: PLC0415 - it imports the library
 
+    owned = parse_partitions(partitions, PARTITIONS_MAX)
     return OwnerMetrics(
         listen_for_metrics(address),
-        parse_partitions(partitions, PARTITIONS_MAX),
+        owned,
         kernel=variants()[0].variant,
+        say=say,
+        descriptors_needed=descriptors_needed(len(owned)),
     )
 
 
