@@ -18,7 +18,6 @@ import errno
 import os
 import select
 import socket
-import struct
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, suppress
@@ -49,11 +48,10 @@ from numbers_uring.metrics.messages import (
     path_of,
     plain,
 )
+from numbers_uring.net.listeners import CLOSE_WITH_FIN
 from numbers_uring.system.threads import start_thread
 
 _RECEIVE_BYTES = 4096
-_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
-_FIN_AT_CLOSE = struct.pack("ii", 0, 0)
 _OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
@@ -120,7 +118,6 @@ class HttpServer:
                 self._listeners = {listener.fileno(): listener for listener in listeners}
                 for fd, listener in self._listeners.items():
                     listener.setblocking(False)
-                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
                     self._epoll.register(fd, select.EPOLLIN)
                 self._epoll.register(self._wakeup_fd, select.EPOLLIN)
             except OSError as error:
@@ -246,7 +243,7 @@ class HttpServer:
         self._clients.pop(client.sock.fileno(), None)
         with suppress(OSError):
             if client.answered:
-                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _FIN_AT_CLOSE)
+                client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_WITH_FIN)
         with suppress(OSError):
             client.sock.close()
         if self._reserve_fd is None:
