@@ -25,7 +25,7 @@ def run() -> int:
     open_standard_streams()
     unblock_signals()
     say = Diagnostics(LineWriter(STDERR))
-    say.take_over_libraries()
+    say.take_over()
     try:
         with printed:
             return _run_command(say)
@@ -45,10 +45,7 @@ def run() -> int:
         failure = error if isinstance(error, Failure) else UnexpectedError(error)
         say.error(str(failure))
         if isinstance(failure, UnexpectedError):
-            import traceback
-
-            for line in traceback.format_exception(failure.error):
-                say.debug(line)
+            say.log_traceback(failure.error)
         return failure.exit_code
 
 

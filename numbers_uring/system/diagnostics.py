@@ -2,9 +2,11 @@
 
 import json
 import logging
+import threading
 from datetime import UTC, datetime
 
 from numbers_uring.config import LogFormat
+from numbers_uring.errors import UnexpectedError
 from numbers_uring.limits import DIAGNOSTIC_CHARACTERS_MAX, LAST_REPORT_WAIT_S
 from numbers_uring.system.stdio import PROGRAM, LineWriter
 
@@ -50,9 +52,27 @@ class Diagnostics:
     def level_min(self, level: int) -> None:
         self._handler.setLevel(level)
 
-    def take_over_libraries(self) -> None:
-        """Write what libraries log in the same way, from warnings on."""
+    def take_over(self) -> None:
+        """Log what else would be written to standard error.
+
+        That is what libraries log, from warnings on, and the failures of threads, which are
+        otherwise tracebacks; one that no one expected has its traceback behind it as debug lines.
+        """
         logging.getLogger().addHandler(self._handler)
+        threading.excepthook = self._log_thread_failure
+
+    def log_traceback(self, error: BaseException) -> None:
+        """Log where the error was raised, line by line, at the level debug."""
+        import traceback  # noqa: PLC0415 - seldom needed
+
+        for line in traceback.format_exception(error):
+            self.debug(line)
+
+    def _log_thread_failure(self, hook: threading.ExceptHookArgs) -> None:
+        name = hook.thread.name if hook.thread is not None else "unnamed"
+        if isinstance(hook.exc_value, Exception):
+            self.error(f"the thread {name} has failed: {UnexpectedError(hook.exc_value)}")
+            self.log_traceback(hook.exc_value)
 
     def __call__(self, text: str, **fields: object) -> None:
         self._log(logging.WARNING, text, fields)
@@ -84,7 +104,9 @@ class _LineHandler(logging.Handler):
         try:
             line = self.format(record)
         except Exception as error:
-            line = f"{PROGRAM}: {record.name}: a message that can't be formatted: {error!r}"
+            record.msg = f"a message that can't be formatted: {error!r}"
+            record.args = None
+            line = self.format(record)
         is_last = record.levelno >= logging.ERROR and record.name == PROGRAM
         self._lines.write(line, wait_s=LAST_REPORT_WAIT_S if is_last else 0)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -86,3 +87,60 @@ def test_whatever_is_said_is_one_printable_line_that_a_pipe_takes_whole(
     (line,) = said.lines()
     assert line.isprintable()
     assert len(line.encode()) < 4096
+
+
+@pytest.fixture
+def taken_over(said: Said) -> Iterator[Said]:
+    root, hook = logging.getLogger(), threading.excepthook
+    before = root.handlers[:]
+    said.say.take_over()
+    yield said
+    root.handlers[:] = before
+    threading.excepthook = hook
+
+
+@pytest.mark.parametrize("form", list(LogFormat))
+def test_what_libraries_log_is_a_line_like_all_others(taken_over: Said, form: LogFormat) -> None:
+    taken_over.say.form = form
+    library = logging.getLogger("a.library")
+    library.info("not worth a line")
+    library.warning("%d\nlines", 2)
+    library.warning("wrong: %d", "text")
+    try:
+        raise ValueError("why")
+    except ValueError:
+        library.exception("it failed")
+    warning, wrong, error = taken_over.lines()
+    if form is LogFormat.TEXT:
+        assert warning == "numbers-uring: a.library: 2 lines"
+        assert error == "numbers-uring: a.library: it failed: ValueError('why')"
+    else:
+        parsed = json.loads(error)
+        del parsed["time"]
+        message = "it failed: ValueError('why')"
+        assert parsed == {"level": "error", "message": message, "logger": "a.library"}
+        json.loads(wrong)
+    assert "a.library" in wrong
+
+
+@pytest.mark.parametrize("error", [OSError(5, "bad disk"), MemoryError(), ZeroDivisionError("0")])
+def test_a_thread_that_fails_is_one_line(taken_over: Said, error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    thread = threading.Thread(target=fail, name="tender")
+    thread.start()
+    thread.join()
+    (line,) = taken_over.lines()
+    assert line.startswith("numbers-uring: error: the thread tender has failed: ")
+
+
+def test_the_traceback_of_a_thread_that_fails_is_there_for_debugging(taken_over: Said) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    taken_over.say.level_min = logging.DEBUG
+    thread = threading.Thread(target=fail)
+    thread.start()
+    thread.join()
+    assert any("in fail" in line for line in taken_over.lines())
