@@ -176,8 +176,17 @@ RING_QUEUED_MIN = 4096
 RING_COMPLETIONS_MAX = 4096
 """The most that one pass of the ring hands out."""
 
-ENDED_POLL_S = 0.0005
-"""How often a loop looks whether what a client has sent is where it belongs, if that takes time."""
+WAIT_S_MAX = 3600.0
+"""The longest wait of a loop. It only bounds one call: waiting again costs nothing at this rate."""
+
+WORKER_WAIT_S_MAX = 1.0
+"""The longest wait of a further loop: it comes round even where waking it up has failed."""
+
+CLOSE_POLL_S = 0.0005
+"""How often a loop checks whether the numbers of a client that has left are stored by now."""
+
+IDLE_PASS_S = 0.1
+"""What a pass counts of a client's silence, beyond the time that it was to wait."""
 
 NO_SPACE_RETRY_S = 1.0
 """How often a log that is out of space is tried again."""

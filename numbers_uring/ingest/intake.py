@@ -42,7 +42,7 @@ class Intake:
 
         Returns a Verdict (as a plain int). After INVALID or TERMINATE nothing more of the
         connection may be received. The headroom before `start` is overwritten. Raises ValueError
-        where `room` is below CHUNK_BYTES_MAX and the piece does not fit.
+        where `free_bytes` is below CHUNK_BYTES_MAX and the piece does not fit.
         """
         stop = start + size
         tail = self._tails[connection]
@@ -70,7 +70,7 @@ class Intake:
         return self._kernel.consumed > 0
 
     @property
-    def room(self) -> int:
+    def free_bytes(self) -> int:
         """Bytes free in the batch."""
         return len(self._batch) - self._kernel.batch_used
 

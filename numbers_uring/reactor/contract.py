@@ -88,6 +88,9 @@ class Reactor(Protocol):
         The client sees nothing of that before `finish_close`.
         """
 
+    def held_bytes(self, connection: int) -> int:
+        """Return how much the client has delivered that was not RECEIVED; 0 if that is unknown."""
+
     def peer(self, connection: int) -> Peer:
         """Return who was accepted into this slot; valid until the next one is."""
 

@@ -47,11 +47,6 @@ _EOF, _RESET, _DISCONNECTED = int(End.EOF), int(End.RESET), int(End.DISCONNECTED
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
 
 
-def _held_bytes(sock: socket.socket) -> int:
-    answer = fcntl.ioctl(sock, termios.FIONREAD, b"\0" * 4)
-    return int.from_bytes(answer, "little", signed=True)
-
-
 class EpollReactor:
     """See numbers_uring.reactor.contract.Reactor.
 
@@ -166,6 +161,15 @@ class EpollReactor:
         sock.close()
         self._free.append(connection)
         self._listen_if_possible()
+
+    def held_bytes(self, connection: int) -> int:
+        sock = self._sockets[connection]
+        assert sock is not None
+        try:
+            answer = fcntl.ioctl(sock, termios.FIONREAD, b"\0" * 4)
+        except OSError:
+            return 0
+        return int.from_bytes(answer, "little", signed=True)
 
     def disconnect(self, connection: int) -> None:
         self._closing[connection] = self._take_out(connection)
@@ -316,9 +320,7 @@ class EpollReactor:
         client that never stops, DRAIN_S and DRAIN_BYTES_MAX do.
         """
         owed_bytes = {
-            connection: _held_bytes(sock)
-            for connection, sock in enumerate(self._sockets)
-            if sock is not None
+            connection: self.held_bytes(connection) for connection in self._slots.values()
         }
         quiet_s = 0.0
         while events := self._epoll.poll(quiet_s, self._events_max):

@@ -176,6 +176,10 @@ class UringReactor:
         assert 0 <= connection < self._connections_max
         lib.nu_ring_finish_close(self._ring, connection, orderly)
 
+    def held_bytes(self, connection: int) -> int:
+        held_bytes: int = lib.nu_ring_held_bytes(self._ring, connection)
+        return max(held_bytes, 0)
+
     def disconnect(self, connection: int) -> None:
         assert 0 <= connection < self._connections_max
         self._disconnected.add(connection)

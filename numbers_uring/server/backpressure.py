@@ -1,4 +1,4 @@
-"""Whether the sink has space for numbers: what one loop finds out, all of them keep to."""
+"""Whether the sink has space for numbers: what one loop finds holds for all of them."""
 
 import threading
 import time
@@ -10,9 +10,9 @@ from numbers_uring.system.stopwatch import Stopwatch
 
 
 class Backpressure:
-    """Full from the first loop whose batch found no room until every such batch was taken.
+    """Full from the first loop whose batch did not fit until every such batch was appended.
 
-    `say` takes one line for the operator when that begins and when it ends. For any thread.
+    `say` is given one line for the operator when that begins and when it ends. For any thread.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Backpressure:
         return self._held_back.total_s
 
     def note(self, loop: object, *, full: bool) -> None:
-        """Note whether this loop's batch found no room."""
+        """Note whether the batch of this loop did not fit."""
         with self._lock:
             before = self.full
             if full:

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol, final
 
 from numbers_uring.config import Terminate
 from numbers_uring.errors import SinkError
@@ -13,21 +14,21 @@ from numbers_uring.ingest.kernel import Verdict
 from numbers_uring.ingest.report import Counts
 from numbers_uring.limits import (
     CHUNK_BYTES_MAX,
-    ENDED_POLL_S,
+    CLOSE_POLL_S,
     NO_SPACE_RETRY_S,
     STOP_RETRY_S,
     STOP_TRIES,
+    WAIT_S_MAX,
 )
 from numbers_uring.log.sink import Sink
 from numbers_uring.reactor.contract import End, Kind, Reactor
 from numbers_uring.server.backpressure import Backpressure
+from numbers_uring.server.closes import Batches, BatchState, PendingCloses
 from numbers_uring.server.disconnect_log import DisconnectLog
 from numbers_uring.server.idle import IdleTimeouts
 
 _OPENED, _RECEIVED = int(Kind.OPENED), int(Kind.RECEIVED)
 _MORE, _TERMINATE = int(Verdict.MORE), int(Verdict.TERMINATE)
-_NEVER_S = 3600.0
-"""The longest wait. It only bounds one call: waiting again costs nothing at this rate."""
 
 
 @dataclass(slots=True)
@@ -39,7 +40,7 @@ class Statistics:
     """By reason: eof, reset, incomplete, invalid, idle, stop."""
     received_bytes: int = 0
     reports_dropped: int = 0
-    """Reports that nobody read, each folded into the next."""
+    """Reports that were not read, each folded into the next."""
 
     @property
     def connected(self) -> int:
@@ -52,35 +53,45 @@ class Shared:
     """What all loops of a server have in common."""
 
     sink: Sink
-    space: Backpressure
+    backpressure: Backpressure
     connections_max: int
     idle_timeout_s: float
     """Zero: clients may be silent for ever."""
     terminate: Terminate = Terminate.ANY
     disconnects: DisconnectLog | None = None
-    loops: "list[Loop]" = field(default_factory=list)
-    """All of them, each from its constructor on."""
+    batches: Batches = field(default_factory=Batches)
 
 
-@dataclass(slots=True)
-class _Ended:
-    """A connection that its client has ended, and sees closed when its numbers are settled."""
+class Runner(Protocol):
+    """What differs between the loop that accepts clients and the loops that are handed theirs."""
 
-    connection: int
-    others: "list[tuple[Loop, int]]"
-    """The other loops, each with its appends at that moment."""
-    mark: int | None = None
-    """Of the sink, once those loops have appended what they had."""
+    @property
+    def stopping(self) -> bool:
+        """Whether the loop is to end; asked after each completion."""
+
+    def due_s(self) -> float:
+        """Return when the loop has to come round for something else than clients."""
+
+    def take_over(self, connection: int) -> bool:
+        """Move a connection that was just OPENED to another loop; return False if it stays."""
+
+    def connection_closed(self) -> None:
+        """Called when one of the loop's slots is free again."""
 
 
+@final
 class Loop:
-    """What every reactor's loop does, whether it is the only one or one of several."""
+    """What every reactor's loop does, whether it is the only one or one of several.
+
+    Its creator adds its `batch` to the shared batches before the first turn.
+    """
 
     def __init__(
         self,
         reactor: Reactor,
         intake: Intake,
         shared: Shared,
+        runner: Runner,
         *,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -88,89 +99,88 @@ class Loop:
         self._reactor = reactor
         self._intake = intake
         self._sink = shared.sink
-        self._space = shared.space
+        self._backpressure = shared.backpressure
         self._terminate = shared.terminate
         self._disconnects = shared.disconnects
+        self._runner = runner
         self._clock = clock
         self._sleep = sleep
-        self._statistics = Statistics()
-        self._idle = IdleTimeouts(shared.idle_timeout_s) if shared.idle_timeout_s else None
+        self._idle = IdleTimeouts(shared.idle_timeout_s, clock) if shared.idle_timeout_s else None
         self._reasons: list[str | None] = [None] * shared.connections_max
         self._rejected: dict[int, bytes] = {}
-        self._terminated = False
-        self._held = False
         self._retry_due_s = 0.0
-        self._ended: list[_Ended] = []
-        self._loops = shared.loops
-        self.unwritten = False
-        """Whether it has taken in anything that the sink does not have; from any thread."""
-        self.appends = 0
-        """Times that this was over; from any thread."""
-        self._loops.append(self)
+        self._closes = PendingCloses(reactor, shared.sink, shared.batches, runner.connection_closed)
+        self.batch = BatchState()
+        self.statistics = Statistics()
+        self.terminated = False
+        """Whether one of its clients has sent `terminate`."""
 
     @property
     def taken(self) -> Counts:
-        """The numbers that this loop has taken in."""
+        """The numbers that this loop has taken in; from any thread."""
         return Counts(self._intake.unique, self._intake.duplicate)
 
-    @property
-    def own_statistics(self) -> Statistics:
-        """What became of this loop's connections, as it goes on."""
-        return self._statistics
+    # One turn.
 
-    @property
-    def stopping(self) -> bool:
-        """Whether a stop was asked for; from any thread."""
-        raise NotImplementedError
-
-    # One pass.
-
-    def _turn(self) -> None:
+    def turn(self) -> None:
         """Append, wait, take in; or only wait, while clients are held back."""
-        if self._space.full and self._clock() < self._retry_due_s:
+        if self._backpressure.full and self._clock() < self._retry_due_s:
             # Nothing is received meanwhile: the clients are held back.
-            self._held = True
-            self._reactor.sleep(min(self._retry_due_s, self._due_s()) - self._clock())
-        elif self._append():
-            if self._space.full:
-                # It is another loop's batch that found no room.
+            self._reactor.sleep(min(self._retry_due_s, self._runner.due_s()) - self._clock())
+        elif self.append():
+            if self._backpressure.full:
+                # It is another loop's batch that did not fit.
                 self._retry_due_s = self._clock() + NO_SPACE_RETRY_S
                 return
-            if self._held:
-                self._held = False
-                if self._idle is not None:
-                    self._idle.touch_all(self._clock())
-            self._finish_closes()
+            self._closes.finish()
             self._pass()
-            self._end_idle()
+
+    def retry_now(self) -> None:
+        """Append with the next turn, however recently the sink was full."""
+        self._retry_due_s = 0.0
 
     def _pass(self) -> None:
-        for completion in self._reactor.wait(self._timeout_s()):
-            if not self._handle(*completion) or self.stopping:
-                return
+        timeout_s = self._timeout_s()
+        if self._idle is None:
+            self._take_completions(timeout_s)
+            return
+        self._idle.begin_pass(timeout_s)
+        complete = self._take_completions(timeout_s)
+        if complete:
+            self._end_idle(self._idle)
+        self._idle.end_pass()
+
+    def _take_completions(self, timeout_s: float) -> bool:
+        """Act on what has happened; return False where that was left early."""
+        runner = self._runner
+        for completion in self._reactor.wait(timeout_s):
+            if not self._handle(*completion) or self.terminated or runner.stopping:
+                return False
+        return True
 
     def _handle(self, kind: int, connection: int, start: int, size: int) -> bool:
-        """Act on one completion; False where no further piece may be received."""
+        """Act on one completion; return False where no further chunk may be received."""
         if kind == _RECEIVED:
             self._receive(connection, start, size)
-            # The next piece must fit whole, or not be received at all.
-            return self._intake.room >= CHUNK_BYTES_MAX or self._append()
+            # The next chunk must fit whole, or not be received at all.
+            return self._intake.free_bytes >= CHUNK_BYTES_MAX or self.append()
         if kind == _OPENED:
-            self._opened(connection)
+            if not self._runner.take_over(connection):
+                self._opened(connection)
         else:
             self._closed(connection, start)
         return True
 
     def _receive(self, connection: int, start: int, size: int) -> None:
-        self._statistics.received_bytes += size
-        self.unwritten = True
+        self.statistics.received_bytes += size
+        self.batch.unwritten = True
         verdict = self._intake.receive(connection, start, size)
         if self._idle is not None and self._intake.completed_a_line:
-            self._idle.touch(connection, self._clock())
+            self._idle.touch(connection)
         if verdict == _MORE:
             return
         if verdict == _TERMINATE and self._may_terminate(connection):
-            self._terminated = True
+            self.terminated = True
             self._disconnect(connection, "stop")
         else:
             if self._disconnects is not None:
@@ -185,10 +195,10 @@ class Loop:
 
     def _opened(self, connection: int) -> None:
         self._intake.open(connection)
-        self._statistics.accepted += 1
+        self.statistics.accepted += 1
         self._reasons[connection] = None
         if self._idle is not None:
-            self._idle.touch(connection, self._clock())
+            self._idle.touch(connection)
 
     def _closed(self, connection: int, end: int) -> None:
         reason = self._reasons[connection]
@@ -199,67 +209,40 @@ class Loop:
                 reason = "incomplete"
             else:
                 reason = End(end).name.lower()
-        self._statistics.ended[reason] += 1
+        self.statistics.ended[reason] += 1
         if self._disconnects is not None:
             rejected = self._rejected.pop(connection, None)
             self._disconnects.note(self._reactor.peer(connection), reason, rejected)
         if self._idle is not None:
             self._idle.forget(connection)
-        others = [(loop, loop.appends) for loop in self._loops if loop.unwritten]
-        self._ended.append(_Ended(connection, others))
-        self._finish_closes()
-
-    def _finish_closes(self) -> None:
-        """Close the connections whose clients have ended them, once that is true which they see.
-
-        They may take it to mean that all that they sent is where it belongs, and so must be what
-        was a repeat of numbers in another loop's batch.
-        """
-        if self._ended:
-            ended, self._ended = self._ended, []
-            for each in ended:
-                if self._is_settled(each):
-                    self._reactor.finish_close(each.connection, orderly=True)
-                    self._left()
-                else:
-                    self._ended.append(each)
-
-    def _is_settled(self, ended: "_Ended") -> bool:
-        if ended.mark is None:
-            if any(loop.unwritten and loop.appends == appends for loop, appends in ended.others):
-                return False
-            # The sink has the others' numbers by now.
-            ended.mark = self._sink.mark()
-        return self._sink.has(ended.mark)
-
-    def _left(self) -> None:
-        """Know that one of this loop's slots is free again."""
+        self._closes.add(connection)
+        self._closes.finish()
 
     def _disconnect(self, connection: int, reason: str) -> None:
         self._reasons[connection] = reason
         self._reactor.disconnect(connection)
 
-    def _end_idle(self) -> None:
-        if self._idle is not None:
-            for connection in self._idle.take_due(self._clock()):
+    def _end_idle(self, idle: IdleTimeouts) -> None:
+        for connection in idle.take_due():
+            if self._reactor.held_bytes(connection):
+                # It has sent something that the server has not read yet.
+                idle.touch(connection)
+            else:
                 self._disconnect(connection, "idle")
 
-    def _due_s(self) -> float:
-        """When the loop has to come round for something else than clients."""
-        raise NotImplementedError
-
     def _timeout_s(self) -> float:
-        due_s = self._due_s()
+        timeout_s = self._runner.due_s() - self._clock()
         if self._idle is not None:
-            due_s = min(due_s, self._idle.next_due_s() or math.inf)
-        if self._ended:
-            due_s = min(due_s, self._clock() + ENDED_POLL_S)
-        return min(max(due_s - self._clock(), 0), _NEVER_S)
+            left_s = self._idle.left_s()
+            timeout_s = min(timeout_s, math.inf if left_s is None else left_s)
+        if self._closes:
+            timeout_s = min(timeout_s, CLOSE_POLL_S)
+        return min(max(timeout_s, 0), WAIT_S_MAX)
 
     # The sink.
 
-    def _append(self) -> bool:
-        """Hand the batch on; False where there is no space for all of it."""
+    def append(self) -> bool:
+        """Append the batch; return False if it did not fit. Raises SinkError."""
         lines = self._intake.batch
         if not lines:
             self._note_append()
@@ -270,38 +253,50 @@ class Loop:
             self._retry_due_s = self._clock() + NO_SPACE_RETRY_S
         else:
             self._note_append()
-        if full or self._space.full:
-            self._space.note(self, full=full)
+        if full or self._backpressure.full:
+            self._backpressure.note(self, full=full)
         return not full
 
     def _note_append(self) -> None:
-        if self.unwritten:
-            self.appends += 1
-            self.unwritten = False
+        if self.batch.unwritten:
+            self.batch.appends += 1
+            self.batch.unwritten = False
 
     # Stopping.
 
-    def _drain(self, end_s: float) -> None:
-        """Take in what the clients had delivered, and until `end_s` what comes on top."""
-        self._append_or_fail()
+    def drain(self, end_s: float) -> None:
+        """Take in what the clients had delivered, and until `end_s` what comes on top.
+
+        Closes every connection once its numbers are stored, which makes room for clients that wait
+        in the backlog. Raises SinkError where not everything can be appended.
+        """
+        self.append_or_fail()
+        self._closes.finish()
         handed_out = True
-        while handed_out or self._ended:
+        while handed_out or self._closes:
             handed_out = False
             for completion in self._reactor.drain(end_s):
                 handed_out = True
                 if not self._handle(*completion):
-                    self._append_or_fail()
-            self._append_or_fail()
-            self._finish_closes()
-            if self._ended:
-                self._sink.check()
-                self._sleep(ENDED_POLL_S)
+                    self.append_or_fail()
+            self.append_or_fail()
+            self._closes.finish()
+            if self._closes and not handed_out:
+                self._wait_until_stored()
 
-    def _append_or_fail(self) -> None:
-        """Hand the batch on, with a little patience for a full disk."""
+    def _wait_until_stored(self) -> None:
+        if self._closes.wait_for_sink:
+            self._sink.finish()
+        else:
+            # Another loop appends its batch at this moment, or fails.
+            self._sleep(CLOSE_POLL_S)
+        self._closes.finish()
+
+    def append_or_fail(self) -> None:
+        """Append the batch, with a few retries on a full disk. Raises SinkError."""
         for _ in range(STOP_TRIES - 1):
-            if self._append():
+            if self.append():
                 return
             self._sleep(STOP_RETRY_S)
-        if not self._append():
+        if not self.append():
             raise SinkError(self._sink.full_message)

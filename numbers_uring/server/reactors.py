@@ -13,7 +13,7 @@ from numbers_uring.limits import BATCH_BYTES, RECEIVE_BYTES_PYTHON
 from numbers_uring.reactor.contract import Reactor
 from numbers_uring.reactor.epoll import EpollReactor
 from numbers_uring.server.select import room_for_buffers
-from numbers_uring.server.workers import Crew
+from numbers_uring.server.workers import Workers
 
 
 def open_reactors(
@@ -28,7 +28,7 @@ def open_reactors(
     wake: Callable[[], None],
     warn: Callable[[str], None],
     parts: ExitStack,
-) -> tuple[Reactor, Intake, Crew | None]:
+) -> tuple[Reactor, Intake, Workers | None]:
     """Return the reactor that accepts, with its intake, and the further ones.
 
     `wake` makes `wakeup_fd` readable. All are closed with `parts`. Raises StartError.
@@ -54,17 +54,17 @@ def open_reactors(
             batch_bytes=BATCH_BYTES,
         )
 
-    crew = None
+    workers = None
     with room_for_buffers(backend):
         reactor = make(listeners, wakeup_fd)
         parts.callback(reactor.close)
         intake = make_intake(reactor)
         if config.reactors > 1:
-            crew = Crew(
+            workers = Workers(
                 config.reactors - 1,
                 make=partial(make, []),
                 make_intake=make_intake,
                 wake=wake,
             )
-            parts.callback(crew.close)
-    return reactor, intake, crew
+            parts.callback(workers.close)
+    return reactor, intake, workers

@@ -65,7 +65,7 @@ def _serve(
         status.refresh()
         return stdout.write(line, wait_s=LAST_REPORT_WAIT_S if last else 0)
 
-    def beat() -> None:
+    def heartbeat() -> None:
         manager.heartbeat()
         if metrics is not None:
             metrics.health.beat()
@@ -88,7 +88,7 @@ def _serve(
         bitmap = allocate()
         listeners = _open_listeners(config, inherited)
         parts.callback(listeners.close)
-        reactor, intake, crew = open_reactors(
+        reactor, intake, workers = open_reactors(
             config,
             backend,
             make_reactor,
@@ -118,13 +118,13 @@ def _serve(
         )
         shared = Shared(
             sink=sink,
-            space=Backpressure(sink, say),
+            backpressure=Backpressure(sink, say),
             connections_max=config.connections_max,
             idle_timeout_s=config.idle_timeout_s,
             terminate=config.terminate,
             disconnects=DisconnectLog(say.debug) if config.verbose else None,
         )
-        beat_interval_s = min(
+        heartbeat_interval_s = min(
             manager.heartbeat_interval_s, math.inf if metrics is None else HEARTBEAT_INTERVAL_S
         )
         server = Server(
@@ -134,13 +134,13 @@ def _serve(
             requests,
             report_interval_s=config.report_interval_s,
             report=report,
-            crew=crew,
-            beat=beat,
-            beat_interval_s=beat_interval_s,
-            enter=status.enter,
+            workers=workers,
+            heartbeat=heartbeat,
+            heartbeat_interval_s=heartbeat_interval_s,
+            on_phase=status.enter,
         )
-        if crew is not None:
-            crew.start(shared, round_s=beat_interval_s)
+        if workers is not None:
+            workers.start(shared, round_s=heartbeat_interval_s)
         if metrics is not None:
             metrics.watch(server, reactor, sink)
         if not isinstance(sink, NumbersLog):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from enum import StrEnum
 from signal import Signals
-from typing import Protocol
+from typing import Protocol, final
 
 from numbers_uring.errors import BackendError, Failure, SinkError
 from numbers_uring.ingest.intake import Intake
@@ -14,7 +14,7 @@ from numbers_uring.ingest.report import Counts, next_due_s, report_line
 from numbers_uring.limits import DRAIN_S
 from numbers_uring.reactor.contract import Reactor
 from numbers_uring.server.loop import Loop, Shared, Statistics
-from numbers_uring.server.workers import Crew
+from numbers_uring.server.workers import Workers
 
 
 class Phase(StrEnum):
@@ -48,16 +48,17 @@ class Requests(Protocol):
         """Have the wake-up descriptor be readable no more, until the next request."""
 
 
-class Server(Loop):
+@final
+class Server:
     """One run. The parts are the caller's to close.
 
-    It is the loop of the reactor that accepts. With a `crew`, whose reactors are served by loops in
-    threads of their own, clients are spread over all of them.
+    It runs the loop of the reactor that accepts. With `workers`, whose reactors are served by loops
+    in threads of their own, clients are spread over all of them.
 
-    `report` is given each report line and says whether it was written; one that was not is folded
-    into the next. Its second argument is true for the last one, which is worth a short wait. `beat`
-    is called at least every `beat_interval_s`, as long as every loop comes round. `enter` is told
-    of each Phase; the first is SERVING, when the first client can be served.
+    `report` is given each report line and returns whether it was written; one that was not is
+    folded into the next. Its second argument is true for the last one, which is worth a short wait.
+    `heartbeat` is called at least every `heartbeat_interval_s`, as long as every loop comes round.
+    `on_phase` is given each Phase; the first is SERVING, when the first client can be served.
     """
 
     def __init__(
@@ -69,23 +70,28 @@ class Server(Loop):
         *,
         report_interval_s: float,
         report: Callable[[str, bool], bool],
-        crew: Crew | None = None,
-        beat: Callable[[], None] = lambda: None,
-        beat_interval_s: float = math.inf,
-        enter: Callable[[Phase], None] = lambda _: None,
+        workers: Workers | None = None,
+        heartbeat: Callable[[], None] = lambda: None,
+        heartbeat_interval_s: float = math.inf,
+        on_phase: Callable[[Phase], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        super().__init__(reactor, intake, shared, clock=clock, sleep=sleep)
+        self._reactor = reactor
+        self._shared = shared
+        self._sink = shared.sink
+        self._backpressure = shared.backpressure
+        self._disconnects = shared.disconnects
         self._requests = requests
-        self._connections_max = shared.connections_max
-        self._crew = crew
+        self._workers = workers
+        self._loop = Loop(reactor, intake, shared, self, clock=clock, sleep=sleep)
+        self._clock = clock
         self._report = report
-        self._beat = beat
-        self._beat_interval_s = beat_interval_s
-        self._beat_due_s = clock() + beat_interval_s
-        self._tell_phase = enter
-        self._told_full = False
+        self._heartbeat = heartbeat
+        self._heartbeat_interval_s = heartbeat_interval_s
+        self._heartbeat_due_s = clock() + heartbeat_interval_s
+        self._on_phase = on_phase
+        self._phase_held_back = False
         self._reported = Counts(0, 0)
         self._report_interval_s = report_interval_s
         self._report_due_s = clock() + report_interval_s
@@ -97,51 +103,63 @@ class Server(Loop):
         Raises, after the last report, SinkError where lines that were counted are not on file, and
         BackendError where a reactor failed; what was taken in before that is on file.
         """
-        failure: SinkError | None = None
-        backend_failure: OSError | None = None
-        try:
+        self._shared.batches.states.append(self._loop.batch)
+        failure: Exception | None = None
+        for step in (self._serve, self._drain_all, self._finish_sink):
             try:
-                self._serve()
-                self._drain_all()
-            except OSError as error:
-                backend_failure = error
-            self._stop_crew()
-            self._finish_sink()
-        except SinkError as error:
-            failure = self._requests.failure = error
-        self._stop_crew()
+                step()
+            except SinkError as error:
+                # Nothing more is appended: part of a batch may be stored already.
+                failure = error
+                break
+            except Exception as error:
+                failure = failure or error
+                self._shared.batches.failed = True
+        if isinstance(failure, SinkError):
+            self._shared.batches.failed = True
+            self._requests.failure = failure
+        self._stop_workers()
         self._put_report(last=True)
         if self._disconnects is not None:
             self._disconnects.flush(self._reactor.refused)
-        if failure is not None:
+        if isinstance(failure, SinkError):
             raise SinkError(f"{failure}{self._loss()}") from failure
-        if backend_failure is not None:
-            raise BackendError(f"the backend failed: {backend_failure}") from backend_failure
+        if isinstance(failure, OSError):
+            raise BackendError(f"the backend failed: {failure}") from failure
+        if failure is not None:
+            raise failure
 
     def _serve(self) -> None:
-        self._tell_phase(Phase.SERVING)
+        self._on_phase(Phase.SERVING)
         try:
             while not self.stopping:
                 self._turn()
         finally:
             self._ending = True
             self._sink.begin_stop()
-            self._tell_phase(Phase.STOPPING)
+            self._on_phase(Phase.STOPPING)
 
     def _drain_all(self) -> None:
         end_s = time.monotonic() + DRAIN_S
-        if self._crew is None:
-            self._drain(end_s)
+        if self._workers is None:
+            self._loop.drain(end_s)
             return
-        self._crew.stop(end_s)
+        # Before the others are joined: their closes may wait for this loop's numbers.
+        self._loop.append_or_fail()
+        self._workers.stop(end_s)
         self._reactor.set_connections_elsewhere(0)
-        self._drain(end_s)
-        self._crew.raise_failure()
+        self._loop.drain(end_s)
+        self._workers.raise_failure()
 
-    def _stop_crew(self) -> None:
-        """Have the others' clients be served to the end, whatever has failed here."""
-        if self._crew is not None:
-            self._crew.stop(time.monotonic() + DRAIN_S)
+    def _finish_sink(self) -> None:
+        self._stop_workers()
+        self._loop.append_or_fail()
+        self._sink.finish()
+
+    def _stop_workers(self) -> None:
+        """Serve the workers' clients to the end, whatever has failed here."""
+        if self._workers is not None:
+            self._workers.stop(time.monotonic() + DRAIN_S)
 
     def _loss(self) -> str:
         """Save what can be saved after a failure, and say what can't."""
@@ -155,21 +173,20 @@ class Server(Loop):
     @property
     def stopped_by(self) -> str:
         """What ended the run, for the operator."""
-        if self._requests.stop is not None and not self._was_terminated:
+        terminated = self._loop.terminated or (
+            self._workers is not None and self._workers.terminated
+        )
+        if self._requests.stop is not None and not terminated:
             return self._requests.stop.name
         return "terminate"
-
-    @property
-    def _was_terminated(self) -> bool:
-        return self._terminated or (self._crew is not None and self._crew.terminated)
 
     @property
     def stopping(self) -> bool:
         """Whether a stop was asked for; from any thread."""
         return (
-            self._terminated
+            self._loop.terminated
             or self._requests.stop is not None
-            or (self._crew is not None and self._crew.ends)
+            or (self._workers is not None and self._workers.ended)
         )
 
     @property
@@ -180,26 +197,26 @@ class Server(Loop):
     @property
     def taken(self) -> Counts:
         """The numbers taken in; from any thread."""
-        own = super().taken
-        return own if self._crew is None else self._crew.add_counts(own)
+        own = self._loop.taken
+        return own if self._workers is None else self._workers.add_counts(own)
 
     @property
     def statistics(self) -> Statistics:
-        """What became of the connections; from any thread, a copy where there is a crew."""
-        own = self._statistics
-        return own if self._crew is None else self._crew.add_statistics(own)
+        """What became of the connections; from any thread, a copy where there are workers."""
+        own = self._loop.statistics
+        return own if self._workers is None else self._workers.add_statistics(own)
 
     @property
     def held_back(self) -> bool:
         """Whether clients are held back because there is no space in the sink; from any thread."""
-        return self._space.full
+        return self._backpressure.full
 
     @property
     def held_back_s(self) -> float:
         """How long clients were held back for that, up to now; from any thread."""
-        return self._space.held_back_s
+        return self._backpressure.held_back_s
 
-    # One pass.
+    # One turn.
 
     def _turn(self) -> None:
         self._sink.check()
@@ -207,62 +224,71 @@ class Server(Loop):
             self._reopen()
         if self._requests.take_report():
             self._put_report(last=False)
-        if self._crew is not None:
-            self._look_at(self._crew)
-        # Asked again behind all of that, which may have quieted the descriptor: what was asked
+        if self._workers is not None:
+            self._look_at(self._workers)
+        # Asked again after all of that, which may have quieted the descriptor: what was asked
         # before is seen now, and what comes later wakes the wait.
         if self.stopping:
             return
-        super()._turn()
-        if self._space.full != self._told_full:
-            self._told_full = not self._told_full
-            self._tell_phase(Phase.HELD_BACK if self._told_full else Phase.SERVING)
+        self._loop.turn()
+        if self._backpressure.full != self._phase_held_back:
+            self._enter_serving_phase()
         self._report_and_beat(self._clock())
         if self._disconnects is not None:
             self._disconnects.note_refused(self._reactor.refused)
 
+    def _enter_serving_phase(self) -> None:
+        self._phase_held_back = self._backpressure.full
+        self._on_phase(Phase.HELD_BACK if self._phase_held_back else Phase.SERVING)
+
     def _reopen(self) -> None:
         """Leave everything so far in the old file, and go on in what the path names now."""
-        self._append()
-        self._tell_phase(Phase.RELOADING)
+        self._loop.append()
+        self._on_phase(Phase.RELOADING)
         self._sink.reopen()
-        self._told_full = self._space.full
-        self._tell_phase(Phase.HELD_BACK if self._told_full else Phase.SERVING)
-        self._retry_due_s = 0.0
+        self._enter_serving_phase()
+        self._loop.retry_now()
 
-    # Several loops.
+    # What differs from a worker's loop: it accepts, and has timers.
 
-    def _look_at(self, crew: Crew) -> None:
-        """Have the reactor know how many clients the others have."""
-        if crew.take_news():
+    def due_s(self) -> float:
+        """Return when a report or a heartbeat is due."""
+        return min(self._report_due_s, self._heartbeat_due_s)
+
+    def take_over(self, connection: int) -> bool:
+        """Hand the client to a worker that has fewer clients; return False if it stays."""
+        if self._workers is None or self._ending:
+            return False
+        mailbox = self._workers.least_loaded(self._loop.statistics.connected)
+        if mailbox is None:
+            return False
+        peer = self._reactor.peer(connection)
+        mailbox.hand_over(self._reactor.release(connection), peer)
+        self._look_at(self._workers)
+        return True
+
+    def connection_closed(self) -> None:
+        """Nothing to do: the reactor that accepts knows its own slots."""
+
+    def _look_at(self, workers: Workers) -> None:
+        """Tell the reactor how many clients the others have."""
+        if workers.take_notice():
             self._requests.quiet()
-        self._reactor.set_connections_elsewhere(crew.connected)
-        own = self._statistics.connected
-        # Asked again behind that: a client may have left before it could see that it is waited for.
-        crew.wake_at_close = own + crew.connected >= self._connections_max
-        if crew.wake_at_close:
-            self._reactor.set_connections_elsewhere(crew.connected)
-
-    def _opened(self, connection: int) -> None:
-        if self._crew is not None and not self._ending:
-            worker = self._crew.least_loaded(self._statistics.connected)
-            if worker is not None:
-                peer = self._reactor.peer(connection)
-                worker.hand_over(self._reactor.release(connection), peer)
-                self._look_at(self._crew)
-                return
-        super()._opened(connection)
+        self._reactor.set_connections_elsewhere(workers.connected)
+        own = self._loop.statistics.connected
+        # Asked again after that: a client may have left before its worker saw that one waits.
+        workers.wake_at_close = own + workers.connected >= self._shared.connections_max
+        if workers.wake_at_close:
+            self._reactor.set_connections_elsewhere(workers.connected)
 
     # Timers.
 
-    def _due_s(self) -> float:
-        return min(self._report_due_s, self._beat_due_s)
-
     def _report_and_beat(self, now_s: float) -> None:
-        if now_s >= self._beat_due_s:
-            self._beat_due_s = now_s + self._beat_interval_s
-            if self._crew is None or self._crew.came_round(now_s - 2 * self._beat_interval_s):
-                self._beat()
+        if now_s >= self._heartbeat_due_s:
+            self._heartbeat_due_s = now_s + self._heartbeat_interval_s
+            since_s = now_s - 2 * self._heartbeat_interval_s
+            if self._workers is None or self._workers.came_round(since_s):
+                self._heartbeat()
         if now_s >= self._report_due_s:
             self._report_due_s = next_due_s(self._report_due_s, now_s, self._report_interval_s)
             self._put_report(last=False)
@@ -272,10 +298,4 @@ class Server(Loop):
         if self._report(report_line(self._reported, counts), last):
             self._reported = counts
         else:
-            self._statistics.reports_dropped += 1
-
-    # Stopping.
-
-    def _finish_sink(self) -> None:
-        self._append_or_fail()
-        self._sink.finish()
+            self._loop.statistics.reports_dropped += 1

@@ -9,64 +9,22 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from numbers_uring.addresses import Peer
+from numbers_uring.errors import SinkError
 from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.report import Counts
+from numbers_uring.limits import WORKER_WAIT_S_MAX
 from numbers_uring.reactor.contract import Reactor
 from numbers_uring.server.loop import Loop, Shared, Statistics
 from numbers_uring.system.threads import start_thread, wait_for_beginning
 
 
-class Worker(Loop):
-    """A loop that is handed its clients; all but its constructor's caller is its own thread."""
-
-    def __init__(
-        self, crew: "Crew", shared: Shared, post: "Post", reactor: Reactor, intake: Intake
-    ) -> None:
-        super().__init__(reactor, intake, shared)
-        self._crew = crew
-        self._post = post
-
-    @property
-    def stopping(self) -> bool:
-        return self._terminated or self._post.stop.is_set()
-
-    def run(self) -> None:
-        """Serve until a client of this loop says `terminate`, or the crew is to stop."""
-        while True:
-            self._post.quiet()
-            # Asked behind that: what was told before is seen now, what comes later wakes the wait.
-            if self.stopping:
-                return
-            self._adopt()
-            self._turn()
-            self._post.came_round_s = self._clock()
-
-    def finish(self, end_s: float) -> None:
-        """Drain, and put everything on file."""
-        self._adopt()
-        self._drain(end_s)
-        self._append_or_fail()
-
-    def _adopt(self) -> None:
-        for fd, peer in self._post.take():
-            self._reactor.adopt(fd, peer)
-
-    def _due_s(self) -> float:
-        return self._clock() + self._crew.round_s
-
-    def _left(self) -> None:
-        self._post.closed += 1
-        if self._crew.wake_at_close:
-            self._crew.tell()
-
-
-class Post:
+class Mailbox:
     """What passes between a worker and the loop that accepts."""
 
     def __init__(self) -> None:
         self.wakeup_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.stop = threading.Event()
-        self.end_s = 0.0
+        self.drain_end_s = 0.0
         # Written to by one thread each, so that both can be read without a lock.
         self.handed_over = 0
         self.closed = 0
@@ -89,10 +47,12 @@ class Post:
         return [self._clients.popleft() for _ in range(len(self._clients))]
 
     def wake(self) -> None:
-        with suppress(BlockingIOError):
+        """Make the worker come round; where that fails, it does within WORKER_WAIT_S_MAX."""
+        with suppress(OSError):
             os.eventfd_write(self.wakeup_fd, 1)
 
     def quiet(self) -> None:
+        """Make the wake-up descriptor unreadable until the next `wake`. Raises OSError."""
         with suppress(BlockingIOError):
             os.eventfd_read(self.wakeup_fd)
 
@@ -102,12 +62,66 @@ class Post:
         os.close(self.wakeup_fd)
 
 
-class Crew:
+class Worker:
+    """Runs a loop that is handed its clients; all but its constructor is for its own thread."""
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        reactor: Reactor,
+        intake: Intake,
+        shared: Shared,
+        *,
+        round_s: float,
+        on_close: Callable[[], None],
+    ) -> None:
+        self.loop = Loop(reactor, intake, shared, self)
+        self._reactor = reactor
+        self._mailbox = mailbox
+        self._wait_s_max = min(round_s, WORKER_WAIT_S_MAX)
+        self._on_close = on_close
+
+    @property
+    def stopping(self) -> bool:
+        return self._mailbox.stop.is_set()
+
+    def due_s(self) -> float:
+        return time.monotonic() + self._wait_s_max
+
+    def take_over(self, _: int) -> bool:
+        return False
+
+    def connection_closed(self) -> None:
+        self._mailbox.closed += 1
+        self._on_close()
+
+    def run(self) -> None:
+        """Serve until a client of this loop sends `terminate`, or the mailbox says stop."""
+        while True:
+            self._mailbox.quiet()
+            # Asked after that: what was told before is seen now, what comes later wakes the wait.
+            if self.loop.terminated or self.stopping:
+                return
+            self._adopt()
+            self.loop.turn()
+            self._mailbox.came_round_s = time.monotonic()
+
+    def finish(self) -> None:
+        """Drain, and append everything. Raises SinkError and OSError."""
+        self._adopt()
+        self.loop.drain(self._mailbox.drain_end_s)
+
+    def _adopt(self) -> None:
+        for fd, peer in self._mailbox.take():
+            self._reactor.adopt(fd, peer)
+
+
+class Workers:
     """`count` workers; `make` gives each, in its thread, the reactor on a wake-up descriptor.
 
     The threads are there, and their reactors, once this returns; they serve from `start` on.
     `make_intake` gives the intake for a reactor. `wake` makes the accepting loop come round; any
-    thread calls it. Raises StartError and OSError where one of the reactors can't be had.
+    thread calls it. Raises StartError and OSError where one of the reactors cannot be made.
     """
 
     def __init__(
@@ -119,20 +133,19 @@ class Crew:
         wake: Callable[[], None],
     ) -> None:
         self.terminated = False
-        """Whether a client of one of the workers has said `terminate`."""
+        """Whether a client of one of the workers has sent `terminate`."""
         self.wake_at_close = False
         """Whether a client waits for one of the workers' clients to leave."""
-        self.round_s = math.inf
-        """How often each loop has to come round, whether anything happens or not."""
-        self.shared: Shared | None = None
+        self._shared: Shared | None = None
+        self._round_s = math.inf
         self._make = make
         self._make_intake = make_intake
         self._wake = wake
-        self._news = False
+        self._notified = False
         self._failure: BaseException | None = None
-        self._workers: list[Worker] = []
+        self._loops: list[Loop] = []
         self._decided = threading.Event()
-        self._posts: list[Post] = []
+        self._mailboxes: list[Mailbox] = []
         self._threads: list[threading.Thread] = []
         self._intakes: list[Intake] = []
         try:
@@ -143,18 +156,18 @@ class Crew:
             raise
 
     def _add(self, number: int) -> None:
-        post, ready = Post(), threading.Event()
-        self._posts.append(post)
-        self._threads.append(start_thread(lambda: self._live(post, ready), f"reactor {number}"))
+        mailbox, ready = Mailbox(), threading.Event()
+        self._mailboxes.append(mailbox)
+        self._threads.append(start_thread(lambda: self._live(mailbox, ready), f"reactor {number}"))
         wait_for_beginning(self._threads[-1], ready)
         if self._failure is not None:
             raise self._failure
 
-    def _live(self, post: Post, ready: threading.Event) -> None:
+    def _live(self, mailbox: Mailbox, ready: threading.Event) -> None:
         """Be one worker's thread, from its reactor's beginning to its end."""
         try:
             # A ring belongs to the thread that makes it.
-            reactor = self._make(post.wakeup_fd)
+            reactor = self._make(mailbox.wakeup_fd)
         except BaseException as error:
             self._failure = error
             ready.set()
@@ -165,67 +178,83 @@ class Crew:
             ready.set()
             self._decided.wait()
             # Even if it is to stop already: it may have been handed clients before it woke up.
-            if self.shared is not None:
-                self._serve(post, Worker(self, self.shared, post, reactor, intake))
+            if self._shared is not None:
+                self._serve(mailbox, reactor, intake, self._shared)
         except BaseException as error:
             self._fail(error)
         finally:
             ready.set()
             reactor.close()
 
-    def _serve(self, post: Post, worker: Worker) -> None:
-        self._workers.append(worker)
+    def _serve(self, mailbox: Mailbox, reactor: Reactor, intake: Intake, shared: Shared) -> None:
+        worker = Worker(
+            mailbox, reactor, intake, shared, round_s=self._round_s, on_close=self._note_close
+        )
+        shared.batches.states.append(worker.loop.batch)
+        self._loops.append(worker.loop)
         try:
             worker.run()
-            if not post.stop.is_set():
+            if not mailbox.stop.is_set():
                 self.terminated = True
-                self.tell()
+                self._notify()
         except BaseException as error:
+            shared.batches.failed = True
             self._fail(error)
+            if isinstance(error, SinkError):
+                # Part of its batch may be stored: what is appended again would be there twice.
+                return
         # Clients are handed over until then, and are not to be lost.
-        post.stop.wait()
-        worker.finish(post.end_s)
+        mailbox.stop.wait()
+        try:
+            worker.finish()
+        except BaseException:
+            shared.batches.failed = True
+            raise
 
     def _fail(self, error: BaseException) -> None:
         self._failure = self._failure or error
-        self.tell()
+        self._notify()
+
+    def _note_close(self) -> None:
+        if self.wake_at_close:
+            self._notify()
+
+    def _notify(self) -> None:
+        """Make the accepting loop come round and look; from any thread."""
+        self._notified = True
+        self._wake()
 
     # For the accepting loop.
 
     def start(self, shared: Shared, *, round_s: float) -> None:
-        """Have the workers serve, and come round every `round_s`."""
-        self.shared = shared
-        self.round_s = round_s
+        """Make the workers serve, and come round every `round_s` at least."""
+        self._shared = shared
+        self._round_s = round_s
         self._decided.set()
 
-    def tell(self) -> None:
-        """Have the accepting loop come round and look; from any thread."""
-        self._news = True
-        self._wake()
-
-    def take_news(self) -> bool:
-        """Say whether a worker has told something since this was last asked."""
-        news, self._news = self._news, False
-        return news
+    def take_notice(self) -> bool:
+        """Return whether a worker has woken the accepting loop since this was last asked."""
+        notified, self._notified = self._notified, False
+        return notified
 
     @property
-    def ends(self) -> bool:
+    def ended(self) -> bool:
         """Whether a worker has seen a `terminate`, or has failed."""
         return self.terminated or self._failure is not None
 
     @property
     def connected(self) -> int:
         """Clients of all workers."""
-        return sum(post.connected for post in self._posts)
+        return sum(mailbox.connected for mailbox in self._mailboxes)
 
-    def least_loaded(self, own: int) -> Post | None:
-        """Return who has the fewest clients; None where nobody has fewer than `own`."""
-        post = min(self._posts, key=lambda post: post.connected)
-        return post if post.connected < own else None
+    def least_loaded(self, own: int) -> Mailbox | None:
+        """Return the mailbox of the worker with the fewest clients, if fewer than `own`."""
+        mailbox = min(self._mailboxes, key=lambda mailbox: mailbox.connected)
+        return mailbox if mailbox.connected < own else None
 
     def came_round(self, since_s: float) -> bool:
-        """Say whether every loop came round since then."""
-        return all(post.came_round_s >= since_s for post in self._posts)
+        """Return whether every loop came round since then."""
+        return all(mailbox.came_round_s >= since_s for mailbox in self._mailboxes)
 
     def add_counts(self, own: Counts) -> Counts:
         """Return the numbers of all loops."""
@@ -236,15 +265,15 @@ class Crew:
 
     def add_statistics(self, own: Statistics) -> Statistics:
         """Return what became of the connections of all loops."""
-        return sum_of([own, *(worker.own_statistics for worker in self._workers)])
+        return sum_of([own, *(loop.statistics for loop in self._loops)])
 
-    def stop(self, end_s: float) -> None:
-        """Have the workers drain until `end_s`, and return when they have; once is enough."""
-        for post in self._posts:
-            if not post.stop.is_set():
-                post.end_s = end_s
-                post.stop.set()
-                post.wake()
+    def stop(self, drain_end_s: float) -> None:
+        """Make the workers drain until then, and return when they have; once is enough."""
+        for mailbox in self._mailboxes:
+            if not mailbox.stop.is_set():
+                mailbox.drain_end_s = drain_end_s
+                mailbox.stop.set()
+                mailbox.wake()
         self._decided.set()
         for thread in self._threads:
             thread.join()
@@ -255,10 +284,10 @@ class Crew:
             raise self._failure
 
     def close(self) -> None:
-        """End the threads, and whatever was handed over to nobody."""
+        """End the threads, and close clients that no worker has taken."""
         self.stop(time.monotonic())
-        while self._posts:
-            self._posts.pop().close()
+        while self._mailboxes:
+            self._mailboxes.pop().close()
 
 
 def sum_of(statistics: Sequence[Statistics]) -> Statistics:

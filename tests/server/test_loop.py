@@ -369,7 +369,9 @@ def test_a_reload_begins_before_the_log_is_reopened_and_ends_after_it(tmp_path: 
         run.requests.reopen = True
 
     passes: list[list[Step]] = [[0, (0, lines([1])), rotate], [(0, b"terminate\n")]]
-    run: Run = Run(tmp_path, passes, enter=lambda phase: entered.append((phase, run.path.exists())))
+    run: Run = Run(
+        tmp_path, passes, on_phase=lambda phase: entered.append((phase, run.path.exists()))
+    )
     run.server.run()
     assert entered == [
         (Phase.SERVING, True),
@@ -414,7 +416,10 @@ def test_the_loop_beats_in_time_while_nothing_comes_and_while_much_does(tmp_path
     beats: list[float] = []
     passes: list[list[Step]] = [[], [], [0]]
     run: Run = Run(
-        tmp_path, passes, beat=lambda: beats.append(run.reactor.now_s), beat_interval_s=2.0
+        tmp_path,
+        passes,
+        heartbeat=lambda: beats.append(run.reactor.now_s),
+        heartbeat_interval_s=2.0,
     )
     passes += [[run.stall(0.5), (0, lines([number]))] for number in range(8)]
     passes.append([(0, b"terminate\n")])
@@ -431,8 +436,8 @@ def test_the_loop_beats_while_clients_are_held_back(tmp_path: Path) -> None:
         tmp_path,
         passes,
         calls={"write": disk},
-        beat=lambda: beats.append(run.reactor.now_s),
-        beat_interval_s=0.25,
+        heartbeat=lambda: beats.append(run.reactor.now_s),
+        heartbeat_interval_s=0.25,
     )
 
     def make_room_later() -> None:
@@ -456,8 +461,8 @@ def test_a_loop_that_is_stuck_does_not_beat(tmp_path: Path) -> None:
         tmp_path,
         [[0, (0, lines([1]))], [(0, b"terminate\n")]],
         calls={"write": stuck},
-        beat=lambda: beats.append(run.reactor.now_s),
-        beat_interval_s=1.0,
+        heartbeat=lambda: beats.append(run.reactor.now_s),
+        heartbeat_interval_s=1.0,
     )
     run.server.run()
     assert beats == [1060.0]

@@ -34,6 +34,7 @@ class ScriptedReactor:
         self.slept: list[float] = []
         self.disconnected: list[int] = []
         self.closed: list[tuple[int, bool]] = []
+        self.held: dict[int, int] = {}
         self.waits: list[float] = []
         self.on_wait: Callable[[], None] = lambda: None
         self.on_sleep: Callable[[], None] = lambda: None
@@ -83,6 +84,9 @@ class ScriptedReactor:
 
     def finish_close(self, connection: int, *, orderly: bool) -> None:
         self.closed.append((connection, orderly))
+
+    def held_bytes(self, connection: int) -> int:
+        return self.held.get(connection, 0)
 
     def disconnect(self, connection: int) -> None:
         self.disconnected.append(connection)
@@ -169,7 +173,7 @@ class Run:
             intake,
             Shared(
                 sink=self.log,
-                space=Backpressure(self.log, self.said.append, self.reactor.clock),
+                backpressure=Backpressure(self.log, self.said.append, self.reactor.clock),
                 connections_max=3,
                 idle_timeout_s=idle_timeout_s,
                 terminate=terminate,
@@ -180,7 +184,7 @@ class Run:
             report=self._report,
             clock=self.reactor.clock,
             sleep=self.reactor.sleep,
-            **{"enter": self.phases.append, **settings},
+            **{"on_phase": self.phases.append, **settings},
         )
 
     def _report(self, line: str, last: bool) -> bool:

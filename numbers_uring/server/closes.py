@@ -1,0 +1,88 @@
+"""Connections that have ended, until their numbers are stored and their clients may see it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from numbers_uring.log.sink import Sink
+from numbers_uring.reactor.contract import Reactor
+
+
+@dataclass(slots=True, eq=False)
+class BatchState:
+    """Whether one loop's numbers have reached the sink: written by its thread, read by all."""
+
+    unwritten: bool = False
+    """Whether the loop has taken in anything that the sink does not have."""
+    appends: int = 0
+    """How often that has ended."""
+
+
+@dataclass(slots=True)
+class Batches:
+    """The batches of all loops of a server."""
+
+    states: list[BatchState] = field(default_factory=list)
+    failed: bool = False
+    """Whether the sink or a reactor has failed: no close may look orderly any more."""
+
+
+@dataclass(slots=True)
+class _Close:
+    connection: int
+    others: list[tuple[BatchState, int]]
+    """Batches that were unwritten when the connection ended, each with its appends then."""
+    mark: int | None = None
+    """Of the sink, once it has all of those."""
+
+
+class PendingCloses:
+    """The ended connections of one loop.
+
+    A client may take an orderly close to mean that every number it sent is stored, in whichever
+    loop's batch that number is: a repeat may be new in another one's. `on_closed` is called when a
+    slot is free again.
+    """
+
+    def __init__(
+        self, reactor: Reactor, sink: Sink, batches: Batches, on_closed: Callable[[], None]
+    ) -> None:
+        self._reactor = reactor
+        self._sink = sink
+        self._batches = batches
+        self._on_closed = on_closed
+        self._pending: list[_Close] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._pending)
+
+    @property
+    def wait_for_sink(self) -> bool:
+        """Whether the sink has all that they wait for, but has not stored it yet."""
+        return bool(self._pending) and all(each.mark is not None for each in self._pending)
+
+    def add(self, connection: int) -> None:
+        """Take a connection that was CLOSED."""
+        others = [(state, state.appends) for state in self._batches.states if state.unwritten]
+        self._pending.append(_Close(connection, others))
+
+    def finish(self) -> None:
+        """Close the connections whose numbers are stored. Raises SinkError."""
+        if not self._pending:
+            return
+        self._sink.check()
+        pending, self._pending = self._pending, []
+        for each in pending:
+            stored = self._is_stored(each)
+            if stored or self._batches.failed:
+                orderly = stored and not self._batches.failed
+                self._reactor.finish_close(each.connection, orderly=orderly)
+                self._on_closed()
+            else:
+                self._pending.append(each)
+
+    def _is_stored(self, close: _Close) -> bool:
+        if close.mark is None:
+            if any(state.unwritten and state.appends == before for state, before in close.others):
+                return False
+            close.mark = self._sink.mark()
+        return self._sink.has(close.mark)
