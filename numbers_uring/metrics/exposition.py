@@ -9,7 +9,7 @@ from http import HTTPStatus
 from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, InfoMetricFamily
+from prometheus_client.metrics_core import InfoMetricFamily
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
@@ -114,12 +114,3 @@ def info(**chosen: str) -> InfoMetricFamily:
     """Return the version, and what was chosen for this run."""
     value = {"version": __version__, **chosen, "python": platform.python_version()}
     return InfoMetricFamily("numbers_uring", "Version, and what was chosen for this run", value)
-
-
-def dropped_reports(count: int) -> CounterMetricFamily:
-    """Return how many reports could not be written."""
-    return CounterMetricFamily(
-        "numbers_uring_reports_dropped",
-        "Reports that nobody read, each folded into the next",
-        count,
-    )

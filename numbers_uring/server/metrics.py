@@ -1,46 +1,48 @@
 """The server's counters for Prometheus.
 
-Counters are read when somebody asks; the reactor does nothing for it.
+Counters are read when a client asks; the reactor does nothing for it.
 """
 
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
 from numbers_uring.limits import LINE_BYTES
 from numbers_uring.log.sink import Forwarded, Sink
-from numbers_uring.metrics.exposition import Exposition, dropped_reports, info
+from numbers_uring.metrics.exposition import Exposition
+from numbers_uring.metrics.families import Row, TableCollector
 from numbers_uring.metrics.health import Health
 from numbers_uring.reactor.contract import Reactor
 from numbers_uring.server.server import Server
 
 END_REASONS = ("eof", "invalid", "incomplete", "reset", "idle", "refused", "stop")
+_NOTHING_FORWARDED = Forwarded(acknowledged=0, in_flight=0, resent=0, published_bytes=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """All of them at one moment, since the start of the run."""
+    """A snapshot of what was counted since the start of the run."""
 
+    connections_max: int
     unique: int = 0
     duplicate: int = 0
     received_bytes: int = 0
     accepted: int = 0
-    """Those that were refused included."""
+    """Including refused connections."""
     ended: Mapping[str, int] = field(default_factory=dict)
-    """By END_REASONS; one that is not there is 0."""
+    """By END_REASONS; a missing one is 0."""
     written_bytes: int = 0
     write_s: float = 0
     sync_s: float = 0
     held_back_s: float = 0
     reports_dropped: int = 0
-    forwarded: Forwarded | None = None
-    """Of a server that has an engine in the place of a log."""
+    forwarded: Forwarded = _NOTHING_FORWARDED
+    """Of a node, which forwards numbers instead of writing a log."""
 
 
-def counters(server: Server, reactor: Reactor, sink: Sink) -> Counters:
+def counters(server: Server, reactor: Reactor, sink: Sink, *, connections_max: int) -> Counters:
     """Read the counters of a running server, from any thread."""
     counts, statistics = server.counts, server.statistics
     refused = reactor.refused
@@ -48,6 +50,7 @@ def counters(server: Server, reactor: Reactor, sink: Sink) -> Counters:
     # Ends before beginnings, so that never more have ended than were accepted.
     ended = {**statistics.ended, "refused": refused}
     return Counters(
+        connections_max=connections_max,
         unique=counts.unique,
         duplicate=counts.duplicate,
         received_bytes=statistics.received_bytes,
@@ -58,99 +61,115 @@ def counters(server: Server, reactor: Reactor, sink: Sink) -> Counters:
         sync_s=sink.sync_s,
         held_back_s=server.held_back_s,
         reports_dropped=statistics.reports_dropped,
-        forwarded=forwarded,
+        forwarded=forwarded or _NOTHING_FORWARDED,
     )
 
 
-class NumbersCollector(Collector):
-    """The metrics that docs/metrics.md lists, made of what `read` returns."""
-
-    def __init__(
-        self, read: Callable[[], Counters], *, backend: str, kernel: str, connections_max: int
-    ) -> None:
-        self.read = read
-        self._connections_max = connections_max
-        self._info = {"backend": backend, "kernel": kernel}
-
-    def collect(self) -> Iterator[Metric]:
-        now = self.read()
-        yield info(**self._info)
-        numbers = CounterMetricFamily(
-            "numbers_uring_numbers", "Numbers taken in, by what they were", labels=["result"]
-        )
-        numbers.add_metric(["unique"], now.unique)
-        numbers.add_metric(["duplicate"], now.duplicate)
-        yield numbers
-        yield CounterMetricFamily(
-            "numbers_uring_received_bytes", "Bytes received from clients", now.received_bytes
-        )
-        yield GaugeMetricFamily(
-            "numbers_uring_connections",
-            "Connections at the moment",
-            now.accepted - sum(now.ended.values()),
-        )
-        yield GaugeMetricFamily(
-            "numbers_uring_connections_max", "Clients served at once", self._connections_max
-        )
-        yield CounterMetricFamily(
-            "numbers_uring_connections_accepted",
-            "Connections accepted, those included that were refused",
-            now.accepted,
-        )
-        ended = CounterMetricFamily(
-            "numbers_uring_connections_ended", "Connections that ended, by why", labels=["reason"]
-        )
-        for reason in END_REASONS:
-            ended.add_metric([reason], now.ended.get(reason, 0))
-        yield ended
-        yield CounterMetricFamily(
-            "numbers_uring_log_written_bytes",
-            "Bytes of lines written to the log",
-            now.written_bytes,
-        )
-        yield CounterMetricFamily(
-            "numbers_uring_log_write_seconds", "Time spent writing the log", now.write_s
-        )
-        yield CounterMetricFamily(
-            "numbers_uring_log_sync_seconds", "Time spent in syncs of the log", now.sync_s
-        )
-        yield CounterMetricFamily(
-            "numbers_uring_held_back_seconds",
-            "Time in which clients were held back because the log, or the engine, had no space",
-            now.held_back_s,
-        )
-        yield dropped_reports(now.reports_dropped)
-        if now.forwarded is not None:
-            yield from _forward_metrics(now.forwarded)
-
-
-def _forward_metrics(forwarded: Forwarded) -> Iterator[Metric]:
-    yield CounterMetricFamily(
+# What docs/metrics.md lists.
+TABLE: tuple[Row[Counters], ...] = (
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_numbers",
+        "Numbers received, by result",
+        lambda now: {("unique",): now.unique, ("duplicate",): now.duplicate},
+        labels=("result",),
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_received_bytes",
+        "Bytes received from clients",
+        lambda now: now.received_bytes,
+    ),
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_connections",
+        "Open connections of clients",
+        lambda now: now.accepted - sum(now.ended.values()),
+    ),
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_connections_max",
+        "Clients that can be served at the same time",
+        lambda now: now.connections_max,
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_connections_accepted",
+        "Connections accepted, including refused ones",
+        lambda now: now.accepted,
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_connections_ended",
+        "Connections that ended, by reason",
+        lambda now: {(reason,): now.ended.get(reason, 0) for reason in END_REASONS},
+        labels=("reason",),
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_log_written_bytes",
+        "Bytes of lines written to the log",
+        lambda now: now.written_bytes,
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_log_write_seconds",
+        "Time spent writing to the log",
+        lambda now: now.write_s,
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_log_sync_seconds",
+        "Time spent syncing the log",
+        lambda now: now.sync_s,
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_held_back_seconds",
+        "Time during which clients were held back: no space for the log, or a slow NATS server",
+        lambda now: now.held_back_s,
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_reports_dropped",
+        "Reports that could not be written, each merged into the next one",
+        lambda now: now.reports_dropped,
+    ),
+)
+NODE_TABLE: tuple[Row[Counters], ...] = (
+    *TABLE,
+    Row(
+        CounterMetricFamily,
         "numbers_uring_forward_acknowledged",
-        "Numbers that the engine has acknowledged",
-        forwarded.acknowledged,
-    )
-    yield GaugeMetricFamily(
+        "Numbers acknowledged by the NATS server",
+        lambda now: now.forwarded.acknowledged,
+    ),
+    Row(
+        GaugeMetricFamily,
         "numbers_uring_forward_in_flight",
-        "Numbers taken in that are not acknowledged yet",
-        forwarded.in_flight,
-    )
-    yield CounterMetricFamily(
+        "Numbers received and not acknowledged yet",
+        lambda now: now.forwarded.in_flight,
+    ),
+    Row(
+        CounterMetricFamily,
         "numbers_uring_forward_resent",
-        "Batches published once more because they were not acknowledged",
-        forwarded.resent,
-    )
-    yield CounterMetricFamily(
+        "Batches published again because they were not acknowledged",
+        lambda now: now.forwarded.resent,
+    ),
+    Row(
+        CounterMetricFamily,
         "numbers_uring_forward_published_bytes",
-        "Bytes of batches published, those included that were sent again",
-        forwarded.published_bytes,
-    )
+        "Bytes of batches published, including those published again",
+        lambda now: now.forwarded.published_bytes,
+    ),
+)
 
 
 class Metrics:
     """Serves /metrics and /healthz on `listeners`, which it takes over.
 
-    Until `watch` the server counts as starting, and all counters are 0.
+    Until `watch` the server counts as starting, and all counters are 0. `forwards` adds the metrics
+    of a node; for the other parameters see Exposition. Raises StartError.
     """
 
     def __init__(
@@ -160,12 +179,17 @@ class Metrics:
         backend: str,
         kernel: str,
         connections_max: int,
+        forwards: bool,
         say: Callable[[str], None],
         descriptors_needed: int,
     ) -> None:
         self.health = Health()
-        self._collector = NumbersCollector(
-            Counters, backend=backend, kernel=kernel, connections_max=connections_max
+        self._connections_max = connections_max
+        self._collector = TableCollector(
+            NODE_TABLE if forwards else TABLE,
+            lambda: Counters(connections_max=connections_max),
+            backend=backend,
+            kernel=kernel,
         )
         self._exposition = Exposition(
             listeners,
@@ -177,8 +201,11 @@ class Metrics:
         self.urls = self._exposition.urls
 
     def watch(self, server: Server, reactor: Reactor, sink: Sink) -> None:
-        """Tell of this server from now on."""
-        self._collector.read = lambda: counters(server, reactor, sink)
+        """Show this server from now on."""
+        connections_max = self._connections_max
+        self._collector.read = lambda: counters(
+            server, reactor, sink, connections_max=connections_max
+        )
         self.health.watch(server)
 
     def close(self) -> None:

@@ -312,6 +312,7 @@ def _serve_metrics(
         backend=backend,
         kernel=kernel,
         connections_max=config.connections_max,
+        forwards=config.forward is not None,
         say=say,
         descriptors_needed=descriptors_needed(config.connections_max, config.reactors),
     )

@@ -18,8 +18,8 @@ from nats.js import JetStreamContext
 from numbers_uring import __version__
 from numbers_uring.cluster.collector import lease
 from numbers_uring.cluster.collector.metrics import (
+    TABLE,
     OwnerMetrics,
-    OwnersCollector,
     OwnersCounters,
     PartitionCounters,
 )
@@ -29,6 +29,7 @@ from numbers_uring.cluster.partitions import log_name, stream_name
 from numbers_uring.errors import StartError
 from numbers_uring.ingest.report import Counts
 from numbers_uring.limits import HEARTBEAT_STALE_S
+from numbers_uring.metrics.families import TableCollector
 from numbers_uring.metrics.health import Health, State
 from numbers_uring.system.stopwatch import Stopwatch
 from numbers_uring.systemd.notify import ServiceManager
@@ -74,7 +75,7 @@ FULL = PartitionCounters(
 
 
 def collected(counters: OwnersCounters) -> Samples:
-    return samples(OwnersCollector(lambda: counters, kernel="k").collect())
+    return samples(TableCollector(TABLE, lambda: counters, kernel="k").collect())
 
 
 def test_each_counter_of_an_owner_has_its_metric() -> None:

@@ -16,9 +16,10 @@ from prometheus_client.registry import Collector
 
 from numbers_uring.cli.cluster import cluster
 from numbers_uring.cli.commands import cli
-from numbers_uring.cluster.collector.metrics import OwnersCollector, OwnersCounters
-from numbers_uring.log.sink import Forwarded
-from numbers_uring.server.metrics import Counters, NumbersCollector
+from numbers_uring.cluster.collector.metrics import TABLE as OWNERS_TABLE
+from numbers_uring.cluster.collector.metrics import OwnersCounters
+from numbers_uring.metrics.families import TableCollector
+from numbers_uring.server.metrics import NODE_TABLE, Counters
 from support import docs_runner, docs_stubs
 from support.docs_pages import PAGES, ROOT, anchors, blocks, commands, links, name, without_blocks
 from support.docs_stubs import STAND_INS
@@ -199,13 +200,8 @@ def test_commands_within_the_text_exist(page: Path) -> None:
 @pytest.mark.parametrize(
     "collector",
     [
-        NumbersCollector(
-            lambda: Counters(forwarded=Forwarded(0, 0, 0, 0)),
-            backend="",
-            kernel="",
-            connections_max=0,
-        ),
-        OwnersCollector(OwnersCounters, kernel=""),
+        TableCollector(NODE_TABLE, lambda: Counters(connections_max=0)),
+        TableCollector(OWNERS_TABLE, OwnersCounters),
     ],
     ids=["server", "owners"],
 )

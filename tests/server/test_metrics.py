@@ -8,9 +8,10 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -23,7 +24,9 @@ from numbers_uring import __version__
 from numbers_uring.limits import HTTP_CLIENT_S
 from numbers_uring.load.model import LoadParameters, Mix
 from numbers_uring.load.run import run_load
-from numbers_uring.server.metrics import END_REASONS, Counters, Metrics, NumbersCollector
+from numbers_uring.log.sink import Forwarded
+from numbers_uring.metrics.families import Row, TableCollector
+from numbers_uring.server.metrics import END_REASONS, NODE_TABLE, TABLE, Counters, Metrics
 from ports import reserve_port
 from support.clients import is_closed
 from support.faults import needs_strace, strace
@@ -35,6 +38,7 @@ from support.waiting import DEADLINE_S, wait_until
 Serve = Callable[..., ServerProcess]
 
 FULL = Counters(
+    connections_max=7,
     unique=1,
     duplicate=2,
     received_bytes=3,
@@ -49,8 +53,7 @@ FULL = Counters(
 
 
 def collected(counters: Counters) -> Samples:
-    collector = NumbersCollector(lambda: counters, backend="b", kernel="k", connections_max=7)
-    return samples(collector.collect())
+    return samples(TableCollector(TABLE, lambda: counters, backend="b", kernel="k").collect())
 
 
 def test_each_counter_has_its_metric() -> None:
@@ -80,8 +83,23 @@ def test_each_counter_has_its_metric() -> None:
     }
 
 
-def test_every_series_is_there_from_the_start() -> None:
-    assert collected(Counters()).keys() == collected(FULL).keys()
+def test_a_node_has_those_of_a_server_and_what_it_forwards() -> None:
+    node = replace(FULL, forwarded=Forwarded(16, 17, 18, 19))
+    found = samples(TableCollector(NODE_TABLE, lambda: node, backend="b", kernel="k").collect())
+    assert found == collected(FULL) | {
+        "numbers_uring_forward_acknowledged_total": 16,
+        "numbers_uring_forward_in_flight": 17,
+        "numbers_uring_forward_resent_total": 18,
+        "numbers_uring_forward_published_bytes_total": 19,
+    }
+
+
+@pytest.mark.parametrize("table", [TABLE, NODE_TABLE], ids=["server", "node"])
+def test_every_series_is_there_from_the_start(table: Sequence[Row[Counters]]) -> None:
+    def series(counters: Counters) -> set[str]:
+        return set(samples(TableCollector(table, lambda: counters).collect()))
+
+    assert series(Counters(connections_max=7)) == series(FULL)
 
 
 # The endpoint, without a server behind it.
@@ -95,6 +113,7 @@ def endpoint() -> Iterator[str]:
         backend="epoll",
         kernel="avx2",
         connections_max=5,
+        forwards=False,
         say=pytest.fail,
         descriptors_needed=100,
     )

@@ -1,25 +1,25 @@
 """The counters of owners for Prometheus, by partition.
 
-They are read when somebody asks, of plain numbers that the owners keep anyway. How far each is
-behind its stream is asked of the engine in the background, never by a scrape.
+They are read when a client asks, from plain numbers that the owners keep anyway. How far each is
+behind its stream is asked in the background, never by a scrape.
 """
 
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
 from numbers_uring.cluster.collector.owner import PartitionOwner
 from numbers_uring.limits import LINE_BYTES
-from numbers_uring.metrics.exposition import Exposition, dropped_reports, info
+from numbers_uring.metrics.exposition import Exposition
+from numbers_uring.metrics.families import Row, TableCollector
 from numbers_uring.metrics.health import Health
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionCounters:
-    """Those of one partition at one moment, since the start of the run."""
+    """A snapshot of what was counted for one partition since the start of the run."""
 
     unique: int = 0
     duplicate: int = 0
@@ -32,23 +32,29 @@ class PartitionCounters:
     sync_s: float = 0
     held_back_s: float = 0
     log_numbers: int = 0
-    """All that are in the log, those of earlier runs included."""
+    """Including those of earlier runs."""
     lag_messages: int | None = None
-    """None as long as the engine has not said it."""
+    """None until the NATS server has reported it."""
     lease_age_s: float | None = None
     """None as long as there is no lease."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnersCounters:
-    """All of them at one moment."""
+    """A snapshot of the counters of all partitions, and of the process."""
 
     partitions: Mapping[int, PartitionCounters] = field(default_factory=dict)
     cluster_partitions: int = 0
-    """How many the cluster was made with, owned by whomever; 0 before the engine was asked."""
+    """How many the cluster was made with; 0 before the NATS server was asked."""
     engine_connected: bool = False
     engine_reconnects: int = 0
     reports_dropped: int = 0
+
+    def by_partition(
+        self, read: Callable[[PartitionCounters], float | None]
+    ) -> dict[tuple[str, ...], float | None]:
+        """Return what `read` finds, by the partition's label."""
+        return {(str(partition),): read(each) for partition, each in self.partitions.items()}
 
 
 def counters(owner: PartitionOwner) -> PartitionCounters:
@@ -72,106 +78,128 @@ def counters(owner: PartitionOwner) -> PartitionCounters:
     )
 
 
-_Value = Callable[[PartitionCounters], float | None]
-
-_COUNTERS: tuple[tuple[str, str, _Value], ...] = (
-    (
-        "received_messages",
-        "Messages delivered by the engine, redelivered ones included",
-        lambda now: now.received_messages,
+# What docs/metrics.md lists.
+TABLE: tuple[Row[OwnersCounters], ...] = (
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_owner_cluster_partitions",
+        "Partitions of the whole cluster",
+        lambda now: now.cluster_partitions,
     ),
-    ("received_bytes", "Bytes of the messages delivered", lambda now: now.received_bytes),
-    (
-        "redelivered_messages",
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_owner_engine_connected",
+        "Whether there is a connection to the NATS server",
+        lambda now: now.engine_connected,
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_owner_engine_reconnects",
+        "Connections to the NATS server made again after one was lost",
+        lambda now: now.engine_reconnects,
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_reports_dropped",
+        "Reports that could not be written, each merged into the next one",
+        lambda now: now.reports_dropped,
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_owner_numbers",
+        "Numbers taken in and on disk, by result",
+        lambda now: {
+            (str(partition), result): value
+            for partition, each in now.partitions.items()
+            for result, value in (("unique", each.unique), ("duplicate", each.duplicate))
+        },
+        labels=("partition", "result"),
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_owner_received_messages",
+        "Messages delivered by the NATS server, including redelivered ones",
+        lambda now: now.by_partition(lambda each: each.received_messages),
+        labels=("partition",),
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_owner_received_bytes",
+        "Bytes of the messages delivered",
+        lambda now: now.by_partition(lambda each: each.received_bytes),
+        labels=("partition",),
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_owner_redelivered_messages",
         "Messages delivered that had been delivered before",
-        lambda now: now.redelivered_messages,
+        lambda now: now.by_partition(lambda each: each.redelivered_messages),
+        labels=("partition",),
     ),
-    (
-        "acknowledged_messages",
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_owner_acknowledged_messages",
         "Messages acknowledged: their numbers are on disk",
-        lambda now: now.acknowledged_messages,
+        lambda now: now.by_partition(lambda each: each.acknowledged_messages),
+        labels=("partition",),
     ),
-    (
-        "log_written_bytes",
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_owner_log_written_bytes",
         "Bytes of lines written to the partition's log",
-        lambda now: now.written_bytes,
+        lambda now: now.by_partition(lambda each: each.written_bytes),
+        labels=("partition",),
     ),
-    ("log_write_seconds", "Time spent writing the partition's log", lambda now: now.write_s),
-    ("log_sync_seconds", "Time spent in syncs of the partition's log", lambda now: now.sync_s),
-    (
-        "held_back_seconds",
-        "Time in which the stream waited because its log had no space",
-        lambda now: now.held_back_s,
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_owner_log_write_seconds",
+        "Time spent writing to the partition's log",
+        lambda now: now.by_partition(lambda each: each.write_s),
+        labels=("partition",),
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_owner_log_sync_seconds",
+        "Time spent syncing the partition's log",
+        lambda now: now.by_partition(lambda each: each.sync_s),
+        labels=("partition",),
+    ),
+    Row(
+        CounterMetricFamily,
+        "numbers_uring_owner_held_back_seconds",
+        "Time during which the stream waited because its log had no space",
+        lambda now: now.by_partition(lambda each: each.held_back_s),
+        labels=("partition",),
+    ),
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_owner_log_numbers",
+        "Numbers in the partition's log, including those of earlier runs",
+        lambda now: now.by_partition(lambda each: each.log_numbers),
+        labels=("partition",),
+    ),
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_owner_lag_messages",
+        "Messages of the stream that are not acknowledged, as last reported by the NATS server",
+        lambda now: now.by_partition(lambda each: each.lag_messages),
+        labels=("partition",),
+    ),
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_owner_lease_age_seconds",
+        "Time since the partition's lease was last renewed",
+        lambda now: now.by_partition(lambda each: each.lease_age_s),
+        labels=("partition",),
     ),
 )
-_GAUGES: tuple[tuple[str, str, _Value], ...] = (
-    (
-        "log_numbers",
-        "Numbers in the partition's log, those of earlier runs included",
-        lambda now: now.log_numbers,
-    ),
-    (
-        "lag_messages",
-        "Messages of the stream that are not acknowledged, as the engine said last",
-        lambda now: now.lag_messages,
-    ),
-    (
-        "lease_age_seconds",
-        "Time since the partition's lease was said again last",
-        lambda now: now.lease_age_s,
-    ),
-)
-
-
-class OwnersCollector(Collector):
-    """The metrics of owners that docs/metrics.md lists, made of what `read` returns."""
-
-    def __init__(self, read: Callable[[], OwnersCounters], *, kernel: str) -> None:
-        self.read = read
-        self._kernel = kernel
-
-    def collect(self) -> Iterator[Metric]:
-        now = self.read()
-        yield info(kernel=self._kernel)
-        yield GaugeMetricFamily(
-            "numbers_uring_owner_cluster_partitions",
-            "Partitions of the cluster, whoever owns them",
-            now.cluster_partitions,
-        )
-        yield GaugeMetricFamily(
-            "numbers_uring_owner_engine_connected",
-            "Whether there is a connection to the engine",
-            now.engine_connected,
-        )
-        yield CounterMetricFamily(
-            "numbers_uring_owner_engine_reconnects",
-            "Connections to the engine made again after one was lost",
-            now.engine_reconnects,
-        )
-        yield dropped_reports(now.reports_dropped)
-        numbers = CounterMetricFamily(
-            "numbers_uring_owner_numbers",
-            "Numbers put on disk or found there, by what they were",
-            labels=["partition", "result"],
-        )
-        for partition, each in now.partitions.items():
-            numbers.add_metric([str(partition), "unique"], each.unique)
-            numbers.add_metric([str(partition), "duplicate"], each.duplicate)
-        yield numbers
-        for make, families in ((CounterMetricFamily, _COUNTERS), (GaugeMetricFamily, _GAUGES)):
-            for name, text, value in families:
-                family = make(f"numbers_uring_owner_{name}", text, labels=["partition"])
-                for partition, each in now.partitions.items():
-                    # What is not known is not there: any number would be taken for the truth.
-                    if (known := value(each)) is not None:
-                        family.add_metric([str(partition)], known)
-                yield family
 
 
 class OwnerMetrics:
     """Serves /metrics and /healthz of owners on `listeners`, which it takes over.
 
-    Until `tell` all counters are 0; until `health` is given a loop the owners count as starting.
+    Until `watch` all counters are 0; until `health` is given a loop the owners count as starting.
+    For the other parameters see Exposition. Raises StartError.
     """
 
     def __init__(
@@ -185,7 +213,7 @@ class OwnerMetrics:
     ) -> None:
         self.health = Health()
         none = OwnersCounters(partitions=dict.fromkeys(partitions, PartitionCounters()))
-        self._collector = OwnersCollector(lambda: none, kernel=kernel)
+        self._collector = TableCollector(TABLE, lambda: none, kernel=kernel)
         self._exposition = Exposition(
             listeners,
             self._collector,
@@ -195,7 +223,7 @@ class OwnerMetrics:
         )
         self.urls = self._exposition.urls
 
-    def tell(
+    def watch(
         self,
         owners: Sequence[PartitionOwner],
         cluster_partitions: int,
@@ -203,7 +231,7 @@ class OwnerMetrics:
         engine: Callable[[], tuple[bool, int]],
         reports_dropped: Callable[[], int],
     ) -> None:
-        """Tell of these owners from now on; `engine` says: connected, and how often again."""
+        """Show these owners from now on; `engine` returns: connected, number of reconnects."""
 
         def read() -> OwnersCounters:
             connected, reconnects = engine()

@@ -177,7 +177,7 @@ class _Owners:
             with engine_errors("take the partitions"):
                 recorded = await self._open(parts, js, chosen, partitions, bitmap, pool)
             if self._metrics is not None:
-                self._metrics.tell(
+                self._metrics.watch(
                     self._owners,
                     partitions,
                     engine=lambda: (client.is_connected, client.stats["reconnects"]),
