@@ -1,4 +1,4 @@
-"""Whether a loop, the server's or the owners', is alive: what a supervisor's probe asks for."""
+"""Whether a loop, the server's or the owners', is alive: what a probe asks for."""
 
 import time
 from collections.abc import Callable
@@ -12,21 +12,21 @@ class State(StrEnum):
     """What the loop does."""
 
     STARTING = "starting"
-    """It does not run yet; a long --resume may be under way."""
+    """It does not run yet, for example during a long --resume."""
     OK = "ok"
     HELD_BACK = "held back"
-    """It runs, and receives nothing because there is no space for the log, or no engine."""
+    """It runs, and receives nothing: no space for the log, or no NATS server."""
     STUCK = "stuck"
-    """It has not come round for HEARTBEAT_STALE_S: it waits for the disk, most likely."""
+    """No heartbeat for HEARTBEAT_STALE_S: most likely it waits for the disk."""
     STOPPING = "stopping"
 
 
 HEALTHY = frozenset({State.OK, State.HELD_BACK})
-"""States in which a restart could only do harm."""
+"""States in which a restart would only do harm."""
 
 
 class Loop(Protocol):
-    """What is asked of the server, or of owners."""
+    """The server, or the owners, as far as health needs them."""
 
     @property
     def stopping(self) -> bool: ...
@@ -35,29 +35,29 @@ class Loop(Protocol):
 
 
 class Health:
-    """The loop calls `beat` every HEARTBEAT_INTERVAL_S or sooner; any thread may ask for it."""
+    """The loop calls `heartbeat` every HEARTBEAT_INTERVAL_S at least; any thread may ask."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._loop: Loop | None = None
-        self._beat_s = clock()
+        self._heartbeat_s = clock()
 
     def watch(self, loop: Loop) -> None:
-        """Note that this loop begins now."""
-        self.beat()
+        """Watch this loop, which begins now."""
+        self.heartbeat()
         self._loop = loop
 
-    def beat(self, since_s: float | None = None) -> None:
-        """Note that the loop came round, and waits since then for something that it needs."""
-        self._beat_s = self._clock() if since_s is None else since_s
+    def heartbeat(self, since_s: float | None = None) -> None:
+        """Note that the loop ran until now, or until `since_s`, and has waited since then."""
+        self._heartbeat_s = self._clock() if since_s is None else since_s
 
     def state(self) -> State:
-        """Return what the loop does at this moment."""
+        """Return what the loop is doing now."""
         loop = self._loop
         if loop is None:
             return State.STARTING
         if loop.stopping:
             return State.STOPPING
-        if self._clock() - self._beat_s > HEARTBEAT_STALE_S:
+        if self._clock() - self._heartbeat_s > HEARTBEAT_STALE_S:
             return State.STUCK
         return State.HELD_BACK if loop.held_back else State.OK

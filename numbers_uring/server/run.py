@@ -68,7 +68,7 @@ def _serve(
     def heartbeat() -> None:
         manager.heartbeat()
         if metrics is not None:
-            metrics.health.beat()
+            metrics.health.heartbeat()
 
     with ExitStack() as parts:
         profile = None

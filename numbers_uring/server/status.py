@@ -1,11 +1,12 @@
-"""What a running server has the service manager know."""
+"""What the service manager is told of a running server."""
 
 import time
 from collections.abc import Callable
 
-from numbers_uring.ingest.report import Counts, rate_text
+from numbers_uring.ingest.report import Counts
 from numbers_uring.server.server import Phase
 from numbers_uring.systemd.notify import ServiceManager
+from numbers_uring.systemd.status import StatusLine
 
 _TEXTS = {
     Phase.RELOADING: "Reopening the log",
@@ -16,8 +17,7 @@ _TEXTS = {
 class ServiceStatus:
     """Turns phases and counters into messages to `manager`.
 
-    `lacking` is why clients are held back when they are, `counts` are the numbers taken in so far,
-    `clients` how many are connected.
+    `lacking` is the reason for holding clients back; for `counts` and `clients` see StatusLine.
     """
 
     def __init__(
@@ -37,37 +37,22 @@ class ServiceStatus:
             Phase.HELD_BACK: f"{lacking}, clients are held back",
         }
         self._phase: Phase | None = None
-        self._counts = counts
-        self._clients = clients
-        self._clock = clock
-        self._told_s = clock()
-        self._told = Counts(0, 0)
+        self._status = StatusLine(counts, clients=clients, clock=clock)
 
     def enter(self, phase: Phase) -> None:
-        """Tell of a change; the first time, and after a reload, that means being ready."""
+        """Send a new phase; the first one, and the one after a reload, mean that it is ready."""
         before, self._phase = self._phase, phase
         if phase is Phase.RELOADING:
-            tell = self._manager.reloading
+            send = self._manager.reloading
         elif phase is Phase.STOPPING:
-            tell = self._manager.stopping
+            send = self._manager.stopping
         elif before in {None, Phase.RELOADING}:
-            tell = self._manager.ready
+            send = self._manager.ready
         else:
-            tell = self._manager.status
-        tell(self._line())
+            send = self._manager.status
+        send(self._status.line(self._texts[phase]))
 
     def refresh(self) -> None:
-        """Tell the counters, and the rate since they were told last."""
-        now, now_s = self._counts(), self._clock()
-        numbers = sum(now) - sum(self._told)
-        rate = numbers / max(now_s - self._told_s, 1e-9)
-        self._told, self._told_s = now, now_s
-        self._manager.status(f"{self._line()}, {rate_text(rate)}")
-
-    def _line(self) -> str:
-        counts, clients = self._counts(), self._clients()
-        return (
-            f"{self._texts[self._phase or Phase.SERVING]}; "
-            f"{clients} client{'' if clients == 1 else 's'}, "
-            f"{counts.unique} unique, {counts.duplicate} duplicates"
-        )
+        """Send the counters, and the rate since they were last refreshed."""
+        text = self._texts[self._phase or Phase.SERVING]
+        self._manager.status(self._status.line_with_rate(text))

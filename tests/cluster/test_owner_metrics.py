@@ -175,35 +175,36 @@ def test_a_thread_that_is_in_one_step_for_long_makes_the_owners_stuck() -> None:
         clock=lambda: now_s,
     )
     state.ready()
-    assert manager.text == "Owning partitions 0-1"
-    state.beat()
+    assert manager.text == "Owning partitions 0-1; 1 unique, 2 duplicates"
+    state.heartbeat()
     assert (watched.state(), manager.heartbeats) == (State.OK, 1)
     owners[1].step_s = now_s
     now_s += HEARTBEAT_STALE_S + 0.1
-    state.beat()
+    state.heartbeat()
     assert (watched.state(), manager.heartbeats) == (State.STUCK, 2)
     now_s += manager.heartbeat_interval_s
-    state.beat()
+    state.heartbeat()
     assert (watched.state(), manager.heartbeats) == (State.STUCK, 2)
     # Once it gets through, or waits for space, which is tried again and again, all is well.
     owners[1].step_s = None
     owners[1].out_of_space.start()
-    state.beat()
+    state.heartbeat()
     assert (watched.state(), manager.heartbeats) == (State.HELD_BACK, 3)
-    state.tell()
-    assert manager.text == "No space for a log, owning partitions 0-1; 1 unique, 2 repeats"
+    state.refresh()
+    counted = "1 unique, 2 duplicates, 0 /s"
+    assert manager.text == f"No space for a log, owning partitions 0-1; {counted}"
     owners[1].out_of_space.stop()
     assert watched.state() is State.OK
     for away in (client, owners[0].lease):
         (name,) = vars(away)
         setattr(away, name, False)
         assert watched.state() is State.HELD_BACK
-        state.tell(if_changed=True)
+        state.send_changed()
         assert manager.text.startswith("The engine does not answer, owning partitions 0-1; ")
         setattr(away, name, True)
     stopped.append(True)
     assert watched.state() is State.STOPPING
-    state.tell()
+    state.refresh()
     assert "engine" in manager.text, "what the stop has said is not overwritten"
 
 
@@ -364,9 +365,12 @@ def test_an_owner_tells_its_manager_when_it_is_ready_and_when_it_stops(
     assert manager.messages[0] == {"STATUS": "Starting"}
     assert resumed["STATUS"].startswith(f"resumed {tmp_path / log_name(partition)}: 0 numbers")
     assert int(resumed["EXTEND_TIMEOUT_USEC"]) > 0
-    assert ready == {"READY": "1", "STATUS": f"Owning partitions {partition}"}
+    assert ready == {
+        "READY": "1",
+        "STATUS": f"Owning partitions {partition}; 0 unique, 0 duplicates",
+    }
     publish(broker, partition, sample(partition, 100), sample(partition, 100))
-    manager.wait_for("STATUS", f"Owning partitions {partition}; 100 unique, 100 repeats")
+    manager.wait_for("STATUS", f"Owning partitions {partition}; 100 unique, 100 duplicates, ")
     assert owner.stop(signal.SIGTERM) == 0
     assert manager.values("READY") == ["1"]
     assert manager.values("STOPPING") == ["1"]

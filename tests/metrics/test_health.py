@@ -33,7 +33,7 @@ def test_a_loop_that_does_not_come_round_is_stuck_until_it_does() -> None:
     assert health.state() is State.OK
     clock.now_s += 0.1
     assert health.state() is State.STUCK
-    health.beat()
+    health.heartbeat()
     assert health.state() is State.OK
 
 

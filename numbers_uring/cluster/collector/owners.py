@@ -373,7 +373,7 @@ class _Owners:
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(wait_s, 0)):
                     await self._report_now.wait()
-            self._state.beat()
+            self._state.heartbeat()
             now_s = time.monotonic()
             if now_s >= due_s or self._report_now.is_set():
                 if now_s >= due_s:
@@ -381,7 +381,7 @@ class _Owners:
                 self._report_now.clear()
                 self._report(0)
             else:
-                self._state.tell(if_changed=True)
+                self._state.send_changed()
 
     @property
     def _counts(self) -> Counts:
@@ -396,7 +396,7 @@ class _Owners:
             self._reported = now
         else:
             self._reports_dropped += 1
-        self._state.tell()
+        self._state.refresh()
 
     # Ending.
 

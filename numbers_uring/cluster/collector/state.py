@@ -1,4 +1,4 @@
-"""How the owners of a process are: for probes, and for the service manager and its watchdog."""
+"""The state of the owners of a process: for probes, the service manager and its watchdog."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,16 +8,17 @@ from numbers_uring.cluster.collector.owner import PartitionOwner
 from numbers_uring.ingest.report import Counts
 from numbers_uring.metrics.health import Health
 from numbers_uring.systemd.notify import ServiceManager
+from numbers_uring.systemd.status import StatusLine
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
 
 class OwnersState:
-    """Tells `manager` how `owners` are, and is the loop that `health` looks at.
+    """Sends the state of `owners` to `manager`, and is the loop that `health` watches.
 
-    `name` is what they own, `counts` are the numbers taken in so far, `stopped` says whether the
-    end has begun. The properties are for any thread.
+    `name` is what they own, `counts` are the numbers taken in so far, `stopped` returns whether the
+    stop has begun. The properties are for any thread.
     """
 
     def __init__(
@@ -37,19 +38,19 @@ class OwnersState:
         self._client = client
         self._manager = manager
         self._health = health
-        self._counts = counts
         self._stopped = stopped
         self._clock = clock
-        self._told = ""
+        self._status = StatusLine(counts, clock=clock)
+        self._sent = ""
 
     @property
     def stopping(self) -> bool:
-        """Whether the end has begun."""
+        """Whether the stop has begun."""
         return self._stopped()
 
     @property
     def held_back(self) -> bool:
-        """Whether something waits for space for its log, or for the engine."""
+        """Whether an owner waits for space for its log, or for the NATS server."""
         return (
             self._lacks_space
             or not self._client.is_connected
@@ -62,7 +63,7 @@ class OwnersState:
 
     @property
     def text(self) -> str:
-        """The same for people."""
+        """The state, for people."""
         if self._lacks_space:
             return f"No space for a log, owning {self._name}"
         if self.held_back:
@@ -72,27 +73,33 @@ class OwnersState:
     # For the loop alone.
 
     def ready(self) -> None:
-        """The owners begin now."""
+        """Note that the owners begin now."""
         if self._health is not None:
             self._health.watch(self)
-        self._told = self.text
-        self._manager.ready(self._told)
+        self._sent = self.text
+        self._manager.ready(self._status.line(self._sent))
 
-    def beat(self) -> None:
-        """Tell that the loop lives, and that no thread has been in one write or sync for long.
+    def heartbeat(self) -> None:
+        """Note that the loop runs; pass it on if no thread has been in one write or sync for long.
 
-        A wait for space is no such thing: it is tried again every second.
+        A wait for space does not count: it is tried again every second.
         """
         begun_s = [owner.step_s for owner in self._owners]
         oldest_s = min((each for each in begun_s if each is not None), default=None)
         if self._health is not None:
-            self._health.beat(oldest_s)
+            self._health.heartbeat(oldest_s)
         if oldest_s is None or self._clock() - oldest_s < self._manager.heartbeat_interval_s:
             self._manager.heartbeat()
 
-    def tell(self, *, if_changed: bool = False) -> None:
-        """Have the service manager's status line say how it is now, unless it is over."""
-        text, counts = self.text, self._counts()
-        if not self.stopping and not (if_changed and text == self._told):
-            self._told = text
-            self._manager.status(f"{text}; {counts.unique} unique, {counts.duplicate} repeats")
+    def refresh(self) -> None:
+        """Send the state, the counters, and the rate since they were last refreshed."""
+        if not self.stopping:
+            self._sent = self.text
+            self._manager.status(self._status.line_with_rate(self._sent))
+
+    def send_changed(self) -> None:
+        """Send the state if it is another one than was sent last."""
+        text = self.text
+        if text != self._sent and not self.stopping:
+            self._sent = text
+            self._manager.status(self._status.line(text))
