@@ -59,7 +59,7 @@ PACING_PASSES = 64
 """Passes that are slept for before it is looked at anew."""
 
 ACCEPT_BACKOFF_S = 0.5
-"""How long nothing is accepted once the process or the system is out of descriptors."""
+"""How long nothing is accepted once accepting fails, most often for lack of descriptors."""
 
 ACCEPT_WARNING_INTERVAL_S = 60.0
 """The least time between two warnings that connections can't be accepted."""
@@ -188,6 +188,17 @@ CLOSE_POLL_S = 0.0005
 IDLE_PASS_S = 0.1
 """What a pass counts of a client's silence, beyond the time that it was to wait."""
 
+RING_RETRIES_AT_ONCE = 16
+RING_RETRY_S = 0.02
+RING_RETRY_MAX_S = 10.0
+"""How often a failing ring is tried at once, how long before each further try, and in all."""
+
+RING_PROBE_S = 1.0
+"""How long the probe of a ring waits for what comes at once."""
+
+RING_WARNING_INTERVAL_S = 60.0
+"""The least time between two warnings that receives fail."""
+
 NO_SPACE_RETRY_S = 1.0
 """How often a log that is out of space is tried again."""
 
@@ -205,6 +216,12 @@ DRAIN_S = 0.5
 
 DRAIN_QUIET_S = 0.05
 """Silence after which a client that was sending when the stop began counts as done."""
+
+DRAIN_FULL_BYTES = 1024
+"""The least that a socket holds whose window is closed: packets of 10 bytes fill it with that."""
+
+DRAIN_PAUSE_S = 0.001
+"""How long a stop waits for more before it looks at all sockets again."""
 
 DRAIN_BYTES_MAX = 32 * 1024 * 1024
 """The most that a stop takes from one connection beyond what its socket held at the start."""
@@ -361,7 +378,8 @@ assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * CHUNK_BYTES_MAX
 assert PROBE_CHUNK_BYTES % LINE_BYTES == 0
 assert STREAM_RETRY_S < STREAM_THREAD_WAIT_S < LAST_REPORT_WAIT_S < 1
-assert DRAIN_QUIET_S < DRAIN_S < 1
+assert 2 * DRAIN_PAUSE_S < DRAIN_QUIET_S < DRAIN_S < 1
+assert 2 * RING_RETRY_S < RING_RETRY_MAX_S
 assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
 assert DESCRIPTORS_RESERVED >= 2 * HTTP_CLIENTS_MIN + 32
 assert HTTP_CLIENTS_MIN <= HTTP_CLIENTS_MAX

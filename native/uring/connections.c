@@ -43,7 +43,6 @@ static void leave(struct nu_ring *ring, uint32_t index) {
     connection->list = NULL;
 }
 
-/* Puts the connection where its state says that it belongs. */
 void nu_connection_sort(struct nu_ring *ring, uint32_t index) {
     struct nu_connection *connection = &ring->connections[index];
     bool ready = connection->first_buffer != NU_NONE || (connection->ended && !connection->armed);
@@ -119,7 +118,6 @@ void nu_connections_serve(struct nu_ring *ring) {
     }
 }
 
-/* What the last pass handed out is the ring's again. */
 void nu_connections_settle(struct nu_ring *ring) {
     for (uint32_t i = 0; i < ring->leased_count; i++)
         nu_pools_give_back(&ring->pools, ring->leased[i]);
@@ -128,7 +126,40 @@ void nu_connections_settle(struct nu_ring *ring) {
     ring->results->received_bytes = 0;
 }
 
+void nu_connection_keep(struct nu_ring *ring, struct nu_connection *connection, int32_t number,
+                        uint32_t size) {
+    ring->pools.buffers[number].size = size;
+    ring->pools.buffers[number].next = NU_NONE;
+    if (connection->first_buffer == NU_NONE)
+        connection->first_buffer = number;
+    else
+        ring->pools.buffers[connection->last_buffer].next = number;
+    connection->last_buffer = number;
+}
+
 /* Ending. */
+
+bool nu_is_network_error(int error) {
+    switch (error) {
+    case ECONNRESET:
+    case ECONNABORTED:
+    case ECONNREFUSED:
+    case EHOSTDOWN:
+    case EHOSTUNREACH:
+    case ENETDOWN:
+    case ENETRESET:
+    case ENETUNREACH:
+    case ENONET:
+    case ENOPROTOOPT:
+    case ENOTCONN:
+    case EPIPE:
+    case EPROTO:
+    case ETIMEDOUT:
+        return true;
+    default:
+        return false;
+    }
+}
 
 bool nu_connection_cancel(struct nu_ring *ring, uint32_t index) {
     struct nu_connection *connection = &ring->connections[index];
@@ -178,51 +209,66 @@ void nu_ring_finish_close(struct nu_ring *ring, uint32_t index, int orderly) {
 
 /* Accepting. */
 
+/* A listener whose accepts fail so often in a row is left alone for a while. */
+enum { ACCEPT_FAILURES_MAX = 16 };
+
 static bool exhausted(int error) {
-    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM;
+    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM ||
+           error == ENOSPC;
 }
 
-/* Accepts one client; returns its slot, NU_NONE where one was accepted and is gone, or -errno. */
-static int accept_one(struct nu_ring *ring, int listener_fd, bool *gone) {
+void nu_listener_failed(struct nu_ring *ring, struct nu_listener *listener, int error) {
+    ring->results->accept_errno = error;
+    listener->failures = 0;
+    listener->failed = true;
+    if (exhausted(error))
+        ring->listening = false;
+}
+
+/* Deals with an error of accept4(2): the connection ended before it was accepted, or brought an
+ * error of the network's (accept(2)), and the next one will do; or there is no next one, for now.
+ */
+static void accept_failed(struct nu_ring *ring, struct nu_listener *listener, int error) {
+    if (exhausted(error) || ++listener->failures >= ACCEPT_FAILURES_MAX)
+        nu_listener_failed(ring, listener, error);
+}
+
+/* Accepts one client; returns its slot, or -errno: -ECONNREFUSED where it was refused. */
+static int accept_one(struct nu_ring *ring, struct nu_listener *listener) {
     /* A blocking socket: for others the ring would complete with EAGAIN instead of waiting. */
     struct sockaddr_in6 peer = {0};
     socklen_t peer_bytes = sizeof peer;
-    int fd = accept4(listener_fd, (struct sockaddr *)&peer, &peer_bytes, SOCK_CLOEXEC);
-    *gone = false;
-    if (fd < 0) {
-        /* The connection ended before it was accepted, or brought a network error: accept(2). */
-        int error = errno;
-        *gone = error != EAGAIN && !exhausted(error);
-        if (exhausted(error)) {
-            ring->results->accept_errno = error;
-            ring->listening = false;
-        }
-        return -error;
-    }
+    int fd = accept4(listener->fd, (struct sockaddr *)&peer, &peer_bytes, SOCK_CLOEXEC);
+    if (fd < 0)
+        return -errno;
+    listener->failures = 0;
     int connection = nu_connections_have_room(ring) ? open_connection(ring, fd) : -ENOSPC;
     if (connection < 0) {
         close(fd);
         ring->results->refused++;
-        *gone = true;
-        return connection;
+        return -ECONNREFUSED;
     }
     ring->connections[connection].peer = peer;
     return connection;
 }
 
 static void accept_from(struct nu_ring *ring, struct nu_listener *listener) {
-    for (uint32_t i = 0; i < ring->accepts_per_pass_max; i++) {
-        bool gone;
+    for (uint32_t i = 0; i < ring->accepts_per_pass_max && !listener->failed; i++) {
         /* One that would be refused has a slot soon, where others have ended. */
         if (!nu_connections_have_room(ring) && (!ring->refuse || ring->ended_count))
             return;
         if (ring->results->count == ring->completions_max)
             return;
-        int connection = accept_one(ring, listener->fd, &gone);
-        if (connection >= 0)
+        int connection = accept_one(ring, listener);
+        if (connection >= 0) {
             hand_out(ring, NU_OPENED, (uint32_t)connection, 0, 0);
-        else if (!gone)
+        } else if (connection == -EAGAIN && i) {
             return;
+        } else if (connection != -ECONNREFUSED) {
+            accept_failed(ring, listener, -connection);
+            if (connection == -EAGAIN)
+                return;
+        }
     }
 }
 
@@ -230,27 +276,24 @@ void nu_connections_accept(struct nu_ring *ring) {
     for (uint32_t i = 0; i < ring->listener_count; i++) {
         if (ring->listeners[i].ready && ring->listening)
             accept_from(ring, &ring->listeners[i]);
-        /* Whoever still waits is told of when it is armed again. */
+        /* The clients that still wait are told of when it is armed again. */
         ring->listeners[i].ready = false;
     }
 }
 
 /* Between passes. */
 
-void nu_ring_listen(struct nu_ring *ring, int on) {
-    ring->listening = on;
-}
-
-void nu_ring_ignore_wakeup(struct nu_ring *ring) {
-    ring->wakeup_fd = -1;
+void nu_ring_listen(struct nu_ring *ring) {
+    ring->listening = true;
+    for (uint32_t i = 0; i < ring->listener_count; i++)
+        ring->listeners[i].failed = false;
 }
 
 int nu_ring_accept(struct nu_ring *ring, uint32_t listener) {
-    bool gone;
     nu_connections_settle(ring);
     if (!nu_connections_have_room(ring))
         return -ENOSPC;
-    return accept_one(ring, ring->listeners[listener].fd, &gone);
+    return accept_one(ring, &ring->listeners[listener]);
 }
 
 int nu_ring_adopt(struct nu_ring *ring, int32_t fd) {

@@ -27,6 +27,7 @@ struct nu_connection {
     struct nu_list *list;
     int32_t next;
     int32_t previous;
+    uint8_t failures;   /* receives in a row */
     uint8_t armed;      /* a receive is under way */
     uint8_t cancelling; /* and was asked to end */
     uint8_t armed_pool; /* that it takes from */
@@ -41,6 +42,8 @@ struct nu_listener {
     int32_t fd;
     bool armed;
     bool ready;
+    bool failed;       /* not accepted from before nu_ring_listen */
+    uint32_t failures; /* accepts in a row */
 };
 
 struct nu_ring {
@@ -69,6 +72,9 @@ struct nu_ring {
     int32_t wakeup_fd;
     bool wakeup_armed;
     bool woken;
+    bool ending;          /* every request is being cancelled */
+    bool draining;        /* none is under way any more */
+    uint32_t drain_place; /* the first connection to receive from in the next pass */
 };
 
 /* Puts the connection into the list that its state says. */
@@ -91,6 +97,24 @@ bool nu_connection_cancel(struct nu_ring *ring, uint32_t index);
 
 /* Called when that was for nothing: most often the receive has just ended by itself. */
 void nu_connection_cancel_failed(struct nu_ring *ring, uint32_t index);
+
+/* Adds a buffer with `size` received bytes to what the connection has. */
+void nu_connection_keep(struct nu_ring *ring, struct nu_connection *connection, int32_t buffer,
+                        uint32_t size);
+
+/* Returns true for an errno by which the network says that the client is gone. */
+bool nu_is_network_error(int error);
+
+/* Leaves the listener alone until nu_ring_listen, because of an errno. */
+void nu_listener_failed(struct nu_ring *ring, struct nu_listener *listener, int error);
+
+/* Cancels every request and waits for their ends, for at most wait_ns. In drain.c, as is the next.
+ */
+void nu_end_requests(struct nu_ring *ring, int64_t wait_ns);
+
+/* A pass of a ring that drains: one recv(2) from each connection. Returns the completions' count.
+ */
+int nu_drain_pass(struct nu_ring *ring);
 
 /* Deals with all completions of the queue; returns true if there were any, and sets *error to 0 or
  * -errno. In pass.c. */

@@ -19,13 +19,25 @@ static int await_completion(struct nu_queue *queue, uint64_t user_data,
     int64_t end_ns = nu_now_ns() + probe_wait_ns;
     for (int64_t left_ns = probe_wait_ns; left_ns > 0; left_ns = end_ns - nu_now_ns()) {
         int error = nu_queue_enter(queue, left_ns);
-        if (error)
+        if (error && !nu_error_may_pass(error))
             return error;
         while (nu_queue_take(queue, found))
             if (found->user_data == user_data)
                 return 0;
+        if (error)
+            nu_pause();
     }
     return -ETIME;
+}
+
+static int probe_wait(struct nu_queue *queue) {
+    int64_t end_ns = nu_now_ns() + probe_wait_ns;
+    int error = nu_queue_enter(queue, 1);
+    while (nu_error_may_pass(error) && nu_now_ns() < end_ns) {
+        nu_pause();
+        error = nu_queue_enter(queue, 1);
+    }
+    return error;
 }
 
 static int probe_buffers(struct nu_queue *queue, struct nu_pools *pools) {
@@ -85,7 +97,7 @@ static int probe_cancel(struct nu_queue *queue) {
 
 static void probe(struct nu_queue *queue, struct nu_pools *pools, int near, int far,
                   int32_t outcomes[NU_FEATURES]) {
-    outcomes[NU_FEATURE_WAIT] = nu_queue_enter(queue, 1);
+    outcomes[NU_FEATURE_WAIT] = probe_wait(queue);
     outcomes[NU_FEATURE_BUFFERS] = probe_buffers(queue, pools);
     if (outcomes[NU_FEATURE_WAIT] == 0)
         outcomes[NU_FEATURE_POLL] = probe_poll(queue, near, far);

@@ -76,26 +76,13 @@ int nu_ring_open(const struct nu_ring_config *config, struct nu_ring **opened, c
     return 0;
 }
 
-/* The end of a ring alone would be followed by its requests' at some time later, and until then
- * they would keep the listeners' port taken. */
-static void end_requests(struct nu_ring *ring) {
-    int64_t end_ns = nu_now_ns() + close_wait_ns;
-    int64_t left_ns = close_wait_ns;
-    int error = 0;
-    nu_queue_cancel_all(&ring->queue);
-    while (ring->queue.in_flight && left_ns > 0 && !error) {
-        error = nu_queue_enter(&ring->queue, left_ns);
-        if (!error)
-            nu_ring_reap(ring, &error);
-        left_ns = end_ns - nu_now_ns();
-    }
-}
-
 void nu_ring_close(struct nu_ring *ring) {
     if (!ring)
         return;
-    if (ring->queue.in_flight)
-        end_requests(ring);
+    /* The end of a ring alone would be followed by its requests' at some time later, and until then
+     * they would keep the listeners' port taken. A ring that drains has tried already. */
+    if (ring->queue.in_flight && !ring->draining)
+        nu_end_requests(ring, close_wait_ns);
     for (uint32_t i = 0; ring->connections && i < ring->connections_max; i++) {
         if (ring->connections[i].fd >= 0)
             close(ring->connections[i].fd);

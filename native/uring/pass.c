@@ -28,26 +28,32 @@ enum { LARGE_STOCK = 2, CONNECTIONS_PER_LARGE = 8 };
 /* A completion queue that stays full is flushed this often a pass; the rest comes with the next. */
 enum { FLUSHES_MAX = 16 };
 
+/* A receive that ends so often in a row with an error that may pass ends its connection. */
+enum { RECEIVE_FAILURES_MAX = 16 };
+
 /* Completions. */
 
-static void keep(struct nu_ring *ring, struct nu_connection *connection, int32_t number,
-                 uint32_t size) {
-    ring->pools.buffers[number].size = size;
-    ring->pools.buffers[number].next = NU_NONE;
-    if (connection->first_buffer == NU_NONE)
-        connection->first_buffer = number;
-    else
-        ring->pools.buffers[connection->last_buffer].next = number;
-    connection->last_buffer = number;
+/* Returns true if a receive that ended like this is to be armed again. */
+static bool may_receive_again(struct nu_ring *ring, struct nu_connection *connection,
+                              int32_t result) {
+    if (result > 0)
+        connection->failures = 0;
+    if (result > 0 || result == -ENOBUFS)
+        return true;
+    if (result == -ECANCELED && (connection->cancelling || ring->ending))
+        return true;
+    return (result == -ECANCELED || nu_error_may_pass(result)) &&
+           ++connection->failures < RECEIVE_FAILURES_MAX;
 }
 
-static void receive_ended(struct nu_connection *connection, int32_t result) {
-    if (result > 0 || result == -ENOBUFS || result == -ECANCELED || result == -EINTR ||
-        result == -EAGAIN || connection->ended)
+static void receive_ended(struct nu_ring *ring, struct nu_connection *connection, int32_t result) {
+    if (connection->ended || may_receive_again(ring, connection, result))
         return;
     /* Whatever the network says (reset, keepalive timed out, no route): the client is gone. */
     connection->ended = true;
     connection->end = result ? NU_RESET : NU_EOF;
+    if (result < 0 && !nu_is_network_error(-result))
+        ring->results->receive_errno = -result;
 }
 
 /* Chooses the pool by what came: a filled small buffer says that more is to be had at once. */
@@ -69,14 +75,14 @@ static void received(struct nu_ring *ring, uint32_t index, const struct io_uring
         ring->results->starved++;
     if (!(cqe->flags & IORING_CQE_F_MORE)) {
         connection->armed = false;
-        receive_ended(connection, cqe->res);
+        receive_ended(ring, connection, cqe->res);
     }
     if (cqe->flags & IORING_CQE_F_BUFFER) {
         struct nu_pool *pool = &ring->pools.pools[connection->armed_pool];
         int32_t number = (int32_t)(pool->first_buffer + (cqe->flags >> IORING_CQE_BUFFER_SHIFT));
         pool->available--;
         if (cqe->res > 0 && connection->end != NU_DISCONNECTED) {
-            keep(ring, connection, number, (uint32_t)cqe->res);
+            nu_connection_keep(ring, connection, number, (uint32_t)cqe->res);
             choose_pool(ring, index, (uint32_t)cqe->res);
         } else {
             nu_pools_give_back(&ring->pools, number);
@@ -103,11 +109,15 @@ static void completed(struct nu_ring *ring, const struct io_uring_cqe *cqe) {
     switch (cqe->user_data >> 56) {
     case NU_REQUEST_WAKEUP:
         ring->wakeup_armed = false;
-        ring->woken = ring->wakeup_fd >= 0;
+        ring->woken = ring->wakeup_fd >= 0 && cqe->res > 0;
+        if (cqe->res < 0)
+            ring->results->ring_errno = -cqe->res;
         break;
     case NU_REQUEST_LISTENER:
         ring->listeners[index].armed = false;
         ring->listeners[index].ready = cqe->res > 0;
+        if (cqe->res < 0 && cqe->res != -ECANCELED)
+            nu_listener_failed(ring, &ring->listeners[index], -cqe->res);
         break;
     case NU_REQUEST_RECEIVE:
     case NU_REQUEST_CANCEL:
@@ -172,7 +182,7 @@ static bool arm(struct nu_ring *ring) {
             nu_queue_poll(&ring->queue, ring->wakeup_fd, nu_user_data(NU_REQUEST_WAKEUP, 0, 0));
     if (ring->listening && (nu_connections_have_room(ring) || ring->refuse))
         for (uint32_t i = 0; i < ring->listener_count; i++)
-            if (!ring->listeners[i].armed)
+            if (!ring->listeners[i].armed && !ring->listeners[i].failed)
                 ring->listeners[i].armed = nu_queue_poll(&ring->queue, ring->listeners[i].fd,
                                                          nu_user_data(NU_REQUEST_LISTENER, i, 0));
     bool small = arm_receives(ring, NU_SMALL);
@@ -182,6 +192,14 @@ static bool arm(struct nu_ring *ring) {
 
 /* Passes. */
 
+/* Notes an error for the caller, who may want to make the next pass later. */
+static bool try_again(struct nu_ring *ring, int error) {
+    if (!nu_error_may_pass(error))
+        return false;
+    ring->results->ring_errno = -error;
+    return true;
+}
+
 int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns) {
     int64_t end_ns = timeout_ns > 0 ? nu_now_ns() + timeout_ns : 0;
     bool all_armed;
@@ -189,19 +207,28 @@ int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns) {
     nu_connections_settle(ring);
     ring->woken = false;
     ring->results->accept_errno = 0;
+    ring->results->receive_errno = 0;
+    ring->results->ring_errno = 0;
+    if (ring->draining)
+        return nu_drain_pass(ring);
     do {
         all_armed = arm(ring);
         /* Those that are not may have data: arming goes on, a poolful at a time, before a wait. It
          * comes to its end: a buffer that is not the kernel's is on its way to the caller. */
         error = nu_queue_enter(&ring->queue, all_armed && !ring->ready.count ? timeout_ns : 0);
-        if (error)
+        bool interrupted = error == -EINTR;
+        if (interrupted)
+            /* A signal ended the wait. What does not wait cannot be interrupted by one. */
+            error = nu_queue_enter(&ring->queue, 0);
+        if (error && !try_again(ring, error))
             return error;
         bool any = nu_ring_reap(ring, &error);
-        if (error)
+        if (error && !try_again(ring, error))
             return error;
         nu_connections_serve(ring);
         nu_connections_accept(ring);
-        if (ring->results->count || ring->woken || ring->results->accept_errno)
+        if (ring->results->count || ring->woken || interrupted || ring->results->accept_errno ||
+            ring->results->ring_errno)
             break;
         /* Without a completion it was the timeout, or a signal. */
         if (!any && all_armed)

@@ -44,22 +44,43 @@ SAME(NU_URING_BUF_BYTES, sizeof(struct io_uring_buf));
 SAME(NU_URING_BUF_REG_BYTES, sizeof(struct io_uring_buf_reg));
 SAME(NU_URING_GETEVENTS_ARG_BYTES, sizeof(struct io_uring_getevents_arg));
 
-enum { GENERATION_BITS = 24 };
+enum { GENERATION_BITS = 24, PAUSE_NS = 1000000, SETUP_TRIES = 10 };
+
+bool nu_error_may_pass(int error) {
+    return error == -EINTR || error == -EAGAIN || error == -EBUSY;
+}
+
+void nu_pause(void) {
+    const struct timespec pause = {.tv_nsec = PAUSE_NS};
+    nanosleep(&pause, NULL);
+}
 
 /* System calls. */
 
 static int io_uring_setup(uint32_t entries, struct io_uring_params *params) {
-    long fd = syscall(__NR_io_uring_setup, entries, params);
-    return fd < 0 ? -errno : (int)fd;
+    long fd = -EAGAIN;
+    for (int tries = 0; tries < SETUP_TRIES && nu_error_may_pass((int)fd); tries++) {
+        if (tries)
+            nu_pause();
+        fd = syscall(__NR_io_uring_setup, entries, params);
+        fd = fd < 0 ? -errno : fd;
+    }
+    return (int)fd;
 }
 
 int nu_queue_register_buffers(struct nu_queue *queue, struct io_uring_buf_ring *memory,
                               uint32_t entries, uint16_t group) {
     struct io_uring_buf_reg registration = {
         .ring_addr = (uintptr_t)memory, .ring_entries = entries, .bgid = group};
-    long result =
-        syscall(__NR_io_uring_register, queue->fd, IORING_REGISTER_PBUF_RING, &registration, 1);
-    return result < 0 ? -errno : 0;
+    int error = -EAGAIN;
+    for (int tries = 0; tries < SETUP_TRIES && nu_error_may_pass(error); tries++) {
+        if (tries)
+            nu_pause();
+        long result =
+            syscall(__NR_io_uring_register, queue->fd, IORING_REGISTER_PBUF_RING, &registration, 1);
+        error = result < 0 ? -errno : 0;
+    }
+    return error;
 }
 
 int nu_queue_enter(struct nu_queue *queue, int64_t wait_ns) {
@@ -74,10 +95,7 @@ int nu_queue_enter(struct nu_queue *queue, int64_t wait_ns) {
     if (syscall(__NR_io_uring_enter, queue->fd, submit, wait, flags, wait ? &arg : NULL,
                 wait ? sizeof arg : 0) >= 0)
         return 0;
-    /* EAGAIN: no memory for a request; EBUSY: completions must be taken first. */
-    if (errno == ETIME || errno == EINTR || errno == EAGAIN || errno == EBUSY)
-        return 0;
-    return -errno;
+    return errno == ETIME ? 0 : -errno;
 }
 
 /* Requests. */

@@ -49,8 +49,15 @@ int nu_queue_register_buffers(struct nu_queue *queue, struct io_uring_buf_ring *
                               uint32_t entries, uint16_t group);
 
 /* Submits what is prepared, makes the kernel run its deferred work, and waits for a completion if
- * wait_ns > 0. Returns 0, also where that was for nothing and is worth another try, or -errno. */
+ * wait_ns > 0. Returns 0, also where none came in time, or -errno. */
 int nu_queue_enter(struct nu_queue *queue, int64_t wait_ns);
+
+/* Returns true for the -errno of a call that is worth another try: -EINTR, a signal ended the wait;
+ * -EAGAIN, no memory for a request; -EBUSY, completions must be taken first. */
+bool nu_error_may_pass(int error);
+
+/* Sleeps for a millisecond, between two tries. */
+void nu_pause(void);
 
 /* Takes the next completion; returns false where there is none. */
 bool nu_queue_take(struct nu_queue *queue, struct io_uring_cqe *completion);

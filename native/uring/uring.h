@@ -38,11 +38,14 @@ struct nu_pool_config {
 struct nu_ring_results {
     uint32_t count;          /* completions */
     uint64_t received_bytes; /* in all of them */
-    int32_t accept_errno; /* why accepting was stopped by a lack of resources; 0 where it was not */
-    uint64_t refused;     /* since the start, as all that follows */
-    uint64_t overflows;   /* times that the kernel's completion queue did not suffice */
-    uint64_t starved;     /* receives that found no buffer */
-    uint64_t stale;       /* completions for a connection that is no more: there should be none */
+    int32_t accept_errno;  /* why no client is accepted any more, of one listener or of all; 0 where
+                              it was not stopped */
+    int32_t receive_errno; /* why a connection that the network did not end was ended; or 0 */
+    int32_t ring_errno;    /* why the ring did not do what it should: it may the next time; or 0 */
+    uint64_t refused;      /* since the start, as all that follows */
+    uint64_t overflows;    /* times that the kernel's completion queue did not suffice */
+    uint64_t starved;      /* receives that found no buffer */
+    uint64_t stale;        /* completions for a connection that is no more: there should be none */
 };
 
 /* All memory and the descriptors stay the caller's, who keeps them until nu_ring_close. The
@@ -98,16 +101,18 @@ void nu_ring_disconnect(struct nu_ring *ring, uint32_t connection);
  * or with orderly a FIN if it was received from to the end. */
 void nu_ring_finish_close(struct nu_ring *ring, uint32_t connection, int orderly);
 
-/* Starts or stops the accepting of clients; stopped by the ring itself when accept_errno is set. */
-void nu_ring_listen(struct nu_ring *ring, int on);
+/* Starts to accept clients, again where accept_errno says that it was stopped. */
+void nu_ring_listen(struct nu_ring *ring);
 
-/* Watches the wake-up descriptor no more. */
-void nu_ring_ignore_wakeup(struct nu_ring *ring);
+/* Ends every request, for good: each pass from then on receives once from every connection, waits
+ * for nothing, accepts no one and does not look at the wake-up descriptor. To be called between
+ * passes. */
+void nu_ring_begin_drain(struct nu_ring *ring);
 
 /* Accepts one client from the listener with this index. To be called between passes.
  *
- * Returns its slot; -EAGAIN where nobody waits, -ENOSPC where no slot is free, else -errno of
- * accept(2), with accept_errno set as by a pass.
+ * Returns its slot; -ENOSPC where no slot is free, else -errno of accept(2): -EAGAIN where no
+ * client waits.
  */
 int nu_ring_accept(struct nu_ring *ring, uint32_t listener);
 

@@ -1,4 +1,4 @@
-"""The pause in accepting when the process or the system is out of descriptors or memory."""
+"""The pause in accepting after accept(2) has failed, for lack of descriptors or for good."""
 
 import os
 import time
@@ -8,7 +8,7 @@ from numbers_uring.limits import ACCEPT_BACKOFF_S, ACCEPT_WARNING_INTERVAL_S
 
 
 class AcceptBackoff:
-    """Says how long to accept nothing, and warns once in ACCEPT_WARNING_INTERVAL_S."""
+    """Tells how long to accept nothing, and warns once in ACCEPT_WARNING_INTERVAL_S."""
 
     def __init__(self, warn: Callable[[str], None]) -> None:
         self.active = False
@@ -26,7 +26,7 @@ class AcceptBackoff:
             self._warn(f"cannot accept connections for now: {os.strerror(error)}")
 
     def left_s(self) -> float:
-        """Return how long the pause lasts yet; it is over, and not `active`, with 0."""
+        """Return how much of the pause is left; at 0 it is over, and `active` is false."""
         left_s = max(self._until_s - time.monotonic(), 0.0)
         self.active = left_s > 0
         return left_s

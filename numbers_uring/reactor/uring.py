@@ -4,11 +4,13 @@ What it stands on, beside what native/uring/pass.c says of the kernel:
 
 - A piece stays where the kernel put it until the next pass gives its buffer back, so rows that an
   iterator left behind keep their buffers, and the next wait hands them out first.
+- A stop receives with recv(2): see native/uring/drain.c.
 - With IORING_SETUP_DEFER_TASKRUN completions are made only inside of the ring's own system call
   (io_uring_setup(2)): who does not wait receives nothing, and TCP holds the clients back.
 """
 
 import errno
+import math
 import os
 import select
 import socket
@@ -25,6 +27,8 @@ from numbers_uring.config import WhenFull
 from numbers_uring.limits import (
     ACCEPTS_PER_PASS_MAX,
     DRAIN_BYTES_MAX,
+    DRAIN_FULL_BYTES,
+    DRAIN_PAUSE_S,
     DRAIN_QUIET_S,
     HEADROOM_BYTES,
     RING_COMPLETIONS_MAX,
@@ -34,16 +38,20 @@ from numbers_uring.limits import (
     RING_SMALL_BUFFERS,
     RING_SMALL_BYTES,
     RING_SUBMISSIONS_MAX,
+    RING_WARNING_INTERVAL_S,
 )
 from numbers_uring.net.listeners import backlog_connections
 from numbers_uring.reactor.accept_backoff import AcceptBackoff
 from numbers_uring.reactor.contract import Completion, End, Kind
 from numbers_uring.reactor.pacing import Pacing
+from numbers_uring.reactor.ring_retries import RingRetries
 
 assert tuple(Kind) == (lib.NU_OPENED, lib.NU_RECEIVED, lib.NU_CLOSED)
 assert tuple(End) == (lib.NU_EOF, lib.NU_RESET, lib.NU_DISCONNECTED)
 
 _RECEIVED, _CLOSED, _DISCONNECTED = int(Kind.RECEIVED), int(Kind.CLOSED), int(End.DISCONNECTED)
+
+_EXHAUSTED = {-errno.EMFILE, -errno.ENFILE, -errno.ENOBUFS, -errno.ENOMEM}
 
 _ROW = struct.Struct("=4I")
 _FAMILY = struct.Struct("=H")
@@ -51,8 +59,6 @@ _PORT = struct.Struct("!2xH")
 """Where sockaddr_in and sockaddr_in6 have them; their hosts are 4 and 8 bytes from the start."""
 _SCOPE_ID = struct.Struct("=24xI")
 """Of sockaddr_in6."""
-_PASS_S_MIN = 0.001
-"""A wait for what must be there already: long enough for the ring to arm a receive again."""
 
 
 class UringReactor:
@@ -78,6 +84,9 @@ class UringReactor:
             listener.setblocking(False)
         self._connections_max = connections_max
         self._backoff = AcceptBackoff(warn)
+        self._warn = warn
+        self._warned_s = -RING_WARNING_INTERVAL_S
+        self._retries = RingRetries(warn)
         self._pacing = Pacing()
         self._disconnected: set[int] = set()
         self._to_adopt: list[tuple[int, Peer]] = []
@@ -116,7 +125,7 @@ class UringReactor:
         self._arena = ffi.from_buffer("uint8_t[]", self.arena, require_writable=True)
         config.arena, config.arena_bytes = self._arena, arena_bytes
         self._ring = self._open(config)
-        lib.nu_ring_listen(self._ring, True)
+        lib.nu_ring_listen(self._ring)
 
     @staticmethod
     def _open(config: Any) -> Any:
@@ -143,6 +152,8 @@ class UringReactor:
             sleep_s = self._pacing.sleep_s()
             if sleep_s:
                 time.sleep(sleep_s)
+            if self._retries.pause_s:
+                self.sleep(min(timeout_s, self._retries.pause_s))
             self._pass(timeout_s)
             self._pacing.note_pass(
                 time.monotonic(), self._results.count, self._results.received_bytes
@@ -150,13 +161,23 @@ class UringReactor:
         return self._take_rows()
 
     def _pass(self, timeout_s: float) -> None:
-        """Have new rows made; those of the last pass must have been handed out."""
+        """Make new rows; those of the last pass must have been handed out."""
         count = lib.nu_ring_pass(self._ring, int(max(timeout_s, 0) * 1e9))
         if count < 0:
             raise OSError(-count, f"io_uring_enter: {os.strerror(-count)}")
         self._rows = _ROW.iter_unpack(self._completion_bytes[: count * _ROW.size])
-        if self._results.accept_errno:
-            self._backoff.begin(self._results.accept_errno)
+        results = self._results
+        if results.accept_errno:
+            self._backoff.begin(results.accept_errno)
+        if results.receive_errno:
+            self._warn_of_receive(results.receive_errno)
+        self._retries.note(0 if count else results.ring_errno)
+
+    def _warn_of_receive(self, error: int) -> None:
+        now_s = time.monotonic()
+        if now_s - self._warned_s >= RING_WARNING_INTERVAL_S:
+            self._warned_s = now_s
+            self._warn(f"cannot receive from a client, disconnecting it: {os.strerror(error)}")
 
     def _take_rows(self) -> Iterator[Completion]:
         for row in self._rows:
@@ -224,17 +245,16 @@ class UringReactor:
         left_s = self._backoff.left_s()
         if left_s:
             return min(timeout_s, left_s)
-        lib.nu_ring_listen(self._ring, True)
+        lib.nu_ring_listen(self._ring)
         return timeout_s
 
     # Stopping.
 
     def drain(self, end_s: float) -> Iterator[Completion]:
-        lib.nu_ring_listen(self._ring, False)
-        lib.nu_ring_ignore_wakeup(self._ring)
+        yield from self._take_rows()
         if self._waiting is None:
             self._waiting = [backlog_connections(listener) for listener in self._listeners]
-        yield from self._take_rows()
+            lib.nu_ring_begin_drain(self._ring)
         yield from self._take_adopted()
         while True:
             yield from self._accept_waiting(self._waiting)
@@ -244,7 +264,7 @@ class UringReactor:
             for connection in self._open_connections():
                 self.disconnect(connection)
             while lib.nu_ring_next_open(self._ring, 0) >= 0:
-                self._pass(DRAIN_QUIET_S)
+                self._pass(0)
                 yield from self._take_rows()
 
     def _open_connections(self) -> Iterator[int]:
@@ -257,32 +277,34 @@ class UringReactor:
         """Hand out what is held for each connection now, and what comes on top until `end_s`.
 
         A client that has written all and left may have part of that in its own send buffer, because
-        the window was closed: it comes as soon as there is room. So silence ends this, and for a
-        client that never stops, DRAIN_S and DRAIN_BYTES_MAX do.
+        the window was closed, which takes DRAIN_FULL_BYTES: it comes as soon as there is room. So
+        silence ends this, and for a client that never stops, DRAIN_S and DRAIN_BYTES_MAX do.
         """
-        owed_bytes = {
-            connection: lib.nu_ring_held_bytes(self._ring, connection)
-            for connection in self._open_connections()
-        }
-        silent_from_s = time.monotonic()
-        in_vain = False
+        owed_bytes = {each: self._owed_bytes(each) for each in self._open_connections()}
+        quiet_s = DRAIN_QUIET_S if max(owed_bytes.values()) >= DRAIN_FULL_BYTES else 0.0
+        quiet_from_s = -math.inf
         while lib.nu_ring_next_open(self._ring, 0) >= 0:
+            self._pass(0)
             now_s = time.monotonic()
             late = now_s >= end_s
-            left_s = silent_from_s + (_PASS_S_MIN if late else DRAIN_QUIET_S) - now_s
-            # However late it is, what the sockets hold takes passes to be seen.
-            if left_s <= 0 and in_vain:
-                return
-            self._pass(max(left_s, _PASS_S_MIN))
-            in_vain = not self._results.count
+            if not self._results.count:
+                if late or now_s >= quiet_from_s + quiet_s:
+                    return
+                time.sleep(DRAIN_PAUSE_S)
+                continue
+            quiet_from_s = now_s
             for completion in self._take_rows():
                 kind, connection, _, size = completion
                 yield completion
-                silent_from_s = time.monotonic()
                 owed_bytes[connection] -= size
                 enough = owed_bytes[connection] <= (0 if late else -DRAIN_BYTES_MAX)
                 if kind == _RECEIVED and enough:
                     self.disconnect(connection)
+
+    def _owed_bytes(self, connection: int) -> int:
+        held_bytes: int = lib.nu_ring_held_bytes(self._ring, connection)
+        # Where Linux does not say, as much is read as a client may send on top.
+        return held_bytes if held_bytes >= 0 else DRAIN_BYTES_MAX
 
     def _accept_waiting(self, waiting: list[int]) -> Iterator[Completion]:
         """Accept, of those that were in the backlog when the stop began, as many as may come in."""
@@ -291,15 +313,13 @@ class UringReactor:
                 connection = lib.nu_ring_accept(self._ring, listener)
                 if connection == -errno.ENOSPC:
                     return
-                waiting[listener] -= 1
+                if connection in _EXHAUSTED:
+                    # A close may free what is missing.
+                    self._backoff.begin(-connection)
+                    return
+                waiting[listener] = 0 if connection == -errno.EAGAIN else waiting[listener] - 1
                 if connection >= 0:
                     yield Kind.OPENED, connection, 0, 0
-                elif self._results.accept_errno:
-                    self._backoff.begin(self._results.accept_errno)
-                    waiting[listener] += 1
-                    break
-                elif connection == -errno.EAGAIN:
-                    waiting[listener] = 0
 
     def close(self) -> None:
         lib.nu_ring_close(self._ring)
