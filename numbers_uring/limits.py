@@ -176,11 +176,8 @@ RING_QUEUED_MIN = 4096
 RING_COMPLETIONS_MAX = 4096
 """The most that one pass of the ring hands out."""
 
-WAIT_S_MAX = 3600.0
-"""The longest wait of a loop. It only bounds one call: waiting again costs nothing at this rate."""
-
-WORKER_WAIT_S_MAX = 1.0
-"""The longest wait of a further loop: it comes round even where waking it up has failed."""
+WAIT_S_MAX = 1.0
+"""The longest wait of a loop: whatever a wake-up that failed was for is seen by then."""
 
 CLOSE_POLL_S = 0.0005
 """How often a loop checks whether the numbers of a client that has left are stored by now."""

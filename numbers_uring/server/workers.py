@@ -12,7 +12,6 @@ from numbers_uring.addresses import Peer
 from numbers_uring.errors import SinkError
 from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.report import Counts
-from numbers_uring.limits import WORKER_WAIT_S_MAX
 from numbers_uring.reactor.contract import Reactor
 from numbers_uring.server.loop import Loop, Shared, Statistics
 from numbers_uring.system.threads import start_thread, wait_for_beginning
@@ -47,7 +46,7 @@ class Mailbox:
         return [self._clients.popleft() for _ in range(len(self._clients))]
 
     def wake(self) -> None:
-        """Make the worker come round; where that fails, it does within WORKER_WAIT_S_MAX."""
+        """Make the worker come round; where that fails, it does within WAIT_S_MAX."""
         with suppress(OSError):
             os.eventfd_write(self.wakeup_fd, 1)
 
@@ -78,7 +77,7 @@ class Worker:
         self.loop = Loop(reactor, intake, shared, self)
         self._reactor = reactor
         self._mailbox = mailbox
-        self._wait_s_max = min(round_s, WORKER_WAIT_S_MAX)
+        self._round_s = round_s
         self._on_close = on_close
 
     @property
@@ -86,7 +85,7 @@ class Worker:
         return self._mailbox.stop.is_set()
 
     def due_s(self) -> float:
-        return time.monotonic() + self._wait_s_max
+        return time.monotonic() + self._round_s
 
     def take_over(self, _: int) -> bool:
         return False

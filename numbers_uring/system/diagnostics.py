@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 import threading
 from datetime import UTC, datetime
 
@@ -55,11 +56,13 @@ class Diagnostics:
     def take_over(self) -> None:
         """Log what else would be written to standard error.
 
-        That is what libraries log, from warnings on, and the failures of threads, which are
-        otherwise tracebacks; one that no one expected has its traceback behind it as debug lines.
+        That is what libraries log, from warnings on, and the failures of threads and where nothing
+        can be raised, which are otherwise tracebacks; one that no one expected has its traceback
+        behind it as debug lines.
         """
         logging.getLogger().addHandler(self._handler)
         threading.excepthook = self._log_thread_failure
+        sys.unraisablehook = self._log_unraisable
 
     def log_traceback(self, error: BaseException) -> None:
         """Log where the error was raised, line by line, at the level debug."""
@@ -67,6 +70,13 @@ class Diagnostics:
 
         for line in traceback.format_exception(error):
             self.debug(line)
+
+    def _log_unraisable(self, hook: "sys.UnraisableHookArgs") -> None:
+        error = hook.exc_value
+        if isinstance(error, Exception):
+            where = f" {hook.err_msg.removeprefix('Exception ignored ')}" if hook.err_msg else ""
+            self.warning(f"ignored a failure{where}: {UnexpectedError(error)}")
+            self.log_traceback(error)
 
     def _log_thread_failure(self, hook: threading.ExceptHookArgs) -> None:
         name = hook.thread.name if hook.thread is not None else "unnamed"

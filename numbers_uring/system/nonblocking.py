@@ -61,7 +61,8 @@ def open_stream(fd: int) -> Stream:
         try:
             return _Direct(_reopen(fd))
         except OSError as error:
-            if error.errno in {errno.ENXIO, errno.EIO}:
+            # No one has the pipe open for reading, or the terminal hung up.
+            if error.errno == errno.ENXIO or (terminal and error.errno == errno.EIO):
                 raise
     elif stat.S_ISCHR(mode) and os.major(status.st_rdev) == _MEMORY_DEVICES_MAJOR:
         return _Direct(lambda data: os.write(fd, data))  # /dev/null and /dev/full never wait.

@@ -104,8 +104,8 @@ class Requests:
             signal.signal(number, signal.SIG_IGN)
 
     def wake(self) -> None:
-        """Make the wake-up descriptor readable; from any thread."""
-        with suppress(BlockingIOError):
+        """Make the wake-up descriptor readable; from any thread. It may fail: see WAIT_S_MAX."""
+        with suppress(OSError):
             os.write(self._write_fd, b"\0")
 
     def take_reopen(self) -> bool:

@@ -169,3 +169,23 @@ def test_rotation_and_reports_go_on_beside_floods(
     data = b"".join(path.read_bytes() for path in tmp_path.glob("numbers.log*"))
     assert sorted(map(int, data.split())) == list(range(1_600_000))
     assert server.reported() == (1_600_000, 0, 1_600_000)
+
+
+@pytest.mark.parametrize("stop", ["terminate", "SIGTERM"])
+def test_wake_ups_that_fail_delay_a_stop_and_do_not_prevent_it(
+    serve: Serve, backend: str, tmp_path: Path, stop: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import errno, os\n"
+        "def refuse(*_):\n"
+        "    raise OSError(errno.EIO, os.strerror(errno.EIO))\n"
+        "os.eventfd_write = refuse\n"
+    )
+    server = serve(
+        *("--backend", backend, "--reactors", "2"), environment={"PYTHONPATH": str(tmp_path)}
+    )
+    with server.connect() as first, server.connect() as second:
+        first.sendall(lines([1]))
+        second.sendall(lines([2]))
+        assert server.terminate() == 0 if stop == "terminate" else server.stop() == 0
+    assert server.logged_set() == {1, 2}

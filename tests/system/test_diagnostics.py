@@ -1,8 +1,11 @@
 """Diagnostics: one line each, as text or JSON, of a level that is wanted."""
 
+import errno
 import json
 import logging
 import os
+import signal
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime
@@ -91,12 +94,11 @@ def test_whatever_is_said_is_one_printable_line_that_a_pipe_takes_whole(
 
 @pytest.fixture
 def taken_over(said: Said) -> Iterator[Said]:
-    root, hook = logging.getLogger(), threading.excepthook
-    before = root.handlers[:]
+    root = logging.getLogger()
+    before = root.handlers[:], threading.excepthook, sys.unraisablehook
     said.say.take_over()
     yield said
-    root.handlers[:] = before
-    threading.excepthook = hook
+    root.handlers[:], threading.excepthook, sys.unraisablehook = before
 
 
 @pytest.mark.parametrize("form", list(LogFormat))
@@ -144,3 +146,30 @@ def test_the_traceback_of_a_thread_that_fails_is_there_for_debugging(taken_over:
     thread.start()
     thread.join()
     assert any("in fail" in line for line in taken_over.lines())
+
+
+class _FailsAtItsEnd:
+    def __del__(self) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def test_a_failure_where_nothing_can_be_raised_is_one_line(taken_over: Said) -> None:
+    _FailsAtItsEnd()
+    (line,) = taken_over.lines()
+    assert line.startswith("numbers-uring: ignored a failure: ")
+    assert os.strerror(errno.EIO) in line
+
+
+def test_a_signal_whose_wake_up_fails_is_one_line(taken_over: Said) -> None:
+    read_fd, write_fd = os.pipe2(os.O_NONBLOCK)
+    before_fd = signal.set_wakeup_fd(write_fd)
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    os.close(write_fd)
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.set_wakeup_fd(before_fd)
+        signal.signal(signal.SIGUSR1, before)
+        os.close(read_fd)
+    (line,) = taken_over.lines()
+    assert line.startswith("numbers-uring: ignored a failure when trying to write to the signal")
