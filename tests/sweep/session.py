@@ -423,7 +423,8 @@ class Session:
         if self._outcome.injection:
             with trace.open(errors="replace") as lines:
                 said = [line.rstrip() for line in lines if "INJECTED" in line or "DELAYED" in line]
-            self._outcome.injected = said[:20] + (said[-1:] if len(said) > 20 else [])
+            # Of calls that fail for ever, some say which descriptors are meant.
+            self._outcome.injected = said if len(said) <= 400 else [*said[:200], *said[-200:]]
 
 
 def _stack(pid: int) -> str:

@@ -88,11 +88,17 @@ def not_started(**changes: Any) -> Outcome:
             id="a unix socket cannot be reset",
         ),
         pytest.param(
-            good(stdout=REPORTS[:1], injected=["12 write(1<pipe:[3]>, 60) = -1 (INJECTED)"]),
+            good(
+                stdout=REPORTS[:1],
+                injected=['12 write(9<pipe:[3]>, "Received 1 "..., 60) = -1 (INJECTED)'],
+            ),
             id="a report that could not be written",
         ),
         pytest.param(
-            failed(stderr=[START], injected=["12 write(2<pipe:[3]>, 60) = -1 (INJECTED)"]),
+            failed(
+                stderr=[START],
+                injected=['12 write(9<pipe:[3]>, "numbers-uring: error: ", 60) = -1'],
+            ),
             id="a line that could not be written",
         ),
     ],

@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import os
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -158,18 +157,3 @@ def test_a_failure_where_nothing_can_be_raised_is_one_line(taken_over: Said) -> 
     (line,) = taken_over.lines()
     assert line.startswith("numbers-uring: ignored a failure: ")
     assert os.strerror(errno.EIO) in line
-
-
-def test_a_signal_whose_wake_up_fails_is_one_line(taken_over: Said) -> None:
-    read_fd, write_fd = os.pipe2(os.O_NONBLOCK)
-    before_fd = signal.set_wakeup_fd(write_fd)
-    before = signal.signal(signal.SIGUSR1, lambda *_: None)
-    os.close(write_fd)
-    try:
-        signal.raise_signal(signal.SIGUSR1)
-    finally:
-        signal.set_wakeup_fd(before_fd)
-        signal.signal(signal.SIGUSR1, before)
-        os.close(read_fd)
-    (line,) = taken_over.lines()
-    assert line.startswith("numbers-uring: ignored a failure when trying to write to the signal")
