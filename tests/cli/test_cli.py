@@ -17,6 +17,7 @@ from support.logs import lines
 from support.processes import ServerProcess, assert_one_line_error
 from support.processes import run_command as run
 from support.seccomp import FORBID
+from support.waiting import DEADLINE_S
 
 LINES = lines(range(100))
 
@@ -154,7 +155,7 @@ def test_a_limit_of_descriptors_that_is_too_low_is_said(tmp_path: Path) -> None:
         check=False,
         cwd=tmp_path,
         text=True,
-        timeout=30,
+        timeout=DEADLINE_S,
     )
     assert_one_line_error(done, 3, "1000", "hard limit is 100")
     assert list(tmp_path.iterdir()) == []
@@ -179,7 +180,7 @@ def test_too_little_memory_is_said(limits: list[str], tmp_path: Path) -> None:
         check=False,
         cwd=tmp_path,
         text=True,
-        timeout=30,
+        timeout=DEADLINE_S,
     )
     assert_one_line_error(done, 3, "memory")
     assert log.read_bytes() == LINES
@@ -233,7 +234,7 @@ def run_without_a_ring(
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         text=True,
-        timeout=30,
+        timeout=DEADLINE_S,
     )
 
 
@@ -295,6 +296,6 @@ def test_closed_standard_streams_do_no_harm_to_an_error() -> None:
     done = subprocess.run(
         ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "numbers_uring", "x"],
         check=False,
-        timeout=30,
+        timeout=DEADLINE_S,
     )
     assert done.returncode == 2

@@ -52,7 +52,7 @@ COMMANDS: dict[str, click.Command] = {
 }
 OPTIONS_OF = ("serve", "load", "check", "doctor", "own", "cluster init", "cluster status")
 
-pytestmark = pytest.mark.timeout(300)  # Whole pages, on a busy machine.
+pytestmark = pytest.mark.timeout(1200)  # Whole pages, on a busy machine.
 
 
 def run_page(page: Path, tmp_path: Path) -> list[dict[str, Any]]:
@@ -100,7 +100,7 @@ def run_page(page: Path, tmp_path: Path) -> list[dict[str, Any]]:
         },
         stdin=subprocess.DEVNULL,
         text=True,
-        timeout=240,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     failed = state / "failed"

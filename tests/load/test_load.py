@@ -27,8 +27,8 @@ from numbers_uring.load.lines import make_lines
 from numbers_uring.load.model import LoadParameters, Mix
 from numbers_uring.load.run import run_load
 from ports import reserve_port
+from support.waiting import DEADLINE_S
 
-DEADLINE_S = 60
 COMMAND = [sys.executable, "-m", "numbers_uring"]
 MIXES = list(Mix)
 

@@ -27,6 +27,7 @@ from numbers_uring.log.check import check_logs, open_logs, repair_logs
 from numbers_uring.log.writer import LogError
 from support.logs import lines
 from support.processes import ServerProcess
+from support.waiting import DEADLINE_S
 
 BITMAP = bytearray(BITMAP_BYTES)
 """Shared: each check clears it first."""
@@ -65,7 +66,7 @@ def run_process(*arguments: object, **options: Any) -> subprocess.CompletedProce
         check=False,
         stdin=subprocess.DEVNULL,
         text=True,
-        timeout=30,
+        timeout=DEADLINE_S,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
     )
 
@@ -287,7 +288,7 @@ def test_too_little_memory_is_one_line_and_exit_3(log: Path) -> None:
         capture_output=True,
         check=False,
         text=True,
-        timeout=30,
+        timeout=DEADLINE_S,
     )
     assert_error(Done(done.returncode, done.stdout, done.stderr), 3, "memory")
 

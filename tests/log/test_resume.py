@@ -9,6 +9,7 @@ import pytest
 
 from support.logs import lines
 from support.processes import ServerProcess
+from support.waiting import DEADLINE_S
 
 Serve = Callable[..., ServerProcess]
 OLD = lines(range(0, 1000, 2))
@@ -57,7 +58,7 @@ def test_a_bad_line_is_refused_with_its_place_and_the_file_left_as_it_is(
         capture_output=True,
         check=False,
         text=True,
-        timeout=30,
+        timeout=DEADLINE_S,
     )
     assert done.returncode == 3
     assert f"the line at byte {len(OLD)} is no number" in done.stderr

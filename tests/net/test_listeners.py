@@ -208,7 +208,7 @@ def test_the_systems_default_does_not_matter(namespaces: None, setting: str) -> 
         "from numbers_uring.net.listeners import listen\n"
         "import socket\n"
         "(one,) = listen([TcpAddress('::', 0)], unix_mode=0, unix_group=None).sockets\n"
-        "socket.create_connection(('127.0.0.1', one.getsockname()[1]), timeout=10)\n"
+        "socket.create_connection(('127.0.0.1', one.getsockname()[1]), timeout=60)\n"
     )
     script = 'ip link set lo up; echo "$1" > /proc/sys/net/ipv6/bindv6only; exec "$2" -c "$3"'
     command = ["unshare", "--net", "sh", "-ec", script, "-", setting, sys.executable, program]
@@ -223,7 +223,7 @@ def test_a_link_local_address_is_shown_with_its_zone(namespaces: None) -> None:
         "here = TcpAddress('fe80::7%lo', 4000)\n"
         "(one,) = listen([here], unix_mode=0, unix_group=None).sockets\n"
         "assert address_text(one) == '[fe80::7%lo]:4000' == str(here)\n"
-        "client = socket.create_connection((here.host, here.port), timeout=10)\n"
+        "client = socket.create_connection((here.host, here.port), timeout=60)\n"
         "peer = tcp_address(one.accept()[1])\n"
         "assert peer.host == 'fe80::7%lo', peer\n"
     )

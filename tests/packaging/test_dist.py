@@ -14,6 +14,7 @@ import pytest
 
 from numbers_uring import __version__
 from support.processes import ServerProcess
+from support.waiting import DEADLINE_S
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = f"numbers_uring-{__version__}"
@@ -25,12 +26,12 @@ SHARE = {
     "share/zsh/site-functions/_numbers-uring",
 }
 
-pytestmark = pytest.mark.timeout(300)  # A build, and a venv, on a busy machine.
+pytestmark = pytest.mark.timeout(1200)  # A build, and a venv, on a busy machine.
 
 
 def output(*command: str | Path, cwd: Path | None = None) -> str:
     done = subprocess.run(
-        command, capture_output=True, check=False, cwd=cwd, text=True, timeout=240
+        command, capture_output=True, check=False, cwd=cwd, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -126,7 +127,7 @@ def another_python() -> str | None:
     ask = "import ensurepip, ssl, sys, venv; print(*sys.version_info[:2])"
     for python in candidates():
         done = subprocess.run(
-            [python, "-c", ask], capture_output=True, check=False, text=True, timeout=30
+            [python, "-c", ask], capture_output=True, check=False, text=True, timeout=DEADLINE_S
         )
         version = tuple(map(int, done.stdout.split())) if done.returncode == 0 else ()
         if version >= PYTHON_MIN and version != sys.version_info[:2]:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 from bench_plot import PLOTTED, STYLES, Point, plot, points_of
 from numbers_uring.load.plot_file import PlotFile
+from support.waiting import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "perf" / "RESULTS.md"
@@ -30,7 +31,7 @@ PRINTED = """
 
 def draw(*paths: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(ROOT / "perf" / "bench_plot.py"), *map(str, paths)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
 
 
 def test_the_tables_that_are_drawn_are_read_and_no_others() -> None:
@@ -72,7 +73,7 @@ def test_tables_that_are_not_drawn_are_refused_before_anything_is_measured(tmp_p
         [*command, "--plot", str(tmp_path / "picture.svg")],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert done.returncode == 2

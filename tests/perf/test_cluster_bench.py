@@ -12,6 +12,7 @@ from cluster_bench import ClusterBench
 from engines import SYNCED
 from numbers_uring.load.lines import make_lines
 from numbers_uring.load.model import LoadParameters
+from support.waiting import DEADLINE_S
 
 BENCH = Path(__file__).parents[2] / "perf" / "cluster_bench.py"
 NUMBERS = 20_000
@@ -28,7 +29,7 @@ def test_a_whole_cluster_is_measured_and_its_logs_are_checked(tmp_path: Path) ->
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

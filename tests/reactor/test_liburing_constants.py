@@ -15,6 +15,7 @@ import pytest
 
 from numbers_uring._native import lib
 from numbers_uring.reactor.probe import receives
+from support.waiting import DEADLINE_S
 
 pytest.importorskip("liburing", reason="the binding is installed with the extra dev alone")
 
@@ -40,7 +41,7 @@ def ask(code: str) -> Any:
         check=False,
         env={**os.environ, "PYTHONFAULTHANDLER": ""},
         text=True,
-        timeout=60,
+        timeout=DEADLINE_S,
     )
     if done.returncode < 0:
         pytest.skip(f"liburing was ended by {signal.Signals(-done.returncode).name} on this CPU")

@@ -299,6 +299,7 @@ def test_counters_only_grow_under_a_flood_and_end_at_what_was_sent(
     assert server.reported() == (unique, duplicate, unique)
 
 
+@pytest.mark.alone
 def test_a_scraper_that_is_stuck_does_not_delay_a_stop(serve: Serve) -> None:
     server = serve("--metrics", "127.0.0.1:0")
     address = urlsplit(url_of(server))

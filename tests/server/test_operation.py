@@ -16,7 +16,7 @@ import pytest
 from numbers_uring.limits import DISCONNECT_LOG_PER_S_MAX
 from support.clients import is_closed
 from support.logs import lines
-from support.processes import ServerProcess
+from support.processes import CommandProcess, ServerProcess
 from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
@@ -211,7 +211,7 @@ def hosts() -> Iterator[tuple[str, str]]:
 
 CLIENT = """
 import socket, sys
-with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=30) as client:
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60) as client:
     client.sendall(b"000000001\\nterminate\\n")
     client.recv(1)
 """
@@ -331,20 +331,13 @@ def test_json_has_the_figures_and_errors_too(serve: Serve, tmp_path: Path) -> No
 def test_quiet_leaves_warnings_and_reports(tmp_path: Path) -> None:
     log = tmp_path / "numbers.log"
     log.write_bytes(lines([1]) + b"00")
-    done = subprocess.run(
-        [
-            *("timeout", "--signal", "TERM", "3"),
-            *(sys.executable, "-m", "numbers_uring", "serve", "--port", "0", "--quiet"),
-            *("--log-file", str(log), "--resume"),
-        ],
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=DEADLINE_S,
-    )
-    (line,) = done.stderr.splitlines()
+    arguments = ("serve", "--port", "0", "--quiet", "--log-file", str(log), "--resume")
+    with CommandProcess(*arguments) as server:
+        server.wait_for("torn tail")
+        assert server.stop() == 0
+    (line,) = server.stderr_lines
     assert "torn tail of 2 bytes" in line
-    assert done.stdout == "Received 0 unique numbers, 0 duplicates. Unique total: 0\n"
+    assert server.stdout_lines == ["Received 0 unique numbers, 0 duplicates. Unique total: 0"]
 
 
 def test_a_report_can_be_asked_for_at_any_time(serve: Serve, backend: str) -> None:

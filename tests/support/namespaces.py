@@ -3,6 +3,8 @@
 import subprocess
 from pathlib import Path
 
+from support.waiting import DEADLINE_S
+
 AS_PID_1 = ("--pid", "--fork", "--kill-child", "--mount-proc")
 """Options of unshare that make the command process number 1 of its namespace."""
 
@@ -24,7 +26,12 @@ def without_rights(user: int = NOBODY) -> list[str]:
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, check=False, stdin=subprocess.DEVNULL, text=True, timeout=60
+        command,
+        capture_output=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=DEADLINE_S,
     )
 
 
