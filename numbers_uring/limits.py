@@ -179,6 +179,11 @@ RING_COMPLETIONS_MAX = 4096
 WAIT_S_MAX = 1.0
 """The longest wait of a loop: whatever a wake-up that failed was for is seen by then."""
 
+SLOW_APPEND_S = 0.005
+GATHER_S_MAX = 0.05
+"""Once an append takes as long as the first, all that is there is taken in before the next one: for
+as long as the last one took, and the second at most."""
+
 CLOSE_POLL_S = 0.0005
 """How often a loop checks whether the numbers of a client that has left are stored by now."""
 
@@ -376,6 +381,7 @@ assert BATCH_BYTES >= 2 * CHUNK_BYTES_MAX
 assert PROBE_CHUNK_BYTES % LINE_BYTES == 0
 assert STREAM_RETRY_S < STREAM_THREAD_WAIT_S < LAST_REPORT_WAIT_S < 1
 assert 2 * DRAIN_PAUSE_S < DRAIN_QUIET_S < DRAIN_S < 1
+assert SLOW_APPEND_S < GATHER_S_MAX < IDLE_PASS_S
 assert 2 * RING_RETRY_S < RING_RETRY_MAX_S
 assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
 assert DESCRIPTORS_RESERVED >= 2 * HTTP_CLIENTS_MIN + 32

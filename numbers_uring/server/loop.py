@@ -15,7 +15,9 @@ from numbers_uring.ingest.report import Counts
 from numbers_uring.limits import (
     CHUNK_BYTES_MAX,
     CLOSE_POLL_S,
+    GATHER_S_MAX,
     NO_SPACE_RETRY_S,
+    SLOW_APPEND_S,
     STOP_RETRY_S,
     STOP_TRIES,
     WAIT_S_MAX,
@@ -109,6 +111,8 @@ class Loop:
         self._reasons: list[str | None] = [None] * shared.connections_max
         self._rejected: dict[int, bytes] = {}
         self._retry_due_s = 0.0
+        self._append_s = 0.0
+        """How long the last append took."""
         self._closes = PendingCloses(reactor, shared.sink, shared.batches, runner.connection_closed)
         self.batch = BatchState()
         self.statistics = Statistics()
@@ -151,7 +155,27 @@ class Loop:
         self._idle.end_pass()
 
     def _take_completions(self, timeout_s: float) -> bool:
-        """Act on what has happened; return False where that was left early."""
+        """Act on what has happened; return False where that was left early.
+
+        Before an append that takes long, as one with a sync does, take in all that is there: for as
+        long as the last one took, and as far as the batch has room.
+        """
+        received_bytes = self.statistics.received_bytes
+        complete = self._take_pass(timeout_s)
+        if self._append_s < SLOW_APPEND_S:
+            return complete
+        until_s = self._clock() + min(self._append_s, GATHER_S_MAX)
+        while (
+            complete
+            and self.statistics.received_bytes > received_bytes
+            and self._intake.free_bytes >= CHUNK_BYTES_MAX
+            and self._clock() < until_s
+        ):
+            received_bytes = self.statistics.received_bytes
+            complete = self._take_pass(0)
+        return complete
+
+    def _take_pass(self, timeout_s: float) -> bool:
         runner = self._runner
         for completion in self._reactor.wait(timeout_s):
             if not self._handle(*completion) or self.terminated or runner.stopping:
@@ -247,7 +271,9 @@ class Loop:
         if not lines:
             self._note_append()
             return True
+        begin_s = self._clock()
         self._intake.discard(self._sink.append(lines))
+        self._append_s = self._clock() - begin_s
         full = bool(self._intake.batch)
         if full:
             self._retry_due_s = self._clock() + NO_SPACE_RETRY_S

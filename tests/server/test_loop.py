@@ -508,3 +508,49 @@ def test_a_stop_that_comes_beside_another_request_is_not_slept_over(tmp_path: Pa
         setattr(run.requests, name, take_and_stop)
         run.server.run()
         assert run.reactor.waits == []
+
+
+def slow_syncs(run: list[Run], seconds: float, sizes: list[int]) -> Callable[[int], None]:
+    def sync(fd: int) -> None:
+        run[0].reactor.now_s += seconds
+        sizes.append(os.fstat(fd).st_size)
+
+    return sync
+
+
+def test_before_an_append_that_takes_long_all_that_is_there_is_taken_in(tmp_path: Path) -> None:
+    """What the first sync keeps waiting is in the second one, however many passes that takes."""
+    run: list[Run] = []
+    sizes: list[int] = []
+    passes: list[list[Step]] = [[0], [(0, lines([0]))]]
+    passes += [[(0, lines([number]))] for number in range(1, 8)]
+    passes += [[], [(0, b"terminate\n")], []]
+    calls = {"fdatasync": slow_syncs(run, 0.02, sizes)}
+    run.append(Run(tmp_path, passes, fsync=Fsync.ALWAYS, calls=calls))
+    run[0].server.run()
+    assert sizes[:2] == [10, 80]
+
+
+def test_taking_in_before_a_slow_append_is_bounded_in_time(tmp_path: Path) -> None:
+    run: list[Run] = []
+    sizes: list[int] = []
+    passes: list[list[Step]] = [[0], [(0, lines([0]))]]
+    calls = {"fdatasync": slow_syncs(run, 0.02, sizes)}
+    run.append(Run(tmp_path, passes, fsync=Fsync.ALWAYS, calls=calls))
+    passes += [[run[0].stall(0.006), (0, lines([number]))] for number in range(1, 9)]
+    passes += [[(0, b"terminate\n")]]
+    run[0].server.run()
+    # A pass takes 6 ms, and the last append took 20: four more come behind the first.
+    assert sizes[:2] == [10, 60]
+
+
+def test_a_quick_append_follows_each_pass(tmp_path: Path) -> None:
+    run: list[Run] = []
+    sizes: list[int] = []
+    passes: list[list[Step]] = [[0]]
+    passes += [[(0, lines([number]))] for number in range(4)]
+    passes += [[(0, b"terminate\n")]]
+    calls = {"fdatasync": slow_syncs(run, 0.001, sizes)}
+    run.append(Run(tmp_path, passes, fsync=Fsync.ALWAYS, calls=calls))
+    run[0].server.run()
+    assert sizes[:4] == [10, 20, 30, 40]
