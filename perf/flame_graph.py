@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 
 from numbers_uring.load.model import Mix
-from numbers_uring.profiling.recorder import Names, names_offered
+from numbers_uring.profiling.python_names import Names, names_offered
 
 PICTURES = Path(__file__).resolve().parent.parent / "build" / "perf"
 LOAD_TIMEOUT_S = 300

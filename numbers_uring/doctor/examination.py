@@ -35,7 +35,8 @@ from numbers_uring.log.background import LogBackground
 from numbers_uring.metrics.library import require_metrics_library
 from numbers_uring.net.listeners import listen_for_metrics, try_listening
 from numbers_uring.profiling.profile import refuse_the_log
-from numbers_uring.profiling.recorder import Names, start_recorder
+from numbers_uring.profiling.python_names import Names
+from numbers_uring.profiling.recorder import start_recorder
 from numbers_uring.reactor.contract import Reactor
 from numbers_uring.reactor.uring_features import try_features
 from numbers_uring.server.reactors import open_reactors

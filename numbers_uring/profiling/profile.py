@@ -4,27 +4,23 @@ import os
 import platform
 import signal
 import sys
-import threading
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 from numbers_uring.errors import StartError
 from numbers_uring.limits import PROFILE_BYTES_MAX, PROFILE_READ_S, SIGNAL_REPEAT_S
 from numbers_uring.profiling.flame_graph import Origin, Stacks, render, shares
-from numbers_uring.profiling.recorder import (
-    Names,
-    Reading,
-    Recorder,
-    RecordError,
-    name_own_functions,
-    names_offered,
-    start_recorder,
-)
+from numbers_uring.profiling.python_names import Names, name_own_functions, names_offered
+from numbers_uring.profiling.reading import Reading
+from numbers_uring.profiling.recorder import Recorder, start_recorder
+from numbers_uring.profiling.recording import RecordError
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.output_file import OutputFile
 from numbers_uring.system.signals import STOP_SIGNALS, caught
+from numbers_uring.system.threads import start_thread
 
 
 def refuse_the_log(path: Path, log_path: Path) -> None:
@@ -39,9 +35,9 @@ class Profile:
     """A flame graph of this process in `path`, from `start` until the context is left.
 
     Leaving the context takes as long as the recording is read, PROFILE_READ_S at most, or until a
-    stop signal; it raises nothing. `say` takes one line for the operator: at the start what the
-    picture will not show, at the end what it shows, or why there is none, and once if the recording
-    ends early. Main thread only. Raises StartError where `path` can't be written, or is the log.
+    stop signal; it raises nothing. `say` logs what the picture will not show at the start, what it
+    shows or why there is none at the end, and a recording that ends early. Main thread only. Raises
+    StartError where `path` can't be written, or is the log.
     """
 
     def __init__(self, path: Path, log_path: Path, say: Diagnostics) -> None:
@@ -75,7 +71,7 @@ class Profile:
             f"recording a profile for {self._output.path} with {self._recorder.tool}, "
             f"{self._recorder.hz} samples a second{self._missing()}"
         )
-        threading.Thread(target=self._watch, args=(self._recorder,), daemon=True).start()
+        start_thread(partial(self._watch, self._recorder), "profile")
 
     def _missing(self) -> str:
         assert self._recorder is not None
@@ -92,8 +88,8 @@ class Profile:
         )
 
     def _watch(self, recorder: Recorder) -> None:
-        """Say it when the recording ends before the server does."""
-        recorder.process.wait()
+        """Log a warning when the recording ends before the server does."""
+        recorder.wait()
         if not self._stopping:
             self._say(
                 f"the profile's recording has ended early: {recorder.tool} was stopped, or had "
@@ -103,23 +99,24 @@ class Profile:
     def _finish(self, recorder: Recorder) -> None:
         self._stopping = True
         begin_s = time.monotonic()
-        reading = Reading(PROFILE_READ_S)
-
-        def cut(_number: signal.Signals) -> None:
-            # A repeat of the signal that ended the run is no further one.
-            if time.monotonic() - begin_s > SIGNAL_REPEAT_S:
-                reading.cut()
-
         try:
-            # Ignored before and behind that, as after a run without a profile.
-            with caught(STOP_SIGNALS, cut):
-                recorder.stop()
-                stacks = recorder.read(reading)
-            self._draw(recorder, _without_watching(stacks), reading)
+            with closing(Reading(PROFILE_READ_S)) as reading:
+
+                def cut(_number: signal.Signals) -> None:
+                    # A repeat of the signal that ended the run is no further one.
+                    if time.monotonic() - begin_s > SIGNAL_REPEAT_S:
+                        reading.cut()
+
+                # Ignored before and behind that, as after a run without a profile.
+                with caught(STOP_SIGNALS, cut):
+                    recorder.stop()
+                    stacks = recorder.read(reading)
+                self._draw(recorder, _without_watching(stacks), reading)
         except (RecordError, OSError) as error:
             self._say(f"no profile in {self._output.path}: {error}")
+        except MemoryError:
+            self._say(f"no profile in {self._output.path}: there is too little memory to draw it")
         finally:
-            reading.close()
             with suppress(OSError):
                 recorder.discard()
 
@@ -161,7 +158,7 @@ def _without_watching(stacks: Stacks) -> Stacks:
 
 
 def _unseen_kernel(recorder: Recorder, stacks: Stacks) -> str:
-    """Say why perf has seen nothing of the kernel, where that is so."""
+    """Return why perf has seen nothing of Linux, if it has not."""
     seen = any(frame.origin is Origin.KERNEL for stack in stacks for frame in stack)
     if seen or recorder.tool != "perf":
         return ""

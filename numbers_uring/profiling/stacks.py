@@ -16,7 +16,7 @@ _KERNEL_ADDRESSES = 1 << 63
 _TRAMPOLINE = "py::"
 """What Python puts before its functions' names for perf; the file follows after a colon."""
 
-_PLUMBING = Frame("interpreter", Origin.PYTHON)
+_INTERPRETER_FRAME = Frame("interpreter", Origin.PYTHON)
 _UNKNOWN = Frame("unknown", Origin.LIBRARY)
 
 
@@ -48,7 +48,7 @@ def _perf_frame(address: int, symbol: str, place: str) -> Frame:
         return Frame("unnamed" if name == "[unknown]" else name, Origin.KERNEL)
     library = PurePath(place).name
     if _INTERPRETER.match(library):
-        return _PLUMBING
+        return _INTERPRETER_FRAME
     if name == "[unknown]":
         return _UNKNOWN if library == "[unknown]" else Frame(library, Origin.LIBRARY)
     return Frame(name, Origin.NATIVE if library.startswith("_native.") else Origin.LIBRARY)
@@ -56,9 +56,9 @@ def _perf_frame(address: int, symbol: str, place: str) -> Frame:
 
 def _folded(innermost_first: list[Frame]) -> tuple[Frame, ...]:
     frames = innermost_first[::-1]
-    if any(frame.origin is Origin.PYTHON and frame != _PLUMBING for frame in frames):
-        frames = [frame for frame in frames if frame != _PLUMBING]
-    return _once_each(frames, (_PLUMBING, _UNKNOWN))
+    if any(frame.origin is Origin.PYTHON and frame != _INTERPRETER_FRAME for frame in frames):
+        frames = [frame for frame in frames if frame != _INTERPRETER_FRAME]
+    return _once_each(frames, (_INTERPRETER_FRAME, _UNKNOWN))
 
 
 def _once_each(frames: list[Frame], merged: tuple[Frame, ...]) -> tuple[Frame, ...]:
@@ -70,12 +70,13 @@ def _once_each(frames: list[Frame], merged: tuple[Frame, ...]) -> tuple[Frame, .
 def py_spy_stacks(lines: Iterable[str]) -> Stacks:
     """Fold the output of `py-spy record --native --format raw`, leaving out line numbers.
 
-    Each line is frames, outermost first, with semicolons between, a blank and a count.
+    Each line is frames, outermost first, with semicolons between, a blank and a count; other lines
+    are left out.
     """
     stacks: Stacks = Counter()
     for line in lines:
         names, _, count = line.rstrip("\n").rpartition(" ")
-        if not names:
+        if not names or not count.isdecimal():
             continue
         frames: list[Frame] = []
         for name in names.split(";"):

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -13,16 +14,15 @@ from xml.etree import ElementTree
 import pytest
 
 from numbers_uring.errors import ExitCode, StartError
+from numbers_uring.profiling import perf as perf_module
+from numbers_uring.profiling import py_spy as py_spy_module
 from numbers_uring.profiling.flame_graph import Origin
-from numbers_uring.profiling.recorder import (
-    Names,
-    PerfRecorder,
-    PySpyRecorder,
-    Reading,
-    RecordError,
-    names_offered,
-    start_recorder,
-)
+from numbers_uring.profiling.perf import PerfRecorder
+from numbers_uring.profiling.py_spy import PySpyRecorder
+from numbers_uring.profiling.python_names import Names, names_offered
+from numbers_uring.profiling.reading import Reading
+from numbers_uring.profiling.recorder import start_recorder
+from numbers_uring.profiling.recording import RecordError
 from numbers_uring.system.output_file import OutputFile
 from support.logs import lines
 from support.processes import ServerProcess
@@ -294,6 +294,39 @@ def test_a_process_that_is_not_there_cannot_be_recorded(perf: str, tracing: None
         PerfRecorder(none_has, Names.NONE)
     with pytest.raises(RecordError):
         PySpyRecorder(none_has)
+
+
+FAILING_TOOLS = {
+    "a reason": ("#!/bin/sh\necho Error:; echo; echo not allowed >&2; exit 1\n", "not allowed"),
+    "no reason": ("#!/bin/sh\nexit 1\n", "failed, and gave no reason"),
+    "no end": ("#!/bin/sh\nexec sleep 1000\n", "failed, and gave no reason"),
+    "no program": ("\x7fELF", "cannot run "),
+}
+
+
+@pytest.mark.parametrize(("text", "reason"), FAILING_TOOLS.values(), ids=FAILING_TOOLS)
+def test_tools_that_fail_are_one_error_with_a_reason_for_each(
+    text: str, reason: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("perf", "py-spy"):
+        script(tmp_path / "tools", name, "")
+        (tmp_path / "tools" / name).write_text(text)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'tools'}:{os.environ['PATH']}")
+    for module in (perf_module, py_spy_module):
+        monkeypatch.setattr(module, "PROFILE_START_S", 0.5)
+    with pytest.raises(StartError) as refused:
+        start_recorder(os.getpid(), Names.NONE)
+    message = str(refused.value)
+    assert message.count(reason) == 2
+    assert "\n" not in message
+
+
+def test_without_a_folder_for_its_files_no_tool_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(StartError, match=r"perf has no folder .*; py-spy has no folder "):
+        start_recorder(os.getpid(), Names.NONE)
 
 
 def test_without_any_tool_the_hint_says_how_to_get_one(

@@ -106,7 +106,7 @@ def test_a_stack_that_was_cut_short_does_not_count() -> None:
 
 def test_what_is_no_frame_makes_no_stack() -> None:
     assert not perf_stacks(["", "python 123/123", "", "Warning: something"])
-    assert not py_spy_stacks(["", "\n"])
+    assert not py_spy_stacks(["", "\n", "Error: no such thing", "a (b.py) x"])
 
 
 def test_py_spys_lines_are_read_without_line_numbers() -> None:
