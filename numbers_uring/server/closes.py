@@ -61,9 +61,15 @@ class PendingCloses:
         return bool(self._pending) and all(each.mark is not None for each in self._pending)
 
     def add(self, connection: int) -> None:
-        """Take a connection that was CLOSED."""
+        """Close a connection that was CLOSED, at once or later. Raises SinkError.
+
+        It alone is looked at: thousands that end in one pass must not each look at all the others.
+        """
         others = [(state, state.appends) for state in self._batches.states if state.unwritten]
-        self._pending.append(_Close(connection, others))
+        self._sink.check()
+        close = _Close(connection, others)
+        if not self._finished(close):
+            self._pending.append(close)
 
     def finish(self) -> None:
         """Close the connections whose numbers are stored. Raises SinkError."""
@@ -71,14 +77,17 @@ class PendingCloses:
             return
         self._sink.check()
         pending, self._pending = self._pending, []
-        for each in pending:
-            stored = self._is_stored(each)
-            if stored or self._batches.failed:
-                orderly = stored and not self._batches.failed
-                self._reactor.finish_close(each.connection, orderly=orderly)
-                self._on_closed()
-            else:
-                self._pending.append(each)
+        self._pending = [each for each in pending if not self._finished(each)]
+
+    def _finished(self, close: _Close) -> bool:
+        """Close the connection if its numbers are stored, or can no longer be."""
+        stored = self._is_stored(close)
+        if not stored and not self._batches.failed:
+            return False
+        orderly = stored and not self._batches.failed
+        self._reactor.finish_close(close.connection, orderly=orderly)
+        self._on_closed()
+        return True
 
     def _is_stored(self, close: _Close) -> bool:
         if close.mark is None:

@@ -240,7 +240,6 @@ class Loop:
         if self._idle is not None:
             self._idle.forget(connection)
         self._closes.add(connection)
-        self._closes.finish()
 
     def _disconnect(self, connection: int, reason: str) -> None:
         self._reasons[connection] = reason
