@@ -140,6 +140,18 @@ FORWARD_CLOSE_S = 2.0
 NODE_STATUS_INTERVAL_S = 2.0
 """How often a node tells the cluster of itself."""
 
+LOG_NAME_CHECK_S = 1.0
+"""How often it is checked whether a log that grows still has its name."""
+
+LOG_RENAMED_S = 5.0
+"""How long after a renaming SIGHUP may come before the operator is told that it is needed."""
+
+LOG_CHANGES_WARNING_S = 60.0
+"""The least time between two warnings that another process appends to the log."""
+
+LOG_TAIL_CHUNK_BYTES = 64 * 1024
+"""What is read at once, backwards, to find the last newline of what another process appended."""
+
 RESUME_PROGRESS_S = 2.0
 """How often a long resume says how far it is."""
 
@@ -378,6 +390,7 @@ assert 4 * DIAGNOSTIC_CHARACTERS_MAX < PIPE_BUF
 assert RESUME_EXTEND_S > 2 * RESUME_PROGRESS_S
 assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * CHUNK_BYTES_MAX
+assert 2 * LOG_NAME_CHECK_S < LOG_RENAMED_S
 assert PROBE_CHUNK_BYTES % LINE_BYTES == 0
 assert STREAM_RETRY_S < STREAM_THREAD_WAIT_S < LAST_REPORT_WAIT_S < 1
 assert 2 * DRAIN_PAUSE_S < DRAIN_QUIET_S < DRAIN_S < 1

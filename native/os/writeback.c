@@ -13,5 +13,6 @@ int nu_writeback_finish(int fd, int64_t offset, int64_t bytes) {
         SYNC_FILE_RANGE_WAIT_BEFORE | SYNC_FILE_RANGE_WRITE | SYNC_FILE_RANGE_WAIT_AFTER;
     if (sync_file_range(fd, offset, bytes, all))
         return -errno;
-    return -posix_fadvise(fd, offset, bytes, POSIX_FADV_DONTNEED);
+    posix_fadvise(fd, offset, bytes, POSIX_FADV_DONTNEED); /* Advice, which may be refused. */
+    return 0;
 }

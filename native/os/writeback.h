@@ -11,8 +11,8 @@
 /* Has the kernel start to write the range to disk, and returns. 0 or -errno. */
 int nu_writeback_start(int fd, int64_t offset, int64_t bytes);
 
-/* Waits until the range is written and gives its pages up. 0 or -errno; -EIO and the like mean that
- * the range is not on disk. Says nothing of the disk's own cache or of metadata: that is
+/* Waits until the range is written and gives its pages up. 0 or -errno; -EIO, -ENOSPC and -EDQUOT
+ * mean that the range is not on disk. Says nothing of the disk's own cache or of metadata: that is
  * fdatasync's. */
 int nu_writeback_finish(int fd, int64_t offset, int64_t bytes);
 

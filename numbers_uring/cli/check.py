@@ -10,11 +10,11 @@ from pathlib import Path
 import click
 
 from numbers_uring import __version__
-from numbers_uring.errors import ExitCode
+from numbers_uring.errors import ExitCode, SinkError
 from numbers_uring.ingest.bitmap import allocate
 from numbers_uring.ingest.native import variants
-from numbers_uring.log.check import Findings, Progress, check_logs, open_logs, repair_logs
-from numbers_uring.log.writer import LogError
+from numbers_uring.log.check import Findings, Progress, check_logs, open_logs
+from numbers_uring.log.repair import Repair, repair_logs
 from numbers_uring.system.stdio import PROGRAM
 
 _BAR_STEP_BYTES = 16 * 1024 * 1024
@@ -63,23 +63,23 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
     Exit status: 0 clean, or repaired; 1 findings; 2 wrong usage; 3 a file can't be read, or is in
     use and can't be repaired; 4 the repair failed, and a file not called repaired is as it was.
     """
-    repaired: list[Findings] = []
-    failure: LogError | None = None
+    repairs: list[Repair] = []
+    failure: SinkError | None = None
     with open_logs(files, lock=repair) as logs:
         kernel, bitmap = variants()[0], allocate().memory
         findings = check_logs(logs, kernel, bitmap, _stage)
         if repair:
             try:
-                for found in repair_logs(findings, kernel, bitmap, _stage):
-                    repaired.append(found)
-            except LogError as error:
+                for repair_done in repair_logs(findings, kernel, bitmap, _stage):
+                    repairs.append(repair_done)
+            except SinkError as error:
                 failure = error
     code = ExitCode.CLEAN
     if failure is not None:
         code = ExitCode.LOG_FAILED
-    elif len(repaired) < sum(not found.clean for found in findings):
+    elif len(repairs) < sum(not found.clean for found in findings):
         code = ExitCode.FAILED
-    click.echo(_json(findings, repaired, code, failure) if json else _text(findings, repaired))
+    click.echo(_json(findings, repairs, code, failure) if json else _text(findings, repairs))
     if failure is not None:
         raise failure
     return code
@@ -100,9 +100,9 @@ def _stage(label: str, size_bytes: int) -> Iterator[Progress]:
 
 def _json(
     findings: Sequence[Findings],
-    repaired: Sequence[Findings],
+    repairs: Sequence[Repair],
     code: ExitCode,
-    failure: LogError | None,
+    failure: SinkError | None,
 ) -> str:
     def total(count: Callable[[Findings], int]) -> int:
         return sum(map(count, findings))
@@ -123,21 +123,39 @@ def _json(
                     "bad_lines": found.scan.bad_lines,
                     "first_bad_offset": found.scan.first_bad_offset,
                     "torn_bytes": found.scan.torn_bytes,
-                    "repaired": found in repaired,
+                    "repaired": repair is not None,
+                    "hard_links_left": 0 if repair is None else repair.hard_links,
+                    "attributes_lost": [] if repair is None else repair.lost_attributes,
                 }
-                for found in findings
+                for found, repair in _with_repairs(findings, repairs)
             ],
         }
     )
 
 
-def _text(findings: Sequence[Findings], repaired: Sequence[Findings]) -> str:
-    lines = []
+def _with_repairs(
+    findings: Sequence[Findings], repairs: Sequence[Repair]
+) -> Iterator[tuple[Findings, Repair | None]]:
     for found in findings:
+        yield found, next((one for one in repairs if one.findings == found), None)
+
+
+def _text(findings: Sequence[Findings], repairs: Sequence[Repair]) -> str:
+    lines = []
+    for found, repair in _with_repairs(findings, repairs):
         name = str(found.log.path)
         line = f"{name if name.isprintable() else ascii(name)}: {_describe(found)}"
-        lines.append(line + "; repaired" if found in repaired else line)
-    return "\n".join([*lines, _summary(findings, repaired)])
+        lines.append(line if repair is None else f"{line}; {_describe_repair(repair)}")
+    return "\n".join([*lines, _summary(findings, [repair.findings for repair in repairs])])
+
+
+def _describe_repair(repair: Repair) -> str:
+    text = "repaired"
+    if repair.hard_links:
+        text += f"; {_count(repair.hard_links, 'other hard link')} to the file as it was"
+    if repair.lost_attributes:
+        text += f"; without the extended attributes {', '.join(repair.lost_attributes)}"
+    return text
 
 
 def _describe(found: Findings) -> str:

@@ -10,8 +10,8 @@ from numbers_uring.config import Fsync
 from numbers_uring.errors import StartError
 from numbers_uring.ingest.kernel import Kernel
 from numbers_uring.limits import LINE_BYTES, PROBE_CHUNK_BYTES
+from numbers_uring.log.opening import open_locked
 from numbers_uring.log.scan import scan
-from numbers_uring.log.writer import open_locked
 from numbers_uring.system.output_file import OutputFile
 
 _FS_IOC_GETFLAGS = 0x80086601 if struct.calcsize("l") == 8 else 0x80046601

@@ -17,7 +17,7 @@ class LogBackground:
     synced soon after it has grown and then once in SYNC_INTERVAL_S: what a power cut can lose is
     what was written in that time and the duration of one sync. The first failure is final: it is
     kept in `failure`, `on_failure` is called once, from the thread, and nothing is done any more.
-    Raises StartError where no thread can be had.
+    Raises StartError if no thread can be started.
     """
 
     def __init__(
@@ -41,17 +41,17 @@ class LogBackground:
         self._unsynced = False
         self._sync_due_s = 0.0
         self._closing = False
-        self._wanted = threading.Event()
+        self._work_due = threading.Event()
         self._in_call = threading.Lock()
         self._thread = start_thread(self._run, "log")
 
     def grown(self, end_bytes: int) -> None:
-        """Note that the file ends at `end_bytes` now; wakes the thread only where it is wanted."""
+        """Called when the file ends at `end_bytes`; wakes the thread only if it has work."""
         self._end_bytes = end_bytes
         window_is_full = self._behind is not None and self._behind.is_due(end_bytes)
         if window_is_full or (self._syncs and not self._unsynced):
             self._unsynced = True
-            self._wanted.set()
+            self._work_due.set()
 
     def switch(self, fd: int, end_bytes: int) -> None:
         """Go on with another file. Returns when nothing is done with the old one any more."""
@@ -63,13 +63,13 @@ class LogBackground:
     def close(self) -> None:
         """End the thread, after the one call that it may be waiting in."""
         self._closing = True
-        self._wanted.set()
+        self._work_due.set()
         self._thread.join()
 
     def _run(self) -> None:
         while True:
-            self._wanted.wait(self._patience_s())
-            self._wanted.clear()
+            self._work_due.wait(self._timeout_s())
+            self._work_due.clear()
             try:
                 while not self._closing and self._work():
                     pass
@@ -80,13 +80,13 @@ class LogBackground:
             if self._closing:
                 return
 
-    def _patience_s(self) -> float | None:
+    def _timeout_s(self) -> float | None:
         if not (self._syncs and self._unsynced):
             return None
         return max(self._sync_due_s - time.monotonic(), 0)
 
     def _work(self) -> bool:
-        """Make one call that may wait; say whether there may be more to do."""
+        """Make one call that may wait; return whether there may be more to do."""
         with self._in_call:
             if self._syncs and self._unsynced and time.monotonic() >= self._sync_due_s:
                 self._unsynced = False

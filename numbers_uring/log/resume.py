@@ -70,10 +70,10 @@ class _Progress:
         self._read_bytes = 0
         self._due_s = time.monotonic() + RESUME_PROGRESS_S
 
-    def note(self, piece_bytes: int) -> None:
+    def note(self, chunk_bytes: int) -> None:
         if self._stop_requested():
             raise StopRequestedError
-        self._read_bytes += piece_bytes
+        self._read_bytes += chunk_bytes
         if time.monotonic() >= self._due_s:
             self._due_s += RESUME_PROGRESS_S
             share = 100 * self._read_bytes // max(self.size_bytes, 1)

@@ -3,13 +3,14 @@
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from numbers_uring.ingest.kernel import Kernel, Memory, Verdict
 from numbers_uring.limits import HEADROOM_BYTES, LINE_BYTES
 
-PIECE_BYTES = 256 * 1024
-"""What one read takes: piece and batch stay in the second-level cache."""
+CHUNK_BYTES = 256 * 1024
+"""What one read takes: chunk and batch stay in the second-level cache."""
 
 # No possessive quantifiers and no atomic groups, here or anywhere: `re` before Python 3.11.5, which
 # Debian 12 has, matches wrongly with them (https://github.com/python/cpython/issues/106052).
@@ -52,20 +53,21 @@ def scan(
     kernel: Kernel,
     bitmap: Memory,
     *,
-    piece_bytes: int = PIECE_BYTES,
+    chunk_bytes: int = CHUNK_BYTES,
     on_new: Callable[[memoryview], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Scan:
     """Read the file open as `fd` from its start to its end and set its numbers' bits in `bitmap`.
 
     `on_new` is given the lines of new numbers, in the file's order; the view is valid until it
-    returns. `progress` is told the size of each piece, in bytes, once all of it was taken in. The
+    returns. `progress` is told the size of each chunk, in bytes, once all of it was taken in. The
     descriptor's position is neither used nor moved. Raises OSError where the file can't be read,
     and whatever the two functions raise.
     """
-    scanner = _Scanner(kernel, bitmap, piece_bytes, on_new)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    buffers = [scanner.piece]
+    scanner = _Scanner(kernel, bitmap, chunk_bytes, on_new)
+    with suppress(OSError):  # It is advice.
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    buffers = [scanner.chunk]
     while size := os.preadv(fd, buffers, scanner.read_bytes):
         scanner.take(size)
         if progress is not None:
@@ -74,20 +76,20 @@ def scan(
 
 
 class _Scanner:
-    """Takes a log piece by piece; what a piece's last line has of it is carried to the next.
+    """Takes a log chunk by chunk; what a chunk's last line has of it is carried to the next.
 
     The start of a line that may become a number, at most nine bytes, is laid in front of the next
-    piece. Of a longer line without an end only its offset is kept, and whether it looks torn.
+    chunk. Of a longer line without an end only its offset is kept, and whether it looks torn.
     """
 
     def __init__(
         self,
         kernel: Kernel,
         bitmap: Memory,
-        piece_bytes: int,
+        chunk_bytes: int,
         on_new: Callable[[memoryview], None] | None,
     ) -> None:
-        self._arena = bytearray(HEADROOM_BYTES + piece_bytes)
+        self._arena = bytearray(HEADROOM_BYTES + chunk_bytes)
         batch = bytearray(len(self._arena))
         self._kernel = kernel.bind(self._arena, bitmap, batch)
         self._batch = memoryview(batch)
@@ -98,10 +100,10 @@ class _Scanner:
         self._bad_lines = 0
         self._first_bad_offset: int | None = None
         self.read_bytes = 0
-        self.piece = memoryview(self._arena)[HEADROOM_BYTES:]
+        self.chunk = memoryview(self._arena)[HEADROOM_BYTES:]
 
     def take(self, size: int) -> None:
-        """Take in the first `size` bytes of the piece."""
+        """Take in the first `size` bytes of the chunk."""
         start, stop = HEADROOM_BYTES - self._tail_bytes, HEADROOM_BYTES + size
         self._tail_bytes = 0
         if self._endless_offset is not None:

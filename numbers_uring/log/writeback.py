@@ -6,7 +6,8 @@ import os
 from numbers_uring._native import lib
 from numbers_uring.limits import WRITE_BEHIND_BYTES, WRITE_BEHIND_LAG_BYTES
 
-_UNSUPPORTED = {errno.EINVAL, errno.ESPIPE, errno.ENOSYS, errno.EOPNOTSUPP}
+_LOST = {errno.EIO, errno.ENOSPC, errno.EDQUOT}
+"""Linux could not write what it had taken, and says so only once, perhaps not to fdatasync(2)."""
 
 
 class WriteBehind:
@@ -14,7 +15,7 @@ class WriteBehind:
 
     While the disk keeps up, the last WRITE_BEHIND_LAG_BYTES are in the page cache, and three
     windows more: one that fills, one whose write-back was started, one that is waited for. Where
-    the file system has no such call, nothing is ever due.
+    the call is refused, nothing is due any more.
     """
 
     def __init__(self) -> None:
@@ -26,7 +27,7 @@ class WriteBehind:
         self._supported = True
 
     def is_due(self, end_bytes: int) -> bool:
-        """Say whether a file that ends at `end_bytes` has a window that is to be started."""
+        """Return whether a file that ends at `end_bytes` has a window that is to be started."""
         behind_bytes = end_bytes - self._started
         return self._supported and behind_bytes >= WRITE_BEHIND_LAG_BYTES + WRITE_BEHIND_BYTES
 
@@ -42,7 +43,8 @@ class WriteBehind:
         self._started += WRITE_BEHIND_BYTES
 
     def _check(self, result: int) -> None:
-        if -result in _UNSUPPORTED:
-            self._supported = False
-        elif result < 0:
+        if -result in _LOST:
             raise OSError(-result, os.strerror(-result))
+        # All else says something of the call, not of the file, which does without it.
+        if result < 0 and -result != errno.EINTR:
+            self._supported = False

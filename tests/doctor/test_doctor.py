@@ -780,10 +780,11 @@ def test_a_disk_that_is_none_is_a_note(
 
 TROUBLESHOOTING = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text()
 
-ERRORS = {"StartError", "LogError", "SinkError", "ForwardError", "BackendError"}
+ERRORS = {"StartError", "SinkError", "ForwardError", "BackendError"}
 OTHER_COMMANDS = {
     *(
         "log/check.py",
+        "log/repair.py",
         "cli/check.py",
         "load/run.py",
         "cli/load.py",

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 
 from numbers_uring.cli import check as check_module
 from numbers_uring.cli.program import run as run_program
+from numbers_uring.errors import SinkError
 from numbers_uring.ingest.bitmap import Bitmap
 from numbers_uring.ingest.native import variants
 from numbers_uring.limits import BITMAP_BYTES
-from numbers_uring.log.check import check_logs, open_logs, repair_logs
-from numbers_uring.log.writer import LogError
+from numbers_uring.log.check import check_logs, open_logs
+from numbers_uring.log.repair import repair_logs
 from support.logs import lines
 from support.processes import ServerProcess
 from support.waiting import DEADLINE_S
@@ -167,6 +168,8 @@ def test_json_is_one_object_with_the_exit_code(run: Run, tmp_path: Path) -> None
                 "first_bad_offset": None,
                 "torn_bytes": 0,
                 "repaired": False,
+                "hard_links_left": 0,
+                "attributes_lost": [],
             },
             {
                 "path": str(second),
@@ -178,6 +181,8 @@ def test_json_is_one_object_with_the_exit_code(run: Run, tmp_path: Path) -> None
                 "first_bad_offset": 30,
                 "torn_bytes": 7,
                 "repaired": False,
+                "hard_links_left": 0,
+                "attributes_lost": [],
             },
         ],
     }
@@ -401,6 +406,82 @@ def test_a_repair_keeps_mode_owner_and_link(run: Run, tmp_path: Path) -> None:
     assert list(target.parent.iterdir()) == [target]
 
 
+def test_a_repair_keeps_extended_attributes(run: Run, log: Path) -> None:
+    log.write_bytes(BROKEN)
+    try:
+        os.setxattr(log, "user.origin", b"rack 7")
+    except OSError as error:
+        pytest.skip(f"no extended attributes here: {error}")
+    done = run("--repair", log)
+    assert done.code == 0
+    assert done.lines[0].endswith("; repaired")
+    assert os.getxattr(log, "user.origin") == b"rack 7"
+
+
+@pytest.mark.parametrize("call", ["setxattr", "getxattr"])
+def test_a_repair_says_which_extended_attributes_are_lost(
+    run: Run, log: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    log.write_bytes(BROKEN)
+    monkeypatch.setattr(os, "listxattr", lambda _fd: ["user.a", "security.b"])
+    monkeypatch.setattr(os, "getxattr", lambda _fd, _name: b"")
+    monkeypatch.setattr(os, "setxattr", lambda _fd, _name, _value: None)
+    monkeypatch.setattr(os, call, Failing(lambda *_: b"", errno.EPERM, 2))
+    done = run("--repair", "--json", log)
+    assert done.code == 0
+    assert json.loads(done.lines[0])["files"][0]["attributes_lost"] == ["security.b"]
+    log.write_bytes(BROKEN)
+    monkeypatch.setattr(os, call, Failing(lambda *_: b"", errno.EPERM, 1))
+    assert run("--repair", log).lines[0].endswith("without the extended attributes user.a")
+
+
+def test_a_repair_says_that_hard_links_lead_to_the_file_as_it_was(run: Run, log: Path) -> None:
+    log.write_bytes(BROKEN)
+    names = [log.with_name("second"), log.with_name("third")]
+    for name in names:
+        name.hardlink_to(log)
+    done = run("--repair", log)
+    assert done.code == 0
+    assert done.lines[0].endswith("; repaired; 2 other hard links to the file as it was")
+    assert log.read_bytes() == REPAIRED
+    assert [name.read_bytes() for name in names] == [BROKEN] * 2
+    log.write_bytes(BROKEN)
+    log.with_name("fourth").hardlink_to(log)
+    result = json.loads(run("--repair", "--json", log).lines[0])
+    assert [file["hard_links_left"] for file in result["files"]] == [1]
+
+
+def test_advice_that_is_refused_does_not_end_a_check(
+    run: Run, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.write_bytes(lines([1]))
+    monkeypatch.setattr(os, "posix_fadvise", Failing(os.posix_fadvise, errno.EPERM, 1))
+    assert run(log).code == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--repair",)])
+def test_a_deleted_working_directory_is_one_line_or_no_matter(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    log, folder = tmp_path / "numbers.log", tmp_path / "folder"
+    for name, code in (("numbers.log", 3), (str(log), 1 - len(options))):
+        log.write_bytes(BROKEN)
+        folder.mkdir()
+        done = subprocess.run(
+            [
+                *("sh", "-c", 'rmdir ../folder; exec "$@"', "sh"),
+                *(sys.executable, "-P", "-m", "numbers_uring", "check", *options, name),
+            ],
+            capture_output=True,
+            check=False,
+            cwd=folder,
+            text=True,
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) == (code == 3)
+
+
 def test_a_log_without_any_number_is_repaired_to_an_empty_one(run: Run, log: Path) -> None:
     log.write_bytes(b"nonsense\n" * 1000 + bytes(5000))
     assert run("--repair", log).code == 0
@@ -492,9 +573,9 @@ def test_whatever_call_fails_a_log_is_as_it_was_or_repaired(
             findings = check_logs(logs, variants()[0], BITMAP, silent)
             patched.setattr(os, call, failing)
             try:
-                for found in repair_logs(findings, variants()[0], BITMAP, silent):
-                    yielded.append(found.log.path)
-            except LogError as error:
+                for repair in repair_logs(findings, variants()[0], BITMAP, silent):
+                    yielded.append(repair.findings.log.path)
+            except SinkError as error:
                 failed = str(error)
         for path, before, after in (
             (log, LONG, LONG_REPAIRED),
@@ -593,7 +674,7 @@ def test_a_log_that_somebody_changes_meanwhile_is_not_replaced(
         patched.setattr(os, "write", append_too)
         with open_logs([log], lock=True) as logs:
             findings = check_logs(logs, variants()[0], BITMAP, silent)
-            with pytest.raises(LogError, match="another process"):
+            with pytest.raises(SinkError, match="another process"):
                 list(repair_logs(findings, variants()[0], BITMAP, silent))
     assert log.read_bytes().startswith(BROKEN + lines([77]))
     assert list(log.parent.iterdir()) == [log]
@@ -679,4 +760,5 @@ def test_a_repair_leaves_each_number_once_where_it_came_first(
 def _check_and_repair(paths: Sequence[Path]) -> list[Path]:
     with open_logs(paths, lock=True) as logs:
         findings = check_logs(logs, variants()[0], BITMAP, silent)
-        return [found.log.path for found in repair_logs(findings, variants()[0], BITMAP, silent)]
+        repairs = repair_logs(findings, variants()[0], BITMAP, silent)
+        return [repair.findings.log.path for repair in repairs]

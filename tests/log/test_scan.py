@@ -76,13 +76,13 @@ class Scanner:
         self._path = path
 
     def __call__(
-        self, data: bytes, kernel: Kernel, piece_bytes: int | None = None
+        self, data: bytes, kernel: Kernel, chunk_bytes: int | None = None
     ) -> tuple[Scan, bytes]:
         """Return the scan and the lines that were new."""
         self._path.write_bytes(data)
         new = bytearray()
         progress: list[int] = []
-        settings = {} if piece_bytes is None else {"piece_bytes": piece_bytes}
+        settings = {} if chunk_bytes is None else {"chunk_bytes": chunk_bytes}
         fd = os.open(self._path, os.O_RDONLY)
         try:
             result = scan(
@@ -145,16 +145,16 @@ FILES = st.tuples(st.lists(PARTS, max_size=25), ENDS).map(lambda file: b"".join(
 @settings(
     deadline=None, max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(data=FILES, piece_bytes=st.integers(1, 64))
-@example(data=b"", piece_bytes=1)
-@example(data=b"12345" + bytes(1000), piece_bytes=16)
-@example(data=b"12345" + bytes(1000) + b"\n", piece_bytes=16)
-@example(data=b"12345" + bytes(1000) + b"000000001\n000000002\n", piece_bytes=16)
+@given(data=FILES, chunk_bytes=st.integers(1, 64))
+@example(data=b"", chunk_bytes=1)
+@example(data=b"12345" + bytes(1000), chunk_bytes=16)
+@example(data=b"12345" + bytes(1000) + b"\n", chunk_bytes=16)
+@example(data=b"12345" + bytes(1000) + b"000000001\n000000002\n", chunk_bytes=16)
 def test_a_scan_says_what_splitting_at_newlines_says(
-    kernel: Kernel, scanned: Scanner, data: bytes, piece_bytes: int
+    kernel: Kernel, scanned: Scanner, data: bytes, chunk_bytes: int
 ) -> None:
     oracle = Oracle(data)
-    for size in (piece_bytes, None):
+    for size in (chunk_bytes, None):
         result, new = scanned(data, kernel, size)
         assert result == oracle.scan
         assert new == lines(oracle.new)
@@ -162,10 +162,10 @@ def test_a_scan_says_what_splitting_at_newlines_says(
     assert result.size_bytes == len(data)
 
 
-@pytest.mark.parametrize("piece_bytes", [1, 2, 3, 7, 9, 10, 11, 19, 20, 64])
-def test_pieces_may_cut_lines_anywhere(kernel: Kernel, scanned: Scanner, piece_bytes: int) -> None:
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 3, 7, 9, 10, 11, 19, 20, 64])
+def test_pieces_may_cut_lines_anywhere(kernel: Kernel, scanned: Scanner, chunk_bytes: int) -> None:
     data = lines([*range(50), 7]) + b"bad\nterminate\n" + lines([999_999_999]) + b"1234\0\0"
-    result, new = scanned(data, kernel, piece_bytes)
+    result, new = scanned(data, kernel, chunk_bytes)
     assert result == Oracle(data).scan
     assert new == lines([*range(50), 999_999_999])
 
@@ -198,8 +198,8 @@ def test_any_other_end_is_a_bad_line(scanned: Scanner, tail: bytes) -> None:
 
 def test_lines_after_a_bad_one_count_again(kernel: Kernel, scanned: Scanner) -> None:
     data = b"x" * 100 + b"\n" + lines([1]) + b"terminate\n" + b"12\n" * 3 + lines([2, 1])
-    for piece_bytes in range(1, 40):
-        result, new = scanned(data, kernel, piece_bytes)
+    for chunk_bytes in range(1, 40):
+        result, new = scanned(data, kernel, chunk_bytes)
         assert new == lines([1, 2])
         assert (result.duplicates, result.bad_lines, result.first_bad_offset) == (1, 5, 0)
 

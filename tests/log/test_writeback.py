@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from numbers_uring.config import Fsync
+from numbers_uring.errors import SinkError
 from numbers_uring.limits import WRITE_BEHIND_BYTES
 from numbers_uring.log import writeback
 from numbers_uring.log.writeback import WriteBehind
-from numbers_uring.log.writer import LogError, NumbersLog
+from numbers_uring.log.writer import NumbersLog
 from support.logs import lines
 from support.waiting import DEADLINE_S
 
@@ -72,8 +73,10 @@ def test_each_window_is_started_when_it_is_full_and_finished_one_later(
     assert calls.made[3:] == [("start", 2), ("finish", 1), ("start", 3), ("finish", 2)]
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ESPIPE, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_where_it_is_not_supported_it_is_not_asked_for_again(
+@pytest.mark.parametrize(
+    "number", [errno.EINVAL, errno.ESPIPE, errno.ENOSYS, errno.EPERM, errno.ENOMEM]
+)
+def test_where_it_is_refused_it_is_not_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     calls = Calls(monkeypatch, -number)
@@ -91,7 +94,7 @@ def test_a_failed_write_back_is_final(
     log = NumbersLog(tmp_path / "numbers.log", say=print, write_behind=True, wake=woken.set)
     log.append(memoryview(lines(range(W // 10 + 1))))
     assert woken.wait(DEADLINE_S)
-    with pytest.raises(LogError, match=os.strerror(number)):
+    with pytest.raises(SinkError, match=os.strerror(number)):
         log.check()
     log.close()
 

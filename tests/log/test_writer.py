@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from numbers_uring.config import Fsync
-from numbers_uring.errors import StartError
-from numbers_uring.log.writer import FileCalls, LogError, NumbersLog
+from numbers_uring.errors import SinkError, StartError
+from numbers_uring.log import file, place
+from numbers_uring.log.calls import FileCalls
+from numbers_uring.log.writer import NumbersLog
 from support.logs import lines
 from support.waiting import DEADLINE_S
 
@@ -106,7 +109,7 @@ def test_any_other_failure_is_final_and_leaves_whole_lines(
 ) -> None:
     script: list[int | OSError] = [*([first] if first else []), failure(number)]
     log = open_log(path, write=Writes(iter(script)))
-    with pytest.raises(LogError, match=os.strerror(number)):
+    with pytest.raises(SinkError, match=os.strerror(number)):
         log.append(memoryview(LINES))
     assert path.read_bytes() == LINES[: first // 10 * 10]
     assert log.written_lines == first // 10
@@ -114,24 +117,37 @@ def test_any_other_failure_is_final_and_leaves_whole_lines(
 
 def test_a_write_that_takes_nothing_is_a_failure_and_no_endless_loop(path: Path) -> None:
     log = open_log(path, write=lambda _fd, _data: 0)
-    with pytest.raises(LogError, match="took nothing"):
+    with pytest.raises(SinkError, match="took nothing"):
         log.append(memoryview(LINES))
 
 
-def test_a_torn_line_that_cannot_be_cut_is_finished_when_there_is_space(path: Path) -> None:
-    def refuse(_fd: int, _size: int) -> None:
-        raise failure(errno.EIO)
+def refuse_to_cut(_fd: int, _size: int) -> None:
+    raise failure(errno.EIO)
 
+
+def test_a_torn_line_that_cannot_be_cut_is_finished_when_there_is_space(path: Path) -> None:
     script: list[int | OSError] = [5, failure(errno.ENOSPC), 17, failure(errno.ENOSPC)]
-    log = open_log(path, write=Writes(iter(script)), ftruncate=refuse)
+    log = open_log(path, write=Writes(iter(script)), ftruncate=refuse_to_cut)
     view = memoryview(LINES)
-    on_file = log.append(view)
-    assert on_file == 5
-    on_file += log.append(view[on_file:])
-    assert on_file == 22
-    log.append(view[on_file:])
+    assert log.append(view) == 0
+    assert path.read_bytes() == LINES[:5]
+    assert log.append(view) == 20
+    assert path.read_bytes() == LINES[:22]
+    log.append(view[20:])
     assert path.read_bytes() == LINES
     assert log.written_lines == 100
+
+
+def test_a_torn_line_is_not_finished_with_the_end_of_another_one(path: Path) -> None:
+    """Several loops append to one log: while one's line is unfinished, others have to wait."""
+    script: list[int | OSError] = [9, failure(errno.ENOSPC)]
+    log = open_log(path, write=Writes(iter(script)), ftruncate=refuse_to_cut)
+    ours, others = memoryview(lines([111_111_111])), memoryview(lines([222_222_222]))
+    assert log.append(ours) == 0
+    assert log.append(others) == 0
+    assert log.append(ours) == 10
+    assert log.append(others) == 10
+    assert path.read_bytes() == bytes(ours) + bytes(others)
 
 
 def test_a_failed_sync_is_final(path: Path) -> None:
@@ -139,9 +155,9 @@ def test_a_failed_sync_is_final(path: Path) -> None:
         raise failure(errno.EIO)
 
     log = open_log(path, fsync=Fsync.ALWAYS, fdatasync=refuse)
-    with pytest.raises(LogError, match="sync"):
+    with pytest.raises(SinkError, match="sync"):
         log.append(memoryview(LINES))
-    with pytest.raises(LogError, match="sync"):
+    with pytest.raises(SinkError, match="sync"):
         log.finish()
 
 
@@ -188,9 +204,9 @@ def test_a_sync_that_fails_in_the_background_is_said_by_the_next_call(path: Path
     log.check()
     log.append(memoryview(LINES))
     assert woken.wait(DEADLINE_S)
-    with pytest.raises(LogError, match="sync"):
+    with pytest.raises(SinkError, match="sync"):
         log.check()
-    with pytest.raises(LogError, match="sync"):
+    with pytest.raises(SinkError, match="sync"):
         log.finish()
     log.close()
 
@@ -228,7 +244,7 @@ def test_a_reopen_without_a_rotation_goes_on_in_the_same_file(path: Path) -> Non
     log.reopen()
     log.append(memoryview(LINES[10:]))
     assert path.read_bytes() == LINES
-    assert "same file" in said[0]
+    assert said == [f"the log {path} was not renamed: still appending to it"]
 
 
 @pytest.mark.parametrize("content", [b"", LINES])
@@ -280,15 +296,354 @@ def test_a_removed_log_is_made_anew_and_that_is_said_once(path: Path) -> None:
     ]
 
 
-def test_a_log_that_cannot_be_made_anew_is_written_to_all_the_same(tmp_path: Path) -> None:
+def take_the_folder(path: Path) -> Callable[[], object]:
+    shutil.rmtree(path.parent)
+    return path.parent.mkdir
+
+
+def put_a_folder(path: Path) -> Callable[[], object]:
+    path.unlink()
+    path.mkdir()
+    return path.rmdir
+
+
+def put_a_dangling_link(path: Path) -> Callable[[], object]:
+    path.unlink()
+    path.symlink_to(path.parent / "nowhere" / "numbers.log")
+    return path.unlink
+
+
+def put_a_locked_file(path: Path) -> Callable[[], object]:
+    path.unlink()
+    other = path.open("ab")
+    fcntl.flock(other, fcntl.LOCK_EX)
+    return other.close
+
+
+def put_a_file_that_is_not_made_of_lines(path: Path) -> Callable[[], object]:
+    path.unlink()
+    path.write_bytes(b"no line")
+    return path.unlink
+
+
+OBSTACLES = [
+    take_the_folder,
+    put_a_folder,
+    put_a_dangling_link,
+    put_a_locked_file,
+    put_a_file_that_is_not_made_of_lines,
+]
+
+
+@pytest.mark.parametrize("obstruct", OBSTACLES, ids=lambda obstruct: obstruct.__name__)
+def test_nothing_is_taken_while_a_removed_log_cannot_be_made_anew(
+    tmp_path: Path, obstruct: Callable[[Path], Callable[[], object]]
+) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
+    path = folder / "numbers.log"
     said: list[str] = []
-    log = open_log(folder / "numbers.log", said=said)
-    shutil.rmtree(folder)
+    log = open_log(path, said=said)
+    log.append(memoryview(LINES[:100]))
+    mend = obstruct(path)
+    for _ in range(3):
+        assert log.append(memoryview(LINES[100:])) == 0
+        assert str(path) in log.full_message
+        assert "no space" not in log.full_message
+    assert log.written_lines == 10
+    mend()
+    assert log.append(memoryview(LINES[100:])) == len(LINES[100:])
+    assert path.read_bytes() == LINES[100:]
+    assert log.room_message == f"the log {path} can be written again"
+    assert [("was removed" in line, "is reopened" in line) for line in said] == [
+        (True, False),
+        (False, True),
+    ]
+    log.finish()
+    assert log.summary() == (f"100 numbers written to {path}, 10 of them to a removed file")
+
+
+def test_a_removal_that_only_the_end_sees_is_said(path: Path) -> None:
+    said: list[str] = []
+    log = open_log(path, said=said, fsync=Fsync.ALWAYS)
+    log.append(memoryview(LINES))
+    path.unlink()
+    log.finish()
+    assert not path.exists()
+    assert len(said) == 1
+    assert "was removed" in said[0]
+    assert "100 of them to a removed file" in log.summary()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time that the log's notices see, in its only element."""
+    now_s = [1000.0]
+    monkeypatch.setattr(place, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    monkeypatch.setattr(file, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    return now_s
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_log_that_was_renamed_and_never_reopened_is_mentioned_once(
+    path: Path, clock: list[float], replaced: bool
+) -> None:
+    said: list[str] = []
+    log = open_log(path, said=said)
+    log.append(memoryview(LINES[:10]))
+    path.rename(path.with_suffix(".1"))
+    if replaced:
+        path.write_bytes(b"")
+    for _ in range(60):
+        log.append(memoryview(LINES[:10]))
+        clock[0] += 1
+    assert len(said) == 1
+    assert "renamed or replaced" in said[0]
+    assert "SIGHUP" in said[0]
+    log.reopen()
+    log.append(memoryview(LINES[:10]))
+    assert path.read_bytes() == LINES[:10]
+    path.rename(path.with_suffix(".2"))
+    for _ in range(60):
+        log.append(memoryview(LINES[:10]))
+        clock[0] += 1
+    assert ["renamed or replaced" in line for line in said] == [True, False, True]
+
+
+def test_a_rotation_with_its_signal_soon_after_is_not_mentioned(
+    path: Path, clock: list[float]
+) -> None:
+    said: list[str] = []
+    log = open_log(path, said=said)
+    for turn in range(5):
+        path.rename(path.with_suffix(f".{turn}"))
+        for _ in range(4):
+            log.append(memoryview(LINES[:10]))
+            clock[0] += 1
+        log.reopen()
+        clock[0] += 100
+    assert said == [f"the log {path} is reopened"] * 5
+
+
+FOREIGN = [
+    *(b"1", b"123", b"123456789", b"\0" * 4096, b"hello", b"x" * 200_000),
+    *(b"123\n", b"000000001\n", b"000000001\n12", b"a\nb\n1", b"\n", b"y\n" * 70_000 + b"z"),
+]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN, ids=lambda foreign: repr(foreign[:20]))
+@pytest.mark.parametrize("readable", [True, False])
+def test_what_another_process_appends_never_fuses_with_our_lines(
+    path: Path, clock: list[float], foreign: bytes, readable: bool
+) -> None:
+    said: list[str] = []
+    flags = [] if readable else [os.O_RDWR]
+    log = open_log(path, said=said, open=without(*flags))
+    expected = b""
     for _ in range(3):
         assert log.append(memoryview(LINES)) == len(LINES)
+        with path.open("ab") as other:
+            other.write(foreign)
+        whole = foreign[: foreign.rfind(b"\n") + 1]
+        expected += LINES + whole
+    log.finish()
+    assert len(said) == 1
+    assert said[0].startswith(f"another process appended {len(foreign)} bytes to the log {path}")
+    if readable:
+        assert path.read_bytes() == expected
+        assert ("cut off" in said[0]) == (whole != foreign)
+    else:
+        assert path.read_bytes() == (LINES + foreign + b"\n") * 3
+        assert "ended with a newline" in said[0]
+    assert log.written_lines == 300
+    clock[0] += 60
+
+
+def without(*flags: int) -> Callable[[Path, int, int], int]:
+    """Return an `open` that has no permission where it is asked for one of the flags."""
+
+    def call(path: Path, asked: int, mode: int) -> int:
+        if any(asked & flag for flag in flags):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return os.open(path, asked, mode)
+
+    return call
+
+
+def test_what_cannot_be_cut_off_is_ended_with_a_newline(path: Path) -> None:
+    """As in a file that is append-only."""
+    said: list[str] = []
+    log = open_log(path, said=said, ftruncate=refuse_to_cut)
+    log.append(memoryview(LINES))
+    with path.open("ab") as other:
+        other.write(b"123")
+    log.append(memoryview(LINES))
+    assert path.read_bytes() == LINES + b"123\n" + LINES
+    assert len(said) == 1
+    assert "ended with a newline" in said[0]
+
+
+def test_another_process_that_keeps_appending_is_mentioned_once_a_minute(
+    path: Path, clock: list[float]
+) -> None:
+    said: list[str] = []
+    log = open_log(path, said=said)
+    for _ in range(100):
+        with path.open("ab") as other:
+            other.write(b"12")
+        log.append(memoryview(LINES))
+        clock[0] += 1
+    assert path.read_bytes() == LINES * 100
     assert len(said) == 2
+
+
+def test_a_torn_line_that_another_process_appends_to_is_written_anew(path: Path) -> None:
+    def cut_later(fd: int, size: int) -> None:
+        if not cuttable:
+            raise failure(errno.EIO)
+        os.ftruncate(fd, size)
+
+    cuttable = False
+    script: list[int | OSError] = [5, failure(errno.ENOSPC)]
+    log = open_log(path, write=Writes(iter(script)), ftruncate=cut_later)
+    assert log.append(memoryview(LINES)) == 0
+    with path.open("ab") as other:
+        other.write(b"123")
+    cuttable = True
+    assert log.append(memoryview(LINES)) == len(LINES)
+    assert path.read_bytes() == LINES
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_a_file_that_cannot_be_looked_at_is_a_final_failure(path: Path, number: int) -> None:
+    failures: list[OSError] = []
+
+    def fstat(fd: int) -> os.stat_result:
+        if failures:
+            raise failures.pop()
+        return os.fstat(fd)
+
+    log = open_log(path, fstat=fstat)
+    log.append(memoryview(LINES[:10]))
+    failures.append(failure(number))
+    for _ in range(2):
+        with pytest.raises(SinkError, match=f"cannot check .*{os.strerror(number)}"):
+            log.append(memoryview(LINES[10:]))
+    assert log.written_lines == 1
+    assert not log.has(1)
+    with pytest.raises(SinkError, match="cannot check"):
+        log.finish()
+    assert path.read_bytes() == LINES[:10]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EDQUOT, errno.ENOSPC])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_close_that_fails_is_a_final_failure(path: Path, number: int, rotated: bool) -> None:
+    failures = iter([failure(number)])
+
+    def close(fd: int) -> None:
+        os.close(fd)
+        for error in failures:
+            raise error
+
+    log = open_log(path, close=close)
+    log.append(memoryview(LINES))
+    if rotated:
+        path.rename(path.with_suffix(".1"))
+        with pytest.raises(SinkError, match="cannot close"):
+            log.reopen()
+        with pytest.raises(SinkError, match="cannot close"):
+            log.append(memoryview(LINES))
+    with pytest.raises(SinkError, match=f"cannot close .*{os.strerror(number)}"):
+        log.finish()
+    log.close()
+    with pytest.raises(SinkError, match="cannot close"):
+        log.finish()
+
+
+def test_calls_that_are_interrupted_are_made_again(path: Path) -> None:
+    def interrupted(call: Callable[..., Any]) -> Callable[..., Any]:
+        interrupt = True
+
+        def twice(*arguments: Any) -> Any:
+            nonlocal interrupt
+            interrupt = not interrupt
+            if not interrupt:
+                raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+            return call(*arguments)
+
+        return twice
+
+    def closed_all_the_same(fd: int) -> None:
+        os.close(fd)
+        raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+
+    log = open_log(
+        path,
+        fsync=Fsync.ALWAYS,
+        open=interrupted(os.open),
+        fstat=interrupted(os.fstat),
+        write=interrupted(os.write),
+        ftruncate=interrupted(os.ftruncate),
+        fdatasync=interrupted(os.fdatasync),
+        close=closed_all_the_same,
+    )
+    log.truncate()
+    log.append(memoryview(LINES))
+    with path.open("ab") as other:
+        other.write(b"123")
+    log.append(memoryview(LINES))
+    path.rename(path.with_suffix(".1"))
+    log.reopen()
+    log.append(memoryview(LINES))
+    log.finish()
+    assert path.with_suffix(".1").read_bytes() == LINES * 2
+    assert path.read_bytes() == LINES
+
+
+def test_what_is_not_synced_is_not_stored_where_always_is_asked_for(path: Path) -> None:
+    stored = []
+
+    def sync(_fd: int) -> None:
+        stored.append(log.has(log.mark()))
+
+    log = open_log(path, fsync=Fsync.ALWAYS, fdatasync=sync)
+    log.append(memoryview(LINES))
+    assert stored == [False]
+    assert log.has(log.mark())
+
+
+def test_a_file_with_the_right_size_is_not_truncated(path: Path) -> None:
+    """An append-only file that --resume has nothing to cut from must be usable."""
+    path.write_bytes(LINES)
+    log = open_log(path, ftruncate=refuse_to_cut)
+    log.keep(len(LINES))
+    log.append(memoryview(LINES))
+    assert path.read_bytes() == LINES * 2
+    with pytest.raises(StartError, match="cannot truncate"):
+        log.truncate()
+
+
+@pytest.mark.parametrize("stream", [1, 2])
+@pytest.mark.parametrize("link", [None, os.symlink, os.link])
+def test_the_file_of_a_standard_stream_is_refused(
+    path: Path, stream: int, link: Callable[[Path, Path], None] | None
+) -> None:
+    path.write_bytes(LINES)
+    name = path
+    if link is not None:
+        name = path.with_name("other name")
+        link(path, name)
+    kept = os.dup(stream)
+    try:
+        with path.open("ab") as other:
+            os.dup2(other.fileno(), stream)
+        with pytest.raises(StartError, match=r"standard (output|error)"):
+            open_log(name)
+    finally:
+        os.dup2(kept, stream)
+        os.close(kept)
+    assert path.read_bytes() == LINES
 
 
 @pytest.mark.parametrize("left", [0, 7, 10, 55])

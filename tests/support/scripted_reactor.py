@@ -12,7 +12,8 @@ from numbers_uring.errors import Failure
 from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.native import variants
 from numbers_uring.limits import BITMAP_BYTES, CHUNK_BYTES_MAX, HEADROOM_BYTES
-from numbers_uring.log.writer import FileCalls, NumbersLog
+from numbers_uring.log.calls import FileCalls
+from numbers_uring.log.writer import NumbersLog
 from numbers_uring.reactor.contract import Completion, End, Kind
 from numbers_uring.server.backpressure import Backpressure
 from numbers_uring.server.disconnect_log import DisconnectLog

@@ -18,7 +18,7 @@ from numbers_uring.cluster.collector.kernel import NotOwnedError, OwnKernel
 from numbers_uring.cluster.collector.lease import Lease, Progress
 from numbers_uring.cluster.connection import engine_errors
 from numbers_uring.cluster.partitions import stream_name
-from numbers_uring.errors import BackendError, StartError
+from numbers_uring.errors import BackendError, SinkError, StartError
 from numbers_uring.limits import (
     BROKER_ACK_WAIT_S,
     FETCH_BUSY_S,
@@ -30,7 +30,7 @@ from numbers_uring.limits import (
     OWNER_BROKER_ANSWER_S,
     OWNER_BROKER_RETRY_S,
 )
-from numbers_uring.log.writer import LogError, NumbersLog
+from numbers_uring.log.writer import NumbersLog
 from numbers_uring.system.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class PartitionOwner:
     # Taking in.
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Take in until `stop` is set. Raises LogError and OwnerError."""
+        """Take in until `stop` is set. Raises SinkError and OwnerError."""
         stopped = asyncio.create_task(stop.wait())
         with engine_errors(f"subscribe to the stream {self._stream}"):
             self._subscription = await self._js.pull_subscribe_bind(CONSUMER, self._stream)
@@ -296,7 +296,7 @@ class PartitionOwner:
     # In a thread of the pool.
 
     def _take_in(self, datas: Sequence[bytes]) -> int:
-        """Return how many of the messages, from the first on, are on disk. Raises LogError."""
+        """Return how many of the messages, from the first on, are on disk. Raises SinkError."""
         self.step_s = time.monotonic()
         try:
             return self._take_in_by_steps(datas)
@@ -345,7 +345,7 @@ class PartitionOwner:
         return True
 
     def _require_file(self) -> None:
-        """Raise LogError where the log is no longer what was acknowledged."""
+        """Raise SinkError where the log is no longer what was acknowledged."""
         try:
             state = self.log.path.stat()
             whole = state.st_ino == self._inode
@@ -353,7 +353,7 @@ class PartitionOwner:
         except OSError:
             whole = False
         if not whole:
-            raise LogError(
+            raise SinkError(
                 f"the log {self.log.path} was removed, replaced or truncated by another process: "
                 "the next start puts back what is missing, from the stream"
             )

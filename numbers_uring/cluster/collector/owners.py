@@ -83,7 +83,7 @@ class OwnConfig:
 
 
 def run_owners(config: OwnConfig, say: Diagnostics) -> None:
-    """Own until a signal. Raises StartError, StopRequestedError, LogError or OwnerError."""
+    """Own until a signal. Raises StartError, StopRequestedError, SinkError or OwnerError."""
     prepare_signals()
     manager = ServiceManager.from_environment(os.environ, say)
     try:
@@ -282,7 +282,7 @@ class _Owners:
                 f"the log {owner.log.path} has numbers of another partition: it is not this one's"
             )
         # What an earlier owner has written, and perhaps not synced, is acknowledged from now on.
-        owner.log.finish()
+        owner.log.sync()
         owner.resumed_lines = found.consumed_bytes // LINE_BYTES
 
     def _say_progress(self, text: str) -> None:

@@ -1,0 +1,178 @@
+"""One log file, open and locked: whole lines are appended to it, whatever others do to it."""
+
+import errno
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from numbers_uring.limits import LINE_BYTES, LOG_CHANGES_WARNING_S, LOG_TAIL_CHUNK_BYTES
+from numbers_uring.log.calls import FileCalls, again
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+
+class LogFile:
+    """The file open as `fd`, for one thread at a time. All methods raise OSError.
+
+    `say` takes one line for the operator.
+    """
+
+    def __init__(
+        self, path: Path, fd: int, *, say: Callable[[str], None], calls: FileCalls
+    ) -> None:
+        self.path = path
+        self.fd = fd
+        self.lines = 0
+        """Whole lines that were appended to this file."""
+        self._say = say
+        self._calls = calls
+        self._torn = b""
+        """What the file ends with of a line that could be neither finished nor cut off."""
+        self._warning_due_s = 0.0
+        self.end_bytes = self.state().st_size
+        """Where the file ends, as far as we know."""
+
+    def state(self) -> os.stat_result:
+        """Return what the system knows of the file now."""
+        return again(self._calls.fstat, self.fd)
+
+    def has_name(self) -> bool | None:
+        """Return whether the path leads to this file; None if that can't be told."""
+        try:
+            return os.path.samestat(self.path.stat(), self.state())
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return None
+
+    # What others do to it.
+
+    def settle(self, size_bytes: int) -> None:
+        """Make a file that others may have changed, of this size now, end with a whole line."""
+        if size_bytes == self.end_bytes:
+            return
+        if size_bytes < self.end_bytes:
+            self._say(
+                f"the log {self.path} was truncated by another process, from {self.end_bytes} "
+                f"to {size_bytes} bytes: going on at its end"
+            )
+            end = self._line_end(0, size_bytes)
+            # Without a look at it, it is taken to be made of our lines.
+            self._end_line(size_bytes - size_bytes % LINE_BYTES if end is None else end, size_bytes)
+            return
+        appended_bytes = size_bytes - self.end_bytes
+        end = self._line_end(self.end_bytes - len(self._torn), size_bytes)
+        done = self._end_line(end, size_bytes)
+        now_s = time.monotonic()
+        if now_s >= self._warning_due_s:
+            self._warning_due_s = now_s + LOG_CHANGES_WARNING_S
+            self._say(
+                f"another process appended {appended_bytes} bytes to the log {self.path}{done}"
+            )
+
+    def is_made_of_lines(self) -> bool:
+        """Return whether it may be nothing but lines as ours, by its size and its last byte."""
+        size_bytes = self.end_bytes
+        return size_bytes % LINE_BYTES == 0 and self._line_end(0, size_bytes) in {size_bytes, None}
+
+    def _end_line(self, end: int | None, size_bytes: int) -> str:
+        """Cut off what is behind `end`; if that fails, or is not known, end it with a newline.
+
+        Returns what was done, to be said.
+        """
+        self._torn, self.end_bytes = b"", size_bytes
+        if end == size_bytes:
+            return ""
+        if end is not None:
+            with suppress(OSError):
+                again(self._calls.ftruncate, self.fd, end)
+                self.end_bytes = end
+                return f", of which {size_bytes - end} without a newline were cut off"
+        # The file may be append-only. A bad line is better than one of ours fused with it.
+        self.end_bytes += again(self._calls.write, self.fd, memoryview(b"\n"))
+        return ", which were ended with a newline"
+
+    def _line_end(self, begin: int, end: int) -> int | None:
+        """Return where the last line ends that ends between two offsets; `begin` if none does.
+
+        None if we may not read the file.
+        """
+        position = end
+        while position > begin:
+            start = max(begin, position - LOG_TAIL_CHUNK_BYTES)
+            try:
+                chunk = again(os.pread, self.fd, position - start, start)
+            except OSError as error:
+                if error.errno == errno.EBADF:
+                    return None
+                raise
+            newline = chunk.rfind(b"\n")
+            if newline >= 0:
+                return start + newline + 1
+            position = start
+        return begin
+
+    # What we do to it.
+
+    def append(self, lines: memoryview) -> int:
+        """Append lines; return how many bytes of them are in the file, which are whole lines.
+
+        Fewer than given mean that there is no space for the rest. If it raises, `lines` has counted
+        those that are in the file.
+        """
+        self._cut_torn()
+        start = position = len(self._torn)
+        if self._torn != lines[:start]:
+            return 0
+        failure: OSError | None = None
+        while position < len(lines) and failure is None:
+            try:
+                size = again(self._calls.write, self.fd, lines[position:])
+            except OSError as error:
+                failure = error
+            else:
+                position += size
+                if size == 0:
+                    failure = OSError(errno.EIO, "write(2) took nothing")
+        whole_bytes = position - position % LINE_BYTES
+        self._torn = bytes(lines[whole_bytes:position])
+        self.end_bytes += position - start
+        self.lines += whole_bytes // LINE_BYTES
+        self._cut_torn()
+        if failure is not None and failure.errno not in _NO_SPACE:
+            raise failure
+        return whole_bytes
+
+    def ends_whole_line(self) -> bool:
+        """Return whether no unfinished line of ours is at its end, after a try to cut it off."""
+        self._cut_torn()
+        return not self._torn
+
+    def _cut_torn(self) -> None:
+        """Cut an unfinished line off; where that fails it is finished when there is space."""
+        if not self._torn:
+            return
+        end_bytes = self.end_bytes - len(self._torn)
+        try:
+            again(self._calls.ftruncate, self.fd, end_bytes)
+        except OSError:
+            return
+        self._torn, self.end_bytes = b"", end_bytes
+
+    def truncate(self, size_bytes: int) -> None:
+        """Drop what is behind `size_bytes`; an append-only file that ends there is left alone."""
+        if self.state().st_size != size_bytes:
+            again(self._calls.ftruncate, self.fd, size_bytes)
+        self._torn, self.end_bytes = b"", size_bytes
+
+    def sync(self) -> None:
+        """Return when the disk has all that was appended."""
+        again(self._calls.fdatasync, self.fd)
+
+    def close(self) -> None:
+        """Close the file, which unlocks it; an error means that lines of it may be lost."""
+        fd, self.fd = self.fd, -1
+        with suppress(InterruptedError):  # It is closed all the same, on Linux.
+            self._calls.close(fd)

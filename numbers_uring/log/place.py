@@ -1,0 +1,181 @@
+"""Keeps a log in the file that its path names: after a rotation, and after it was removed."""
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from numbers_uring.config import Fsync
+from numbers_uring.errors import SinkError, StartError
+from numbers_uring.limits import LOG_NAME_CHECK_S, LOG_RENAMED_S
+from numbers_uring.log.calls import FileCalls
+from numbers_uring.log.file import LogFile
+from numbers_uring.log.opening import open_locked
+
+
+class LogPlace:
+    """The log's file, and the one that takes its place. For one thread at a time.
+
+    `say` takes one line for the operator, `inform` one that is no warning. `leave` is called with
+    the next file before the present one is closed. The constructor raises StartError as
+    `open_locked` does.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        fsync: Fsync,
+        calls: FileCalls,
+        say: Callable[[str], None],
+        inform: Callable[[str], None],
+        leave: Callable[[LogFile], None],
+    ) -> None:
+        self._path = path
+        self._fsync = fsync
+        self._calls = calls
+        self._say = say
+        self._inform = inform
+        self._leave = leave
+        self._rename_notice = _RenameNotice(say)
+        self.removed = False
+        """Whether the file has no name any more, so that what is in it is lost."""
+        self.removed_lines = 0
+        """Lines that were appended to files that were removed."""
+        self.file = self._open()
+
+    def _open(self) -> LogFile:
+        """Open what the path names now. Raises StartError."""
+        fd = open_locked(self._path, self._fsync, self._calls.open)
+        try:
+            return LogFile(self._path, fd, say=self._say, calls=self._calls)
+        except OSError as error:
+            os.close(fd)
+            raise StartError(f"cannot open the log {self._path}: {error.strerror}") from error
+
+    def settle(self) -> str | None:
+        """Make sure that the next line is one of its own, in a file that has a name.
+
+        Returns None, or the reason why there is no such file now. Raises SinkError.
+        """
+        if not self._settle_present():
+            return None
+        try:
+            self._switch(self._open_next())
+        except StartError as error:
+            return str(error)
+        return None
+
+    def settle_at_end(self) -> None:
+        """The same when nothing more is appended, for which no new file is made."""
+        self._settle_present()
+
+    def _settle_present(self) -> bool:
+        """Look at what others did to the file; return whether it is removed. Raises SinkError."""
+        try:
+            state = self.file.state()
+        except OSError as error:
+            raise SinkError(f"cannot check the log {self._path}: {error.strerror}") from error
+        if state.st_nlink == 0:
+            if not self.removed:
+                self.removed = True
+                self.removed_lines += self.file.lines
+                self._say(f"the log {self._path} was removed, and the lines in it with it")
+            return True
+        self._rename_notice.look(self.file)
+        try:
+            self.file.settle(state.st_size)
+        except OSError as error:
+            raise SinkError(f"cannot mend the log {self._path}: {error.strerror}") from error
+        return False
+
+    def reopen(self) -> None:
+        """Go on in what the path names now; if that can't be done, in the old file.
+
+        Raises SinkError.
+        """
+        if self._settle_present():
+            # What is to be said of a new file that can't be made is said of the next append.
+            self.settle()
+        elif not self.file.ends_whole_line():
+            self._say(f"the log {self._path} ends within a line: not reopened")
+        elif self.file.has_name():
+            self._say(f"the log {self._path} was not renamed: still appending to it")
+        else:
+            try:
+                self._switch(self._open_next())
+            except StartError as error:
+                self._say(f"{error}: going on in the old file")
+
+    def _open_next(self) -> LogFile:
+        """Open the file that is to take this one's place. Raises StartError."""
+        file = self._open()
+        try:
+            if file.is_made_of_lines():
+                return file
+            reason = f"the new {self._path} is not made of lines"
+        except OSError as error:
+            reason = f"cannot read the log {self._path}: {error.strerror}"
+        with suppress(OSError):
+            file.close()
+        raise StartError(reason)
+
+    def _switch(self, file: LogFile) -> None:
+        """Go on in another file. Raises SinkError if lines in the old one may be lost."""
+        old, was_removed = self.file, self.removed
+        try:
+            self._leave(file)
+        except SinkError:
+            with suppress(OSError):
+                file.close()
+            raise
+        self.file, self.removed = file, False
+        self._rename_notice.reset()
+        try:
+            old.close()
+        except OSError as error:
+            if not was_removed:
+                raise close_error(self._path, error) from error
+        self._inform(f"the log {self._path} is reopened")
+
+
+def close_error(path: Path, error: OSError) -> SinkError:
+    """Return what close(2) of a log means that reports an error."""
+    return SinkError(
+        f"cannot close the log {path}: {error.strerror}; "
+        "lines since the last sync may not be on disk"
+    )
+
+
+class _RenameNotice:
+    """Tells the operator, once, of a log that lost its name and that nobody had reopened."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the old file: another one is in use."""
+        self._check_due_s = 0.0
+        self._renamed_s: float | None = None
+        self._said = False
+
+    def look(self, file: LogFile) -> None:
+        """Called before each append; looks at the name now and then.
+
+        The first seconds are those between the renaming and the signal of an ordinary rotation.
+        """
+        now_s = time.monotonic()
+        if now_s < self._check_due_s:
+            return
+        self._check_due_s = now_s + LOG_NAME_CHECK_S
+        if file.has_name() is not False:
+            self._renamed_s, self._said = None, False
+        elif self._renamed_s is None:
+            self._renamed_s = now_s
+        elif not self._said and now_s - self._renamed_s >= LOG_RENAMED_S:
+            self._said = True
+            self._say(
+                f"the log {file.path} was renamed or replaced: still appending to the old file; "
+                "send SIGHUP to go on in a new one"
+            )
