@@ -364,6 +364,11 @@ LOAD_NUMBERS_MAX = 2**53
 LOAD_PREPARE_BYTES = 1024 * 1024 * 1024
 """Lines made before the clock starts, if all fit; 107 million numbers."""
 
+LOAD_PREPARE_BYTES_MAX = 2**62
+LOAD_SEED_MAX = 2**64 - 1
+LOAD_RATE_MAX = 10**12
+"""Numbers a second."""
+
 LOAD_PREPARE_STEP_NUMBERS = 4_000_000
 """Numbers prepared between two looks at signals and two updates of the progress."""
 

@@ -11,8 +11,18 @@ from typing import Any
 import click
 
 from numbers_uring import __version__
+from numbers_uring.cli.types import Fraction, Seconds
 from numbers_uring.errors import ExitCode, StartError
-from numbers_uring.limits import LINE_BYTES, LOAD_PLOT_SLICE_S
+from numbers_uring.limits import (
+    LINE_BYTES,
+    LOAD_CLIENTS_MAX,
+    LOAD_NUMBERS_MAX,
+    LOAD_PLOT_SLICE_S,
+    LOAD_PREPARE_BYTES_MAX,
+    LOAD_RATE_MAX,
+    LOAD_SEED_MAX,
+    LOAD_SEND_BYTES_MAX,
+)
 from numbers_uring.load.model import Latency, LoadParameters, LoadResult, Mix
 from numbers_uring.load.plot import LoadPlot
 from numbers_uring.system.descriptors import raise_descriptor_limit
@@ -64,11 +74,15 @@ _DEFAULT = LoadParameters()
     "--port", type=click.IntRange(1, 65535), default=_DEFAULT.port, help="The server's port."
 )
 @click.option(
-    "--clients", type=int, metavar="N", default=_DEFAULT.clients, help="Connections at once."
+    "--clients",
+    type=click.IntRange(1, LOAD_CLIENTS_MAX),
+    metavar="N",
+    default=_DEFAULT.clients,
+    help="Connections at once.",
 )
 @click.option(
     "--numbers",
-    type=int,
+    type=click.IntRange(1, LOAD_NUMBERS_MAX),
     metavar="N",
     default=_DEFAULT.numbers,
     help="Numbers to send, of all clients together.",
@@ -81,28 +95,28 @@ _DEFAULT = LoadParameters()
 )
 @click.option(
     "--duplicates",
-    type=float,
+    type=Fraction(0, 1),
     metavar="SHARE",
     default=_DEFAULT.duplicates,
     help="Share of repeats, from 0 to 1, in the mix duplicate.",
 )
 @click.option(
     "--send-bytes",
-    type=int,
+    type=click.IntRange(1, LOAD_SEND_BYTES_MAX),
     metavar="BYTES",
     default=_DEFAULT.send_bytes,
     help="Most bytes for one send call, up to 4 MiB; lines are cut wherever that falls.",
 )
 @click.option(
     "--seed",
-    type=int,
+    type=click.IntRange(0, LOAD_SEED_MAX),
     metavar="N",
     default=_DEFAULT.seed,
     help="Another seed gives other numbers, or another order.",
 )
 @click.option(
     "--rate",
-    type=int,
+    type=click.IntRange(0, LOAD_RATE_MAX),
     metavar="N",
     default=_DEFAULT.rate,
     help="Numbers a second, of all clients together, evenly over each millisecond or more; "
@@ -110,7 +124,7 @@ _DEFAULT = LoadParameters()
 )
 @click.option(
     "--prepare-bytes",
-    type=int,
+    type=click.IntRange(0, LOAD_PREPARE_BYTES_MAX),
     metavar="BYTES",
     default=_DEFAULT.prepare_bytes,
     help="Make all lines ahead, in memory, where they need no more than this; "
@@ -119,7 +133,7 @@ _DEFAULT = LoadParameters()
 @click.option(
     "--timeout",
     "timeout_s",
-    type=float,
+    type=Seconds(min=0),
     metavar="SECONDS",
     default=_DEFAULT.timeout_s,
     help="End the run, as failed, after this time; 0 never does.",

@@ -12,6 +12,7 @@ from numbers_uring import __version__
 from numbers_uring.addresses import PORT_MAX, Address, TcpAddress, parse_address, parse_tcp_address
 from numbers_uring.cli.commands import ENVIRONMENT_PREFIX
 from numbers_uring.cli.nats_options import ACCESS_NAMES, ACCESS_OPTIONS, access_of, check_url
+from numbers_uring.cli.types import Seconds
 from numbers_uring.cluster.partitions import PARTITIONS_MAX
 from numbers_uring.config import DEFAULT_ADDRESS, Config, Fsync, LogFormat, Terminate, WhenFull
 from numbers_uring.ingest.native import VARIANT_NAMES
@@ -36,20 +37,6 @@ Every option can also be set from the environment: NUMBERS_URING_SERVE_PORT=5000
 Exit status: 0 stopped as asked and everything is on file, 1 the system failed the backend, 2
 wrong usage, 3 could not start, 4 the log failed, or the engine did not acknowledge everything.
 """
-
-
-class Seconds(click.FloatRange):
-    """Seconds as a fraction; `nan` and `inf`, which float() takes, are no times."""
-
-    name = "seconds"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        seconds = float(super().convert(value, param, ctx))
-        if not seconds < 1e9:
-            self.fail(f"{value!r} is not a number of seconds.", param, ctx)
-        return seconds
 
 
 class _Address(click.ParamType):  # type: ignore[type-arg] # generic only in click's newest

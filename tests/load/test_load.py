@@ -16,11 +16,13 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+import click
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from numbers_uring._native import ffi, lib
+from numbers_uring.cli.load import load
 from numbers_uring.errors import ExitCode, StartError
 from numbers_uring.limits import NUMBERS
 from numbers_uring.load.lines import make_lines
@@ -200,28 +202,37 @@ def test_the_mix_random_repeats_as_chance_has_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("option", "value"),
     [
-        {"clients": 0},
-        {"clients": 10_001},
-        {"numbers": 0},
-        {"numbers": NUMBERS + 1},
-        {"numbers": NUMBERS + 1, "mix": Mix.SEQUENTIAL},
-        {"numbers": 3 * NUMBERS, "mix": Mix.DUPLICATE},
-        {"send_bytes": 0},
-        {"send_bytes": 4 * 1024 * 1024 + 1},
-        {"seed": -1},
-        {"seed": 2**64},
-        {"rate": -1},
-        {"duplicates": 1.5},
-        {"duplicates": float("nan")},
-        {"timeout_s": -1.0},
-        {"timeout_s": float("nan")},
+        ("--clients", 0),
+        ("--clients", 10_001),
+        ("--numbers", 0),
+        ("--numbers", 2**53 + 1),
+        ("--send-bytes", 0),
+        ("--send-bytes", 4 * 1024 * 1024 + 1),
+        ("--seed", -1),
+        ("--seed", 2**64),
+        ("--rate", -1),
+        ("--duplicates", 1.5),
+        ("--duplicates", "nan"),
+        ("--prepare-bytes", -1),
+        ("--timeout", -1),
+        ("--timeout", "nan"),
+        ("--timeout", "inf"),
     ],
 )
-def test_what_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"\d"):
-        LoadParameters(**wrong)
+def test_a_value_out_of_range_is_wrong_usage(option: str, value: object) -> None:
+    with pytest.raises(click.BadParameter):
+        load.make_context("load", [option, str(value)])
+
+
+@pytest.mark.parametrize(
+    ("mix", "numbers"),
+    [(Mix.UNIQUE, NUMBERS + 1), (Mix.SEQUENTIAL, NUMBERS + 1), (Mix.DUPLICATE, 3 * NUMBERS)],
+)
+def test_a_mix_without_so_many_numbers_is_refused(mix: Mix, numbers: int) -> None:
+    with pytest.raises(ValueError, match=str(NUMBERS)):
+        LoadParameters(mix=mix, numbers=numbers)
 
 
 @given(st.integers(0, 2**62))
