@@ -13,9 +13,16 @@ from numbers_uring.config import Fsync, Terminate
 from numbers_uring.errors import BackendError, SinkError
 from numbers_uring.limits import CHUNK_BYTES_MAX, NO_SPACE_RETRY_S
 from numbers_uring.reactor.contract import End
+from numbers_uring.server import loop
 from numbers_uring.server.server import Phase
 from support.logs import lines
 from support.scripted_reactor import Run, Step
+
+
+@pytest.fixture(autouse=True)
+def _waits_are_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a pass in which nothing comes last until something is due, in one wait."""
+    monkeypatch.setattr(loop, "WAIT_S_MAX", 1e9)
 
 
 def report(unique: int, duplicate: int, total: int) -> str:
