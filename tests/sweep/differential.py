@@ -7,6 +7,7 @@ goes on for so long, with a new seed each time, and prints the seed that fails.
 """
 
 import argparse
+import fcntl
 import json
 import random
 import re
@@ -15,6 +16,7 @@ import socket
 import struct
 import sys
 import tempfile
+import termios
 import threading
 import time
 from collections import Counter
@@ -199,8 +201,16 @@ class _Player:
                     self.connection.shutdown(socket.SHUT_WR)
                 self.watch()
             elif self.script.then == "reset":
+                # A reset takes back what has not arrived yet.
+                wait_until(self._has_arrived, "all that was sent to arrive")
                 linger = struct.pack("ii", 1, 0)
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+
+    def _has_arrived(self) -> bool:
+        try:
+            return not any(fcntl.ioctl(self.connection, termios.TIOCOUTQ, bytes(4)))
+        except OSError:
+            return True
 
     def watch(self) -> None:
         """Wait for the end, and note how long the log is then."""

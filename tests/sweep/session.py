@@ -80,6 +80,8 @@ class Client:
     end: str = "none"
     """fin, reset, open (nothing came in time), refused (could not connect)."""
     is_unix: bool = False
+    tried: list[int] = field(default_factory=list)
+    """The same with those of which it is not known."""
 
 
 @dataclass
@@ -316,6 +318,7 @@ class Session:
             client.end = "refused"
             return
         self._sockets[name] = connection
+        client.tried = numbers
         try:
             if cut:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -328,8 +331,8 @@ class Session:
             if leave:
                 connection.shutdown(socket.SHUT_WR)
         except OSError:
-            # The end is what recv says.
-            pass
+            # The socket tells of its end once, and recv would call it a FIN.
+            client.end = "reset"
         if leave and not name.startswith("waits"):
             self._await(name)
 

@@ -150,7 +150,9 @@ def _numbers(outcome: Outcome) -> list[int] | Violation:
     if not re.fullmatch(r"(?:[0-9]{9}\n)*", text):
         return Violation("log", "something else than whole lines")
     numbers = [int(line) for line in text.split()]
-    wrong = set(numbers) - {number for client in outcome.clients for number in client.sent}
+    wrong = set(numbers) - {
+        number for client in outcome.clients for number in [*client.sent, *client.tried]
+    }
     if wrong:
         return Violation("log", f"numbers that nobody sent: {sorted(wrong)[:5]}")
     if len(set(numbers)) != len(numbers):
@@ -224,4 +226,6 @@ def _service(outcome: Outcome, on_file: set[int]) -> list[Violation]:
 def _is_served(client: Client, outcome: Outcome, on_file: set[int]) -> bool:
     if "refuse" in outcome.mode and client.name.startswith("waits"):
         return True
-    return client.end == "fin" and on_file.issuperset(client.sent)
+    # Where the option of an orderly close is refused there is a reset, which promises nothing.
+    ends = {"fin", "reset"} if "SO_LINGER" in "".join(outcome.injected) else {"fin"}
+    return client.end in ends and on_file.issuperset(client.sent)
