@@ -10,7 +10,7 @@ BUILT := setup.py pyproject.toml $(NATIVE)
 FORMATTED := numbers_uring native perf share tests setup.py
 C_SOURCES := $(wildcard native/*.h native/*/*.c native/*/*.h perf/*.c tests/native/*.c)
 
-.PHONY: serve test test-reactors coverage lint format sanitize fuzz soak cluster ci man dist
+.PHONY: serve test test-oldest test-reactors coverage lint format sanitize fuzz soak cluster ci man dist
 .PHONY: sweep differential soak-all
 .PHONY: container-check clean
 
@@ -30,6 +30,8 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/mypy --strict
 	$(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/clang-format --dry-run --Werror $(C_SOURCES)
+	$(BIN)/codespell
+	$(BIN)/python tests/docs/plain_words.py
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format $(FORMATTED)
@@ -108,11 +110,23 @@ coverage: $(VENV)/dev.stamp
 cluster: $(VENV)/dev.stamp
 	$(BIN)/python perf/cluster_demo.py $(ARGS)
 
+# The tests again on Debian's own Python, the oldest that is supported, without those that say nothing
+# new there: pages run the same commands, an abi3 wheel is the same for each Python, perf/ is run by
+# hand, the soak of a cluster kills processes, and tests that run alone measure times. `make test
+# PYTHON=/usr/bin/python3` runs everything.
+OLDEST_PYTHON ?= /usr/bin/python3
+SAME_ON_EACH_PYTHON := tests/docs tests/packaging tests/perf tests/cluster/test_cluster_soak.py
+test-oldest: $(VENV)/dev.stamp
+	$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal -m "not alone" \
+	    $(addprefix --ignore=,$(SAME_ON_EACH_PYTHON)) $(ARGS)
+
 ci:
 	SOAK_ROUNDS=30 $(MAKE) test
 	SOAK_ROUNDS=3 $(MAKE) test-reactors REACTORS=4
 	$(MAKE) lint
 	$(MAKE) sanitize
+	[ "$$(readlink -f "$$(command -v python3)")" = "$$(readlink -f $(OLDEST_PYTHON))" ] || \
+	    $(MAKE) test-oldest PYTHON=$(OLDEST_PYTHON)
 
 # The manual page, and the completions beside it, as a wheel has them.
 man: $(VENV)/dev.stamp

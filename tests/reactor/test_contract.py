@@ -161,7 +161,7 @@ def test_what_came_before_the_end_is_handed_out_before_it(make_bench: MakeBench)
     assert [end for _, end in bench.ends] == [End.EOF, End.RESET]
 
 
-def test_the_close_that_a_client_sees_comes_when_it_is_let_go(make_bench: MakeBench) -> None:
+def test_a_client_sees_the_close_when_it_is_finished(make_bench: MakeBench) -> None:
     bench = make_bench(connections_max=1)
     bench.finish_close = False
     for _ in range(20):
