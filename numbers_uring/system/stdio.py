@@ -64,9 +64,12 @@ class LineWriter:
 
     def _write(self, data: bytes, end_s: float) -> bool:
         if self._stream is None:
-            # Commands that write no diagnostics start faster without it.
-            from numbers_uring.system.nonblocking import open_stream  # noqa: PLC0415
-
+            try:
+                # Commands that write no diagnostics start faster without it.
+                from numbers_uring.system.nonblocking import open_stream  # noqa: PLC0415
+            except (ImportError, OSError):
+                # Where no file can be opened any more, that is what the line is about.
+                return os.write(self._fd, data) == len(data)
             self._stream = open_stream(self._fd)
         while not _begin(self._stream, data):
             if not _pause(end_s):

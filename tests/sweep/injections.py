@@ -135,6 +135,9 @@ def plan(trace: Iterable[str], seen: set[str]) -> list[Injection]:
             continue
         if call in _NEVER_FAIL or any(name in arguments for name in _NOT_OURS):
             continue
+        if call == "mmap" and thread != main:
+            # Without memory for its first frame the interpreter waits for ever for a new thread.
+            continue
         where = _place(call, arguments) + ("" if thread == main else " in a thread")
         places[call, where].append(ordinals[thread, call])
     planned: dict[Injection, None] = {}

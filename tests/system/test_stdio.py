@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -208,3 +209,25 @@ def test_a_signal_handler_that_writes_in_the_middle_of_a_line_does_not_hang() ->
         assert writer.write(numbered_line(2))
         assert inner == [False]
         assert numbers_of(pair.read()) == [0, 2]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "no descriptors"), ImportError("gone")])
+def test_a_line_is_written_even_where_modules_can_no_longer_be_imported(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Refusing:
+        @staticmethod
+        def find_spec(*_: object) -> None:
+            raise error
+
+    name = "numbers_uring.system.nonblocking"
+    monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("numbers_uring.system.nonblocking")
+    monkeypatch.setattr(sys, "meta_path", [Refusing])
+    read_fd, write_fd = os.pipe()
+    try:
+        assert LineWriter(write_fd).write("too many open files")
+        assert os.read(read_fd, 100) == b"too many open files\n"
+    finally:
+        os.close(read_fd)
+        os.close(write_fd)
