@@ -100,6 +100,9 @@ HTTP_PAUSE_MAX_S = 0.25
 HTTP_RETRY_S = 0.1
 """The pause after a failed system call."""
 
+HTTP_CLOSE_S = 0.75
+"""How long a stop waits for the metrics thread."""
+
 HEARTBEAT_INTERVAL_S = 1.0
 """How often the loop shows that it is alive, where somebody may ask."""
 
@@ -406,6 +409,7 @@ assert DESCRIPTORS_RESERVED >= 2 * HTTP_CLIENTS_MIN + 32
 assert HTTP_CLIENTS_MIN <= HTTP_CLIENTS_MAX
 assert HTTP_PAUSE_S <= HTTP_RETRY_S <= HTTP_PAUSE_MAX_S
 assert HTTP_BURST_S / HTTP_SHARE <= 1
+assert 2 * HTTP_PAUSE_MAX_S < HTTP_CLOSE_S < 1
 assert 3 * LEASE_REFRESH_S < LEASE_S
 assert OWNER_BROKER_ANSWER_S < BROKER_REQUEST_S
 assert OWNER_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES

@@ -31,6 +31,7 @@ from numbers_uring.limits import (
     HTTP_BURST_S,
     HTTP_CLIENT_S,
     HTTP_CLIENTS_MAX,
+    HTTP_CLOSE_S,
     HTTP_FAILED_ACCEPTS_MAX,
     HTTP_PAUSE_MAX_S,
     HTTP_PAUSE_S,
@@ -129,7 +130,10 @@ class HttpServer:
         """End the thread and close everything; clients that are not answered yet are cut off."""
         self._closing = True
         os.eventfd_write(self._wakeup_fd, 1)
-        self._thread.join()
+        self._thread.join(HTTP_CLOSE_S)
+        if self._thread.is_alive():
+            # In a system call that Python repeats for ever; the process is about to end.
+            return
         for client in list(self._clients.values()):
             self._drop(client)
         self._undo.close()
