@@ -323,20 +323,25 @@ class EpollReactor:
             connection: self.held_bytes(connection) for connection in self._slots.values()
         }
         quiet_s = 0.0
-        while events := self._epoll.poll(quiet_s, self._events_max):
+        while self._slots and (events := self._epoll.poll(quiet_s, self._events_max)):
             late = time.monotonic() >= end_s
             quiet_s = 0.0 if late else DRAIN_QUIET_S
+            received = False
             for fd, _ in events:
                 connection = self._slots.get(fd)
                 completion = None if connection is None else self._receive(connection)
                 if completion is None:
                     continue
+                received = True
                 kind, connection, _, size = completion
                 yield completion
                 owed_bytes[connection] -= size
                 enough = owed_bytes[connection] <= (0 if late else -DRAIN_BYTES_MAX)
                 if kind == _RECEIVED and enough and self._sockets[connection] is not None:
                     self.disconnect(connection)
+            if late and not received:
+                # A descriptor that epoll_ctl(2) failed to take out is ready for ever.
+                return
 
     def _accept_waiting(self) -> Iterator[Completion]:
         """Accept, of those that were in the backlog when the stop began, as many as may come in."""

@@ -18,6 +18,14 @@ REPORTS = [
     "Received 1 unique numbers, 0 duplicates. Unique total: 3",
 ]
 HELD_BACK = "000000001\n"
+TRACEBACK = [
+    "Traceback (most recent call last):",
+    '  File "/usr/lib/numbers_uring/server/run.py", line 70, in run_server',
+    "    serve()",
+    '  File "/usr/lib/numbers_uring/reactor/epoll.py", line 12, in wait',
+    "    poll()",
+    "OSError: [Errno 12] Cannot allocate memory",
+]
 
 
 def good(**changes: Any) -> Outcome:
@@ -77,6 +85,12 @@ def not_started(**changes: Any) -> Outcome:
             id="lines of JSON",
         ),
         pytest.param(
+            not_started(
+                stderr=[*not_started().stderr, *(f"numbers-uring: {each}" for each in TRACEBACK)]
+            ),
+            id="a traceback in debug lines",
+        ),
+        pytest.param(
             good(
                 mode="refuse",
                 clients=[*good().clients, Client("waits 1", [4], "reset")],
@@ -105,16 +119,6 @@ def not_started(**changes: Any) -> Outcome:
 )
 def test_what_the_contract_allows_passes(outcome: Outcome) -> None:
     assert judge(outcome) == []
-
-
-TRACEBACK = [
-    "Traceback (most recent call last):",
-    '  File "/usr/lib/numbers_uring/server/run.py", line 70, in run_server',
-    "    serve()",
-    '  File "/usr/lib/numbers_uring/reactor/epoll.py", line 12, in wait',
-    "    poll()",
-    "OSError: [Errno 12] Cannot allocate memory",
-]
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ _OF_PYTHON = "Exception ignored when trying to write to the signal wakeup fd:"
 """What the interpreter itself writes, where our hook for such errors has no say."""
 _REPEATS_MAX = 5
 _EXIT_CODES = {0, 1, 3, 4}
-_NETWORK = {"ECONNRESET", "ECONNABORTED", "ENOTCONN", "EPIPE"}
-"""What a peer or the network did: that ends its connection, and nothing needs to be said."""
+_NETWORK = ("ECONNRESET", "ECONNABORTED", "ENOTCONN", "EPIPE", "recvfrom", "sendto")
+"""What a peer or the network did, or looks like it: that ends its connection with a reset, which is
+counted, and nothing needs to be said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,8 @@ def _is_usual(said: _Said) -> bool:
 
 def _stderr(outcome: Outcome) -> list[Violation]:
     lines = [line for line in outcome.stderr if line != _OF_PYTHON]
-    if any(words in line for line in lines for words in _TRACES):
+    # One in debug lines is what --verbose promises.
+    if any(words in line and _parse(line) is None for line in lines for words in _TRACES):
         return [Violation("traceback", _last_place(lines))]
     found = []
     said = [_parse(line) for line in lines]
