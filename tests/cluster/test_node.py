@@ -92,7 +92,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def broker(shared: Broker) -> Broker:
+def empty_broker(shared: Broker) -> Broker:
     """The same, its streams empty."""
 
     async def purge(js: Any) -> None:
@@ -112,10 +112,10 @@ def own_broker(tmp_path: Path) -> Iterator[Broker]:
         yield broker
 
 
-def test_each_number_is_stored_once_in_the_stream_of_its_range(broker: Broker) -> None:
+def test_each_number_is_stored_once_in_the_stream_of_its_range(empty_broker: Broker) -> None:
     numbers = [*range(0, LAST, 9_973), LAST]
-    with node(broker, "--reactors", "2", "--metrics", "127.0.0.1:0") as server:
-        assert f"engine at {broker.url}," in server.stderr
+    with node(empty_broker, "--reactors", "2", "--metrics", "127.0.0.1:0") as server:
+        assert f"engine at {empty_broker.url}," in server.stderr
         clients = [
             threading.Thread(target=server.send, args=(lines(part),))
             for part in (numbers, numbers[::-1], numbers[: len(numbers) // 2] * 2)
@@ -135,31 +135,33 @@ def test_each_number_is_stored_once_in_the_stream_of_its_range(broker: Broker) -
         def told() -> bool:
             return any(
                 state["acknowledged"] == state["unique"] == len(numbers)
-                for state in broker.run(nodes)
+                for state in empty_broker.run(nodes)
             )
 
         wait_until(told, "the node in the list of nodes")
         assert server.terminate() == 0
         assert f"{len(numbers)} numbers acknowledged by the engine at" in server.stderr
-        assert broker.run(nodes) == []
+        assert empty_broker.run(nodes) == []
         duplicates = len(numbers) + 2 * (len(numbers) // 2)
         assert server.reported() == (len(numbers), duplicates, len(numbers))
-    assert stored_once(broker) == set(numbers)
+    assert stored_once(empty_broker) == set(numbers)
 
 
-def test_a_number_alone_is_stored_soon_and_a_signal_drains(broker: Broker) -> None:
-    with node(broker) as server, server.connect() as client:
+def test_a_number_alone_is_stored_soon_and_a_signal_drains(empty_broker: Broker) -> None:
+    with node(empty_broker) as server, server.connect() as client:
         client.sendall(lines([7]))
-        wait_until(lambda: stored(broker) == [7], "the number")
+        wait_until(lambda: stored(empty_broker) == [7], "the number")
         client.sendall(lines([8, 7, LAST]))
         assert server.stop(signal.SIGINT) == 0
         assert server.reported()[0] == 3
-    assert stored_once(broker) == {7, 8, LAST}
+    assert stored_once(empty_broker) == {7, 8, LAST}
 
 
-def test_a_killed_node_leaves_what_was_acknowledged_and_no_number_twice(broker: Broker) -> None:
+def test_a_killed_node_leaves_what_was_acknowledged_and_no_number_twice(
+    empty_broker: Broker,
+) -> None:
     numbers = list(range(0, LAST, 997))
-    with node(broker, "--report-interval", "0.05") as server:
+    with node(empty_broker, "--report-interval", "0.05") as server:
         with server.connect() as client:
             sender = threading.Thread(target=_send_until_closed, args=(client, lines(numbers)))
             sender.start()
@@ -167,7 +169,7 @@ def test_a_killed_node_leaves_what_was_acknowledged_and_no_number_twice(broker: 
             server.kill()
             sender.join(DEADLINE_S)
         acknowledged = server.reported()[0]
-    found = stored_once(broker)
+    found = stored_once(empty_broker)
     assert found <= set(numbers)
     assert len(found) >= acknowledged > 0
 

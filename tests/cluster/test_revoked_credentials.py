@@ -27,22 +27,22 @@ def url_of(broker: Broker, name: str) -> str:
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
+def broker_with_users(tmp_path: Path) -> Iterator[Broker]:
     """A NATS server with the users `tests` and `cluster`, and with a cluster of one partition."""
-    broker = Broker(tmp_path / "broker", settings=users("tests", "cluster"))
-    broker.url = url_of(broker, "tests")
-    with broker:
-        done = run_command("cluster", "init", "--nats", broker.url, "--partitions", "1")
+    broker_with_users = Broker(tmp_path / "broker", settings=users("tests", "cluster"))
+    broker_with_users.url = url_of(broker_with_users, "tests")
+    with broker_with_users:
+        done = run_command("cluster", "init", "--nats", broker_with_users.url, "--partitions", "1")
         assert done.returncode == 0, done.stderr
         assert "secret" not in done.stderr
-        yield broker
+        yield broker_with_users
 
 
 @pytest.mark.parametrize("how", ["reload", "restart"])
 def test_nodes_and_owners_stop_and_say_what_is_not_where_it_belongs(
-    broker: Broker, tmp_path: Path, how: str
+    broker_with_users: Broker, tmp_path: Path, how: str
 ) -> None:
-    url = url_of(broker, "cluster")
+    url = url_of(broker_with_users, "cluster")
     arguments = ("own", "--partitions", "0", "--log-dir", str(tmp_path), "--nats")
     log = tmp_path / log_name(0)
     options = ("--forward", url, "--partitions", "1")
@@ -53,16 +53,16 @@ def test_nodes_and_owners_stop_and_say_what_is_not_where_it_belongs(
         owner.wait_for("owning partitions")
         node.send(lines([1, 2, 3]))
         wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the first numbers")
-        broker.configure(users("tests"))
+        broker_with_users.configure(users("tests"))
         if how == "reload":
-            broker.reload()
+            broker_with_users.reload()
         else:
-            broker.kill()
-            broker.start()
+            broker_with_users.kill()
+            broker_with_users.start()
         wait_until(lambda: "is gone" in node.stderr, "the loss by the node")
         owner.wait_for("is gone")
         node.send(lines([4, 5]))
-        broker.run(_publish)
+        broker_with_users.run(_publish)
         assert node.wait() == 4
         assert owner.wait() == 1
     (error,) = [line for line in node.stderr_lines if "error: " in line]
@@ -76,9 +76,9 @@ def test_nodes_and_owners_stop_and_say_what_is_not_where_it_belongs(
         assert "Traceback" not in said
     # What was published since is not acknowledged unless it is on file, so the next one gets it.
     assert log.read_bytes() == lines([1, 2, 3])
-    assert broker.run(_unacknowledged) > 0
-    with CommandProcess(*arguments, broker.url) as owner:
-        wait_until(lambda: broker.run(_unacknowledged) == 0, "the next owner")
+    assert broker_with_users.run(_unacknowledged) > 0
+    with CommandProcess(*arguments, broker_with_users.url) as owner:
+        wait_until(lambda: broker_with_users.run(_unacknowledged) == 0, "the next owner")
         assert owner.stop(signal.SIGTERM) == 0
     assert log.read_bytes() == lines([1, 2, 3, 7, 8])
 
@@ -92,13 +92,15 @@ async def _unacknowledged(js: JetStreamContext) -> int:
     return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
 
-def test_a_wrong_password_is_one_line_at_once(broker: Broker, tmp_path: Path) -> None:
-    url = f"nats://cluster:guessed@127.0.0.1:{broker.port}"
+def test_a_wrong_password_is_one_line_at_once(broker_with_users: Broker, tmp_path: Path) -> None:
+    url = f"nats://cluster:guessed@127.0.0.1:{broker_with_users.port}"
     for arguments in (
         ("cluster", "status", "--nats", url),
         ("own", "--nats", url, "--partitions", "0", "--log-dir", str(tmp_path)),
         ("serve", "--port", "0", "--forward", url, "--partitions", "1"),
     ):
         done = run_command(*arguments)
-        assert_one_line_error(done, 3, f"127.0.0.1:{broker.port}: Authorization Violation")
+        assert_one_line_error(
+            done, 3, f"127.0.0.1:{broker_with_users.port}: Authorization Violation"
+        )
         assert "guessed" not in done.stderr

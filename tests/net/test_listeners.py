@@ -22,7 +22,8 @@ from numbers_uring.net.listeners import (
     listen,
     try_listening,
 )
-from support import DEADLINE_S
+from ports import reserve_port
+from support.waiting import DEADLINE_S
 
 
 def listen_on(path: Path, mode: int = 0o660, group: str | None = None) -> Listeners:
@@ -36,9 +37,8 @@ def connects(path: Path) -> bool:
 
 @pytest.fixture
 def port() -> int:
-    """A port that is free on all addresses, as good as certainly."""
-    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as free:
-        return int(free.getsockname()[1])
+    """A port that is free on all addresses."""
+    return reserve_port()
 
 
 @pytest.fixture
