@@ -129,7 +129,8 @@ class HttpServer:
     def close(self) -> None:
         """End the thread and close everything; clients that are not answered yet are cut off."""
         self._closing = True
-        os.eventfd_write(self._wakeup_fd, 1)
+        with suppress(OSError):
+            os.eventfd_write(self._wakeup_fd, 1)
         self._thread.join(HTTP_CLOSE_S)
         if self._thread.is_alive():
             # In a system call that Python repeats for ever; the process is about to end.

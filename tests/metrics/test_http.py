@@ -394,3 +394,16 @@ def test_a_thread_that_ends_says_so_and_clients_are_refused(
     assert "no longer served" in endpoint.warnings[0]
     with pytest.raises(ConnectionRefusedError):
         endpoint.connect()
+
+
+def test_closing_ends_though_the_thread_cannot_be_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    endpoint = Endpoint()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "eventfd_write", refuse)
+        endpoint.server.close()
+    endpoint.server.close()
+    with pytest.raises(ConnectionError):
+        endpoint.connect()

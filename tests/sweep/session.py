@@ -419,7 +419,8 @@ class Session:
     def _gather(self, trace: Path) -> None:
         # The port answers before the start is over, and the start line may have been refused.
         served = any(client.end == "fin" for client in self._outcome.clients)
-        self._outcome.started = served or self._said("listening on")
+        ran = self._outcome.code in {0, 4}
+        self._outcome.started = served or ran or self._said("listening on")
         for path in (self._log.with_suffix(".log.1"), self._log):
             if path.exists():
                 self._outcome.logs.append(path.read_text(errors="replace"))
