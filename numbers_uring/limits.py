@@ -61,6 +61,15 @@ PACING_PASSES = 64
 ACCEPT_BACKOFF_S = 0.5
 """How long nothing is accepted once accepting fails, most often for lack of descriptors."""
 
+ACCEPT_FAILURES_MAX = 16
+"""Connections in a row that may be gone before they are accepted, until that is a failure."""
+
+NEWCOMERS_MAX = 64
+"""Clients accepted while all slots are taken, that are not refused yet."""
+
+REFUSE_GRACE_S = 0.02
+"""How long one of them waits for another reactor to notice that one of its clients has left."""
+
 ACCEPT_WARNING_INTERVAL_S = 60.0
 """The least time between two warnings that connections can't be accepted."""
 

@@ -38,16 +38,23 @@ _INHERITED_OPTIONS: tuple[tuple[int, int, int | bytes], ...] = (
 
 
 _TCPI_UNACKED = struct.Struct("=24xI")
+_IPPROTO_MPTCP = 262
 
 
 def backlog_connections(listener: socket.socket) -> int:
-    """Return how many connections wait for accept; of a unix socket, the most that can.
+    """Return how many connections wait for accept, or where that is unknown the most that can.
 
-    The former is tcpi_unacked of a listening socket (tcp_get_info in net/ipv4/tcp.c).
+    It is tcpi_unacked of a listening TCP socket (tcp_get_info in net/ipv4/tcp.c). MPTCP counts
+    other ones there, and some systems know less of TCP_INFO, or nothing.
     """
-    if listener.family == socket.AF_UNIX:
+    if listener.family == socket.AF_UNIX or listener.proto == _IPPROTO_MPTCP:
         return BACKLOG_CONNECTIONS
-    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED.size)
+    try:
+        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED.size)
+    except OSError:
+        return BACKLOG_CONNECTIONS
+    if len(info) < _TCPI_UNACKED.size:
+        return BACKLOG_CONNECTIONS
     (waiting,) = _TCPI_UNACKED.unpack(info)
     return int(waiting)
 

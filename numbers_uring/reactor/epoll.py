@@ -16,42 +16,46 @@ What it stands on:
 - FIONREAD is what a socket holds (tcp(7), SIOCINQ).
 """
 
-import errno
 import fcntl
 import os
 import select
 import socket
 import termios
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
-from numbers_uring.addresses import Peer, tcp_address
+from numbers_uring.addresses import Peer
 from numbers_uring.config import WhenFull
 from numbers_uring.limits import (
     ACCEPTS_PER_PASS_MAX,
     DRAIN_BYTES_MAX,
     DRAIN_QUIET_S,
     HEADROOM_BYTES,
+    NEWCOMERS_MAX,
     RECEIVE_BYTES,
+    REFUSE_GRACE_S,
 )
 from numbers_uring.net.listeners import CLOSE_WITH_FIN, backlog_connections
-from numbers_uring.reactor.accept_backoff import AcceptBackoff
 from numbers_uring.reactor.contract import Completion, End, Kind
+from numbers_uring.reactor.epoll_listeners import Accepted, EpollListeners
 from numbers_uring.reactor.pacing import Pacing
 
 # Plain integers: comparing and building with enumeration members costs on the hot path.
 _OPENED, _RECEIVED, _CLOSED = int(Kind.OPENED), int(Kind.RECEIVED), int(Kind.CLOSED)
 _EOF, _RESET, _DISCONNECTED = int(End.EOF), int(End.RESET), int(End.DISCONNECTED)
 
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
+_CONNECTION_EVENTS = select.EPOLLIN | select.EPOLLRDHUP
+_LEAVING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+"""Level-triggered like EPOLLIN, so a client that leaves is seen behind what it has sent."""
 
 
 class EpollReactor:
     """See numbers_uring.reactor.contract.Reactor.
 
     Takes over the listening `listeners`; `wakeup_fd` stays the caller's. `warn` is given one line
-    when connections can't be accepted for lack of descriptors or memory.
+    when connections can't be accepted.
     """
 
     def __init__(
@@ -67,45 +71,45 @@ class EpollReactor:
         self.arena = bytearray(HEADROOM_BYTES + receive_bytes)
         self.refused = 0
         self._payload = memoryview(self.arena)[HEADROOM_BYTES:]
-        self._listeners = {listener.fileno(): listener for listener in listeners}
         self._wakeup_fd = wakeup_fd
         self._refuse = when_full is WhenFull.REFUSE
-        self._backoff = AcceptBackoff(warn)
         self._events_max = min(connections_max, 4096) + len(listeners) + 1
         self._sockets: list[socket.socket | None] = [None] * connections_max
         self._peers = [Peer("", 0)] * connections_max
         self._slots: dict[int, int] = {}
         self._free = list(reversed(range(connections_max)))
-        self._occupied = 0
+        self._connections_elsewhere = 0
         self._adopted: list[tuple[int, Peer]] = []
+        self._newcomers: deque[tuple[Accepted, float]] = deque()
+        """Accepted while all slots are taken, each with the time when it is refused."""
         self._disconnected: list[int] = []
         self._closing: dict[int, socket.socket] = {}
         """Those that `finish_close` has to come for."""
-        self._listening = False
         self._draining = False
         self._waiting: dict[socket.socket, int] = {}
         """Of each listener, the clients in its backlog when the first drain began."""
         self._pacing = Pacing()
-        self._backoff_until_s = 0.0
         self._epoll = select.epoll()
         self._epoll.register(wakeup_fd, select.EPOLLIN)
         self._wakeup = select.poll()
         self._wakeup.register(wakeup_fd, select.POLLIN)
-        for listener in listeners:
-            listener.setblocking(False)
+        self._listeners = EpollListeners(self._epoll, listeners, warn)
         self._listen_if_possible()
 
     # Waiting.
 
     def wait(self, timeout_s: float) -> Iterator[Completion]:
-        if self._backoff.active:
-            timeout_s = self._end_backoff(timeout_s)
+        if self._listeners.paused:
+            timeout_s = self._end_pause(timeout_s)
         if self._disconnected:
             yield from self._take_disconnected()
             timeout_s = 0
         if self._adopted:
             yield from self._take_adopted()
             timeout_s = 0
+        if self._newcomers:
+            yield from self._take_newcomers()
+            timeout_s = min(timeout_s, self._newcomers_due_s())
         acceptable = []
         events = self._poll(max(timeout_s, 0))
         received_bytes = 0
@@ -116,8 +120,8 @@ class EpollReactor:
                 if completion is not None:
                     received_bytes += completion[3]
                     yield completion
-            elif fd in self._listeners:
-                acceptable.append(self._listeners[fd])
+            elif (listener := self._listeners.find(fd)) is not None:
+                acceptable.append(listener)
         yield from self._take_disconnected()
         for listener in acceptable:
             yield from self._accept(listener)
@@ -149,16 +153,18 @@ class EpollReactor:
         return self._end(connection, _EOF)
 
     def _end(self, connection: int, end: int) -> Completion:
-        self._closing[connection] = self._take_out(connection)
+        self._take_out(connection)
         return _CLOSED, connection, end, 0
 
     def finish_close(self, connection: int, *, orderly: bool) -> None:
         sock = self._closing.pop(connection)
-        if orderly:
-            # Without effect on a unix socket. Where it is refused, the client sees a reset.
-            with suppress(OSError):
+        # Without effect on a unix socket. Where it is refused, the client sees a reset.
+        with suppress(OSError):
+            if orderly:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_WITH_FIN)
-        sock.close()
+        # Linux frees the descriptor whatever close(2) says.
+        with suppress(OSError):
+            sock.close()
         self._free.append(connection)
         self._listen_if_possible()
 
@@ -172,20 +178,32 @@ class EpollReactor:
         return int.from_bytes(answer, "little", signed=True)
 
     def disconnect(self, connection: int) -> None:
-        self._closing[connection] = self._take_out(connection)
+        self._take_out(connection)
         self._disconnected.append(connection)
 
     def peer(self, connection: int) -> Peer:
         return self._peers[connection]
 
-    def _take_out(self, connection: int) -> socket.socket:
+    def _take_out(self, connection: int) -> None:
+        """Receive from the connection no more; it stays open until `finish_close`."""
         sock = self._sockets[connection]
         assert sock is not None
+        self._closing[connection] = sock
+        self._forget(connection, sock)
+
+    def _forget(self, connection: int, sock: socket.socket) -> None:
         del self._slots[sock.fileno()]
         self._sockets[connection] = None
         # Open but not read from, it would be ready for ever.
-        self._epoll.unregister(sock)
-        return sock
+        self._ignore(sock.fileno())
+
+    def _ignore(self, fd: int) -> None:
+        try:
+            self._epoll.unregister(fd)
+        except OSError:
+            # A drain leaves out what it does not know, and comes to an end in any case.
+            if not self._draining:
+                raise
 
     def _take_disconnected(self) -> Iterator[Completion]:
         while self._disconnected:
@@ -193,77 +211,96 @@ class EpollReactor:
 
     # Accepting.
 
-    def _listen_if_possible(self) -> None:
-        if self._listening or self._draining or self._backoff.active:
-            return
-        if not (self._has_room or self._refuse):
-            return
-        for fd in self._listeners:
-            self._epoll.register(fd, select.EPOLLIN)
-        self._listening = True
+    @property
+    def _has_room(self) -> bool:
+        return len(self._free) > self._connections_elsewhere
 
-    def _stop_listening(self) -> None:
-        if self._listening:
-            for fd in self._listeners:
-                self._epoll.unregister(fd)
-            self._listening = False
+    def _listen_if_possible(self) -> None:
+        if not self._draining and (self._has_room or self._may_refuse):
+            self._listeners.watch()
+
+    @property
+    def _may_refuse(self) -> bool:
+        return self._refuse and len(self._newcomers) < NEWCOMERS_MAX
 
     def _accept(self, listener: socket.socket) -> Iterator[Completion]:
         for _ in range(ACCEPTS_PER_PASS_MAX):
-            # One that would be refused has a slot soon, where others have ended.
-            if not self._listening or (self._closing and not self._has_room):
+            if not self._listeners.watched:
                 return
-            connection = self._accept_one(listener)
-            if connection is None:
+            accepted = self._listeners.accept(listener)
+            if accepted is None:
                 return
-            if connection >= 0:
-                yield _OPENED, connection, 0, 0
+            if self._has_room and not self._newcomers:
+                yield from self._open_accepted(accepted)
+            else:
+                grace_s = REFUSE_GRACE_S if self._connections_elsewhere else 0
+                self._newcomers.append((accepted, time.monotonic() + grace_s))
+                yield from self._take_newcomers()
+            if not (self._has_room or self._may_refuse):
+                self._listeners.ignore()
 
-    def _accept_one(self, listener: socket.socket) -> int | None:
-        """Return the new connection; -1 where one was accepted and is gone; None where none is."""
+    def _open_accepted(self, accepted: Accepted) -> Iterator[Completion]:
+        sock, peer = accepted
         try:
-            sock, address = listener.accept()
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                self._back_off(error)
-                return None
-            # The connection ended before it was accepted, or brought a network error: accept(2).
-            return -1
-        if not self._has_room:
-            sock.close()
-            self.refused += 1
-            return -1
-        try:
-            connection = self._open(sock, Peer(*tcp_address(address)) if address else Peer("", 0))
+            connection = self._open(sock, peer)
         except OSError as error:
             sock.close()
-            if error.errno not in _EXHAUSTED:
-                raise
-            self._back_off(error)
-            return None
-        if not (self._has_room or self._refuse):
-            self._stop_listening()
-        return connection
-
-    @property
-    def _has_room(self) -> bool:
-        return len(self._free) > self._occupied
+            self._listeners.pause(error)
+        else:
+            yield _OPENED, connection, 0, 0
 
     def _open(self, sock: socket.socket, peer: Peer) -> int:
         sock.setblocking(False)
-        self._epoll.register(sock, select.EPOLLIN)
+        self._epoll.register(sock, _CONNECTION_EVENTS)
         connection = self._free.pop()
         self._sockets[connection] = sock
         self._peers[connection] = peer
         self._slots[sock.fileno()] = connection
         return connection
 
+    def _take_newcomers(self) -> Iterator[Completion]:
+        """Open or refuse those who came while all slots were taken.
+
+        One that came after another client had left is not refused: that one's slot is free as soon
+        as its end was handed out, here or, within REFUSE_GRACE_S, in another reactor.
+        """
+        while self._newcomers:
+            accepted, refused_at_s = self._newcomers[0]
+            if self._has_room:
+                self._newcomers.popleft()
+                yield from self._open_accepted(accepted)
+            elif self._closing or time.monotonic() < refused_at_s or self._is_left():
+                return
+            else:
+                self._newcomers.popleft()
+                accepted[0].close()
+                self.refused += 1
+        self._listen_if_possible()
+
+    def _is_left(self) -> bool:
+        """Return whether a client has left whose end was not handed out yet."""
+        events = self._epoll.poll(0, self._events_max)
+        return any(mask & _LEAVING for fd, mask in events if fd in self._slots)
+
+    def _newcomers_due_s(self) -> float:
+        """Return how long the first newcomer waits yet, unless a slot becomes free."""
+        if not self._newcomers or self._closing:
+            return float("inf")
+        return max(self._newcomers[0][1] - time.monotonic(), 0)
+
+    def _end_pause(self, timeout_s: float) -> float:
+        left_s = self._listeners.pause_left_s()
+        if left_s:
+            return min(timeout_s, left_s)
+        self._listen_if_possible()
+        return timeout_s
+
     # Between reactors.
 
     def release(self, connection: int) -> int:
-        sock = self._take_out(connection)
+        sock = self._sockets[connection]
+        assert sock is not None
+        self._forget(connection, sock)
         self._free.append(connection)
         return sock.detach()
 
@@ -273,34 +310,36 @@ class EpollReactor:
     def _take_adopted(self) -> Iterator[Completion]:
         while self._adopted:
             fd, peer = self._adopted.pop()
-            yield _OPENED, self._open(socket.socket(fileno=fd), peer), 0, 0
+            sock = socket.socket(fileno=fd)
+            try:
+                connection = self._open(sock, peer)
+            except OSError as error:
+                self._listeners.pause(error)
+                connection = self._free.pop()
+                self._peers[connection] = peer
+                self._closing[connection] = sock
+                yield _OPENED, connection, 0, 0
+                yield _CLOSED, connection, _RESET, 0
+            else:
+                yield _OPENED, connection, 0, 0
 
     def set_connections_elsewhere(self, connections: int) -> None:
-        self._occupied = connections
+        self._connections_elsewhere = connections
         if self._has_room:
             self._listen_if_possible()
         elif not self._refuse:
-            self._stop_listening()
-
-    def _back_off(self, error: OSError) -> None:
-        self._stop_listening()
-        self._backoff.begin(error.errno or 0)
-
-    def _end_backoff(self, timeout_s: float) -> float:
-        left_s = self._backoff.left_s()
-        if left_s:
-            return min(timeout_s, left_s)
-        self._listen_if_possible()
-        return timeout_s
+            self._listeners.ignore()
 
     # Stopping.
 
     def drain(self, end_s: float) -> Iterator[Completion]:
         if not self._draining:
             self._draining = True
-            self._stop_listening()
-            self._epoll.unregister(self._wakeup_fd)
-            self._waiting = {each: backlog_connections(each) for each in self._listeners.values()}
+            self._waiting = {each: backlog_connections(each) for each in self._listeners.sockets}
+            # Whatever goes wrong here: a drain waits for connections alone.
+            with suppress(OSError):
+                self._listeners.ignore()
+            self._ignore(self._wakeup_fd)
         yield from self._take_disconnected()
         yield from self._take_adopted()
         while True:
@@ -323,43 +362,60 @@ class EpollReactor:
             connection: self.held_bytes(connection) for connection in self._slots.values()
         }
         quiet_s = 0.0
-        while self._slots and (events := self._epoll.poll(quiet_s, self._events_max)):
+        while ready := self._ready_connections(quiet_s):
             late = time.monotonic() >= end_s
             quiet_s = 0.0 if late else DRAIN_QUIET_S
             received = False
-            for fd, _ in events:
-                connection = self._slots.get(fd)
-                completion = None if connection is None else self._receive(connection)
+            for connection in ready:
+                completion = None if self._is_over(connection) else self._receive(connection)
                 if completion is None:
                     continue
                 received = True
-                kind, connection, _, size = completion
+                kind, _, _, size = completion
                 yield completion
                 owed_bytes[connection] -= size
                 enough = owed_bytes[connection] <= (0 if late else -DRAIN_BYTES_MAX)
-                if kind == _RECEIVED and enough and self._sockets[connection] is not None:
+                if kind == _RECEIVED and enough and not self._is_over(connection):
                     self.disconnect(connection)
             if late and not received:
                 # A descriptor that epoll_ctl(2) failed to take out is ready for ever.
                 return
 
+    def _is_over(self, connection: int) -> bool:
+        return self._sockets[connection] is None
+
+    def _ready_connections(self, timeout_s: float) -> list[int]:
+        try:
+            events = self._epoll.poll(timeout_s, self._events_max)
+        except OSError:
+            # It may be what has failed: a drain does with poll(2).
+            poll = select.poll()
+            for fd in self._slots:
+                poll.register(fd, select.POLLIN)
+            events = poll.poll(timeout_s * 1000)
+        return [self._slots[fd] for fd, _ in events if fd in self._slots]
+
     def _accept_waiting(self) -> Iterator[Completion]:
         """Accept, of those that were in the backlog when the stop began, as many as may come in."""
-        for listener in self._waiting:
+        while self._newcomers and self._has_room:
+            yield from self._open_accepted(self._newcomers.popleft()[0])
+        for listener in self._listeners.sockets:
             while self._waiting[listener] > 0 and self._has_room:
-                connection = self._accept_one(listener)
-                if connection is None:
-                    if not self._backoff.active:
+                accepted = self._listeners.accept(listener)
+                if accepted is None:
+                    if not self._listeners.paused:
                         self._waiting[listener] = 0
                     break
                 self._waiting[listener] -= 1
-                if connection >= 0:
-                    yield _OPENED, connection, 0, 0
+                yield from self._open_accepted(accepted)
 
     def close(self) -> None:
-        for sock in (*self._sockets, *self._closing.values(), *self._listeners.values()):
+        newcomers = (sock for (sock, _), _ in self._newcomers)
+        for sock in (*self._sockets, *self._closing.values(), *newcomers):
             if sock is not None:
-                sock.close()
+                with suppress(OSError):
+                    sock.close()
+        self._listeners.close()
         for fd, _ in self._adopted:
             os.close(fd)
         self._epoll.close()

@@ -27,7 +27,11 @@ from numbers_uring.server.reactors import open_reactors
 from numbers_uring.server.select import choose_backend, choose_kernel
 from numbers_uring.server.server import Server
 from numbers_uring.server.status import ServiceStatus
-from numbers_uring.system.descriptors import descriptors_needed, raise_descriptor_limit
+from numbers_uring.system.descriptors import (
+    SpareDescriptor,
+    descriptors_needed,
+    raise_descriptor_limit,
+)
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.signals import Requests, prepare_signals
 from numbers_uring.system.stdio import STDOUT, LineWriter
@@ -80,6 +84,8 @@ def _serve(
         kernel = choose_kernel(config.kernel, shared=config.reactors > 1)
         backend, make_reactor = choose_backend(config.backend, say)
         raise_descriptor_limit(config.connections_max, reactors=config.reactors)
+        spare = SpareDescriptor()
+        parts.callback(spare.close)
         requests = parts.enter_context(Requests(say))
         metrics = None
         if config.metrics is not None:
@@ -138,6 +144,7 @@ def _serve(
             heartbeat=heartbeat,
             heartbeat_interval_s=heartbeat_interval_s,
             on_phase=status.enter,
+            before_drain=spare.release,
         )
         if workers is not None:
             workers.start(shared, round_s=heartbeat_interval_s)

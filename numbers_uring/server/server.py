@@ -59,6 +59,7 @@ class Server:
     folded into the next. Its second argument is true for the last one, which is worth a short wait.
     `heartbeat` is called at least every `heartbeat_interval_s`, as long as every loop comes round.
     `on_phase` is given each Phase; the first is SERVING, when the first client can be served.
+    `before_drain` is called once, where it may free descriptors for clients in the backlog.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Server:
         heartbeat: Callable[[], None] = lambda: None,
         heartbeat_interval_s: float = math.inf,
         on_phase: Callable[[Phase], None] = lambda _: None,
+        before_drain: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -96,6 +98,7 @@ class Server:
         self._report_interval_s = report_interval_s
         self._report_due_s = clock() + report_interval_s
         self._ending = False
+        self._before_drain = before_drain
 
     def run(self) -> None:
         """Serve until `terminate` or a stop request, then drain, sync and report.
@@ -141,6 +144,7 @@ class Server:
 
     def _drain_all(self) -> None:
         end_s = time.monotonic() + DRAIN_S
+        self._before_drain()
         if self._workers is None:
             self._loop.drain(end_s)
             return

@@ -1,7 +1,9 @@
 """How many descriptors a process may open, and how many it needs."""
 
+import os
 import resource
 import sys
+from contextlib import suppress
 
 from numbers_uring.errors import StartError
 from numbers_uring.limits import DESCRIPTORS_PER_REACTOR, DESCRIPTORS_RESERVED
@@ -42,3 +44,24 @@ def free_descriptors(needed: int) -> int:
     """Return how many descriptors this process may open beside the `needed` ones."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else max(soft - needed, 0)
+
+
+class SpareDescriptor:
+    """One descriptor kept for a stop: clients in the backlog are accepted when all are used up."""
+
+    def __init__(self) -> None:
+        self._fd: int | None = None
+        with suppress(OSError):
+            self._fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def release(self) -> None:
+        """Free the descriptor, and take as many more as the hard limit allows."""
+        self.close()
+        with suppress(OSError, ValueError):
+            _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None

@@ -5,6 +5,16 @@ import socket
 from support.waiting import DEADLINE_S
 
 
+def sees_fin(client: socket.socket) -> bool:
+    """Wait until the server closes the connection; return whether with a FIN, not with a reset."""
+    client.settimeout(DEADLINE_S)
+    try:
+        assert client.recv(1) == b"", "the server says something"
+    except ConnectionResetError:
+        return False
+    return True
+
+
 def is_closed(client: socket.socket) -> bool:
     """Wait until the server closes the connection; return False if it sends something instead."""
     client.settimeout(DEADLINE_S)

@@ -1,0 +1,312 @@
+"""What a client sees of each way in which a server can end, and what is in the file then."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from support.clients import sees_fin
+from support.faults import needs_strace, strace
+from support.logs import lines
+from support.processes import ServerProcess
+from support.waiting import wait_until
+
+Serve = Callable[..., ServerProcess]
+
+CLIENTS = 4
+NUMBERS_EACH = 1000
+COMMON = range(900_000, 900_100)
+"""Every client sends these, too: they are new in one of the reactors and repeats in the others."""
+
+
+@pytest.fixture(params=["1", "2"])
+def reactors(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def numbers_of(client: int) -> list[int]:
+    return [*range(client * NUMBERS_EACH, (client + 1) * NUMBERS_EACH), *COMMON]
+
+
+ALL = {number for client in range(CLIENTS) for number in numbers_of(client)}
+
+
+def on_file(path: Path) -> set[int]:
+    """Return the numbers in the log at this moment, whole lines alone."""
+    data = path.read_bytes()
+    return {int(line) for line in data[: len(data) // 10 * 10].split()}
+
+
+class Clients:
+    """Clients of which each sends its numbers; every other one shuts its side down behind them."""
+
+    def __init__(self, server: ServerProcess, stack: ExitStack) -> None:
+        self.server = server
+        self.sockets = [stack.enter_context(server.connect()) for _ in range(CLIENTS)]
+
+    def send(self) -> None:
+        for number, client in enumerate(self.sockets):
+            client.sendall(lines(numbers_of(number)))
+            if number % 2:
+                client.shutdown(socket.SHUT_WR)
+
+    def assert_all_is_true(self, staying: bool | None, half_closed: bool | None) -> None:
+        """Check what they see: a FIN (True), a reset (False) or either of them (None).
+
+        Whoever sees a FIN has everything on file at that moment.
+        """
+        for number, client in enumerate(self.sockets):
+            fin = sees_fin(client)
+            if fin:
+                assert set(numbers_of(number)) <= on_file(self.server.log_path), number
+            expected = half_closed if number % 2 else staying
+            assert expected is None or fin is expected, f"client {number} sees {fin=}"
+
+
+def stop_by(number: signal.Signals) -> Callable[[ServerProcess], None]:
+    return lambda server: server.process.send_signal(number)
+
+
+def terminate(server: ServerProcess) -> None:
+    with server.connect() as client:
+        client.sendall(b"terminate\n")
+        assert sees_fin(client)
+
+
+@pytest.mark.parametrize("fsync", ["never", "interval", "always"])
+@pytest.mark.parametrize(
+    "stop",
+    [terminate, stop_by(signal.SIGTERM), stop_by(signal.SIGINT)],
+    ids=["terminate", "SIGTERM", "SIGINT"],
+)
+def test_a_clean_stop_is_a_fin_and_everything_is_on_file(
+    serve: Serve,
+    backend: str,
+    reactors: str,
+    fsync: str,
+    stop: Callable[[ServerProcess], None],
+) -> None:
+    server = serve(
+        *("--backend", backend, "--reactors", reactors, "--fsync", fsync, "--max-clients", "3")
+    )
+    with ExitStack() as stack:
+        clients = Clients(server, stack)
+        clients.send()
+        stop(server)
+        clients.assert_all_is_true(True, True)
+    assert server.wait() == 0
+    assert server.logged_set() == ALL
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault that is there before the clients send, and what ends the server."""
+
+    inject: str = ""
+    """For strace, of calls with the log."""
+    prefix: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    said: str = ""
+    """Awaited before `end`."""
+    end: signal.Signals | None = None
+    exit_code: int = 4
+    half_closed: bool | None = False
+
+
+FAULTS = {
+    "file size limit": Fault(prefix=("prlimit", "--fsize=100")),
+    "write EIO": Fault("write:error=EIO"),
+    "write EIO, once": Fault("write:error=EIO:when=1"),
+    "write EFBIG": Fault("write:error=EFBIG"),
+    "fdatasync EIO, always": Fault("fdatasync:error=EIO", options=("--fsync", "always")),
+    "fdatasync EIO, always, once": Fault(
+        "fdatasync:error=EIO:when=1", options=("--fsync", "always")
+    ),
+    # What is in the file counts there, and the sync comes a little later.
+    "fdatasync EIO, interval": Fault(
+        "fdatasync:error=EIO", options=("--fsync", "interval"), half_closed=None
+    ),
+    "stop on a full disk": Fault("write:error=ENOSPC", said="no space", end=signal.SIGTERM),
+    "kill on a full disk": Fault(
+        "write:error=ENOSPC", said="no space", end=signal.SIGKILL, exit_code=-signal.SIGKILL
+    ),
+}
+
+
+@needs_strace
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_whatever_fails_is_a_reset(
+    serve: Serve, backend: str, reactors: str, fault: Fault, tmp_path: Path
+) -> None:
+    if fault.prefix and shutil.which(fault.prefix[0]) is None:
+        pytest.skip(f"{fault.prefix[0]} is not installed")
+    server = serve(
+        *("--backend", backend, "--reactors", reactors, *fault.options),
+        prefix=fault.prefix,
+        # Coverage would write its data under the same limit.
+        environment={"COVERAGE_PROCESS_CONFIG": ""} if fault.prefix else None,
+    )
+    with ExitStack() as stack:
+        if fault.inject:
+            log = ("-P", str(server.log_path), "-e", f"inject={fault.inject}")
+            stack.enter_context(strace(server, tmp_path / "trace", *log))
+        clients = Clients(server, stack)
+        clients.send()
+        if fault.end is not None:
+            wait_until(lambda: fault.said in server.stderr, f"{fault.said}: {server.stderr}")
+            server.process.send_signal(fault.end)
+        clients.assert_all_is_true(False, fault.half_closed)
+        assert server.wait() == fault.exit_code, server.stderr
+    assert "Traceback" not in server.stderr
+    if fault.exit_code == 4:
+        counted, _, _ = server.reported()
+        lost = counted - len(server.logged_set())
+        assert (f"{lost} counted numbers are lost" in server.stderr) is bool(lost)
+
+
+def test_a_kill_is_a_reset(serve: Serve, backend: str, reactors: str) -> None:
+    server = serve("--backend", backend, "--reactors", reactors)
+    with ExitStack() as stack:
+        clients = Clients(server, stack)
+        clients.send()
+        wait_until(lambda: on_file(server.log_path) == ALL, "all numbers")
+        server.process.kill()
+        clients.assert_all_is_true(False, None)
+
+
+@needs_strace
+def test_a_backend_that_fails_is_a_reset_and_everything_is_on_file(
+    serve: Serve, backend: str, reactors: str, tmp_path: Path
+) -> None:
+    call = {"epoll": "epoll_wait,epoll_pwait", "uring": "io_uring_enter"}[backend]
+    server = serve("--backend", backend, "--reactors", reactors)
+    with ExitStack() as stack:
+        clients = Clients(server, stack)
+        clients.send()
+        wait_until(lambda: on_file(server.log_path) == ALL, "all numbers")
+        fault = ("-e", f"trace={call}", "-e", f"inject={call}:error=EINVAL")
+        stack.enter_context(strace(server, tmp_path / "trace", *fault))
+        # A call that has begun is not failed: it is woken.
+        with server.connect() as late:
+            late.sendall(lines([1]))
+            assert server.wait() == 1, server.stderr
+        clients.assert_all_is_true(False, None)
+    assert "the backend failed" in server.stderr_lines[-1]
+    assert "Traceback" not in server.stderr
+    assert server.logged_set() == ALL
+
+
+def test_a_refused_client_is_reset(serve: Serve, backend: str, reactors: str) -> None:
+    server = serve(
+        *("--backend", backend, "--reactors", reactors),
+        *("--max-clients", "2", "--when-full", "refuse"),
+    )
+    with server.connect() as first, server.connect() as second:
+        for number, client in enumerate((first, second)):
+            client.sendall(lines([number]))
+        wait_until(lambda: on_file(server.log_path) == {0, 1}, "both to be served")
+        with server.connect() as third:
+            assert not sees_fin(third)
+    assert server.stop() == 0
+    assert server.logged_set() == {0, 1}
+
+
+@needs_strace
+@pytest.mark.parametrize("slow", ["write", "fdatasync"])
+@pytest.mark.parametrize("last", [b"invalid\n", b"terminate\n", b""], ids=repr)
+def test_a_fin_comes_only_when_the_lines_before_are_stored(
+    serve: Serve, backend: str, reactors: str, slow: str, last: bytes, tmp_path: Path
+) -> None:
+    server = serve("--backend", backend, "--reactors", reactors, "--fsync", "always")
+    delay = ("-P", str(server.log_path), "-e", f"inject={slow}:delay_enter=300ms")
+    trace = tmp_path / "trace"
+    with strace(server, trace, *delay), server.connect() as first, server.connect() as second:
+        first.sendall(lines([7]))
+        wait_until(lambda: slow in trace.read_text(), "the slow call")
+        # A repeat of what another reactor may have taken in.
+        second.sendall(lines([8, 7]) + last)
+        if not last:
+            second.shutdown(socket.SHUT_WR)
+        assert sees_fin(second)
+        assert on_file(server.log_path) == {7, 8}
+        if slow == "fdatasync":
+            assert _synced_after_the_last_write(trace)
+        assert sees_fin(first) if last == b"terminate\n" else server.stop() == 0
+    assert server.wait() == 0
+
+
+def _synced_after_the_last_write(trace: Path) -> bool:
+    """Return whether a sync has begun behind each write; its delay is over before the FIN."""
+    return trace.read_text().rstrip().count("fdatasync(") >= 2
+
+
+def test_an_idle_client_sees_a_fin_when_its_numbers_are_on_file(
+    serve: Serve, backend: str, reactors: str
+) -> None:
+    server = serve("--backend", backend, "--reactors", reactors, "--idle-timeout", "0.3")
+    with ExitStack() as stack:
+        clients = Clients(server, stack)
+        clients.send()
+        clients.assert_all_is_true(True, True)
+    assert server.stop() == 0
+    assert server.logged_set() == ALL
+
+
+def test_a_unix_socket_cannot_reset(serve: Serve, backend: str, tmp_path: Path) -> None:
+    path = tmp_path / "numbers.sock"
+    server = serve("--backend", backend, "--listen", f"unix:{path}")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(os.fspath(path))
+        client.sendall(lines([1]))
+        wait_until(lambda: on_file(server.log_path) == {1}, "the number")
+        server.process.kill()
+        assert sees_fin(client)
+
+
+# What delays a stop, or makes it forget somebody.
+
+
+@pytest.fixture
+def no_descriptors() -> Callable[[ServerProcess], None]:
+    prlimit = shutil.which("prlimit")
+    if prlimit is None:
+        pytest.skip("prlimit is not installed")
+
+    def use_up(server: ServerProcess) -> None:
+        fds = {int(path.name) for path in Path(f"/proc/{server.process.pid}/fd").iterdir()}
+        limit = f"--nofile={max(fds) + 1}"
+        subprocess.run([prlimit, f"--pid={server.process.pid}", limit], check=True)
+
+    return use_up
+
+
+@pytest.mark.parametrize("connected", [0, 1, 4])
+def test_clients_that_wait_for_a_descriptor_when_the_stop_comes_are_taken_in(
+    serve: Serve,
+    backend: str,
+    reactors: str,
+    connected: int,
+    no_descriptors: Callable[[ServerProcess], None],
+) -> None:
+    server = serve("--backend", backend, "--reactors", reactors, "--max-clients", "50")
+    with ExitStack() as stack:
+        served = [stack.enter_context(server.connect()) for _ in range(connected)]
+        for number, client in enumerate(served):
+            client.sendall(lines([number]))
+        wait_until(lambda: len(on_file(server.log_path)) == connected, "the first numbers")
+        no_descriptors(server)
+        waiting = [stack.enter_context(server.connect()) for _ in range(6)]
+        for number, client in enumerate(waiting, 100):
+            client.sendall(lines([number]))
+        wait_until(lambda: "cannot accept connections for now" in server.stderr, "the warning")
+        assert server.stop() == 0, server.stderr
+        for client in (*served, *waiting):
+            assert sees_fin(client)
+    assert server.logged_set() == {*range(connected), *range(100, 106)}
