@@ -224,10 +224,10 @@ class EpollReactor:
         return self._refuse and len(self._newcomers) < NEWCOMERS_MAX
 
     def _accept(self, listener: socket.socket) -> Iterator[Completion]:
-        for _ in range(ACCEPTS_PER_PASS_MAX):
-            if not self._listeners.watched:
+        for count in range(ACCEPTS_PER_PASS_MAX):
+            if not self._listeners.is_watched(listener):
                 return
-            accepted = self._listeners.accept(listener)
+            accepted = self._listeners.accept(listener, expected=not count)
             if accepted is None:
                 return
             if self._has_room and not self._newcomers:
@@ -401,7 +401,7 @@ class EpollReactor:
             yield from self._open_accepted(self._newcomers.popleft()[0])
         for listener in self._listeners.sockets:
             while self._waiting[listener] > 0 and self._has_room:
-                accepted = self._listeners.accept(listener)
+                accepted = self._listeners.accept(listener, expected=False)
                 if accepted is None:
                     if not self._listeners.paused:
                         self._waiting[listener] = 0

@@ -1,7 +1,9 @@
 """The listeners of an epoll reactor: watched while clients may come in, unless accepting fails.
 
-accept(2) passes errors of the network on, each of which belongs to one connection that is gone. Any
-other error may come back at once, and epoll tells of a listener as long as a client waits there.
+accept(2) passes on errors of the network, each of which belongs to one connection that is gone, and
+the next one will do. Any error may come back for ever, though, and epoll reports a listener as long
+as a client waits there. So a listener that fails ACCEPT_FAILURES_MAX times in a row is left alone
+for a while, and all of them are where the process or the system lacks descriptors or memory.
 """
 
 import errno
@@ -12,14 +14,9 @@ from contextlib import suppress
 
 from numbers_uring.addresses import Peer
 from numbers_uring.limits import ACCEPT_FAILURES_MAX
-from numbers_uring.net.listeners import address_text
 from numbers_uring.reactor.accept_backoff import AcceptBackoff
 
-_GONE = {
-    *(errno.ECONNABORTED, errno.EPROTO, errno.ENOPROTOOPT, errno.EOPNOTSUPP, errno.EINTR),
-    *(errno.ENETDOWN, errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.ENETUNREACH),
-}
-"""One connection is gone, and the next may be had: accept(2), "Error handling"."""
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
 
 Accepted = tuple[socket.socket, Peer]
 
@@ -30,95 +27,91 @@ class EpollListeners:
     def __init__(
         self, epoll: select.epoll, sockets: Sequence[socket.socket], warn: Callable[[str], None]
     ) -> None:
+        self.sockets = list(sockets)
         self._epoll = epoll
-        self._sockets = {each.fileno(): each for each in sockets}
-        self._warn = warn
+        self._by_fd = {each.fileno(): each for each in sockets}
+        self._failures = dict.fromkeys(self._by_fd, 0)
+        """In a row, of each listener."""
+        self._failed: set[int] = set()
+        self._watched: set[int] = set()
         self._backoff = AcceptBackoff(warn)
-        self.watched = False
         for each in sockets:
             each.setblocking(False)
 
     @property
     def paused(self) -> bool:
-        """Whether accepting has failed, and is not to be tried again yet."""
+        """Whether a listener has failed, and is left alone."""
         return self._backoff.active
-
-    @property
-    def sockets(self) -> list[socket.socket]:
-        return list(self._sockets.values())
 
     def find(self, fd: int) -> socket.socket | None:
         """Return the listener with this descriptor."""
-        return self._sockets.get(fd)
+        return self._by_fd.get(fd)
+
+    def is_watched(self, listener: socket.socket) -> bool:
+        """Return whether clients may come in there."""
+        return listener.fileno() in self._watched
 
     def watch(self) -> None:
-        """Make the epoll tell of waiting clients, unless accepting is paused."""
-        if self.watched or self.paused:
-            return
-        self.watched = True
-        try:
-            for fd in self._sockets:
+        """Make the epoll report waiting clients, of listeners that have not failed."""
+        for fd in self._by_fd.keys() - self._watched - self._failed:
+            try:
                 self._epoll.register(fd, select.EPOLLIN)
-        except OSError as error:
-            self.pause(error)
+            except OSError as error:
+                self.pause(error)
+                return
+            self._watched.add(fd)
 
     def ignore(self) -> None:
-        """Make the epoll tell of waiting clients no more."""
-        if self.watched:
-            self.watched = False
-            for fd in self._sockets:
-                with suppress(FileNotFoundError):
-                    self._epoll.unregister(fd)
+        """Make the epoll report no waiting clients."""
+        while self._watched:
+            self._epoll.unregister(self._watched.pop())
 
-    def accept(self, listener: socket.socket) -> Accepted | None:
-        """Return a new client; None where none waits, or accepting has failed."""
-        error: OSError | None = None
-        for _ in range(ACCEPT_FAILURES_MAX):
+    def accept(self, listener: socket.socket, *, expected: bool = True) -> Accepted | None:
+        """Return a new client, or None where none waits or the listener fails.
+
+        `expected` says that epoll has reported one, and none was accepted since.
+        """
+        fd = listener.fileno()
+        while True:
             try:
                 sock, address = listener.accept()
-            except BlockingIOError:
+            except OSError as error:
+                if isinstance(error, BlockingIOError) and not expected:
+                    return None
+                self._failures[fd] += 1
+                if error.errno in _EXHAUSTED:
+                    self.pause(error)
+                elif self._failures[fd] >= ACCEPT_FAILURES_MAX:
+                    self._fail(fd, error)
+                elif not isinstance(error, BlockingIOError):
+                    continue
                 return None
-            except OSError as failure:
-                error = failure
-                if error.errno not in _GONE:
-                    break
-            else:
-                return sock, Peer(*address[:2]) if address else Peer("", 0)
-        assert error is not None
-        if error.errno == errno.EINVAL and not _listens(listener):
-            self._drop(listener)
-        else:
-            self.pause(error)
-        return None
+            self._failures[fd] = 0
+            return sock, Peer(*address[:2]) if address else Peer("", 0)
 
-    def _drop(self, listener: socket.socket) -> None:
-        name = "a listener"
-        with suppress(OSError):
-            name = address_text(listener)
-        fd = listener.fileno()
-        if self.watched:
+    def _fail(self, fd: int, error: OSError) -> None:
+        self._failures[fd] = 0
+        self._failed.add(fd)
+        self._backoff.begin(error.errno or 0)
+        if fd in self._watched:
+            self._watched.remove(fd)
             self._epoll.unregister(fd)
-        del self._sockets[fd]
-        listener.close()
-        self._warn(f"another process has shut {name} down: no longer listening there")
 
     def pause(self, error: OSError) -> None:
         """Accept nothing for ACCEPT_BACKOFF_S."""
-        self._backoff.begin(error.errno or 0)
-        self.ignore()
+        for fd in self._by_fd:
+            self._fail(fd, error)
+        if not self._by_fd:
+            self._backoff.begin(error.errno or 0)
 
     def pause_left_s(self) -> float:
         """Return how long a pause lasts yet; 0 ends it."""
-        return self._backoff.left_s()
+        left_s = self._backoff.left_s()
+        if not left_s:
+            self._failed.clear()
+        return left_s
 
     def close(self) -> None:
-        for listener in self._sockets.values():
+        for listener in self.sockets:
             with suppress(OSError):
                 listener.close()
-
-
-def _listens(listener: socket.socket) -> bool:
-    try:
-        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    except OSError:
-        return True

@@ -13,7 +13,7 @@ import pytest
 
 from support.faults import needs_strace, strace
 from support.processes import ServerProcess, run_command
-from support.waiting import DEADLINE_S, wait_until
+from support.waiting import wait_until
 
 Serve = Callable[..., ServerProcess]
 
@@ -155,81 +155,6 @@ def test_a_ring_that_cannot_be_set_up_leaves_the_old_log_as_it_was(
     (said,) = done.stderr.splitlines()
     assert said.startswith("numbers-uring: error: cannot use io_uring")
     assert log.read_bytes() == line(7)
-
-
-# Accepting.
-
-
-@pytest.mark.parametrize(
-    "error", ["EPERM", "EACCES", "ECONNABORTED", "EINVAL", "EMFILE", "ENOBUFS", "EAGAIN", "EINTR"]
-)
-def test_accepts_that_keep_failing_are_paused_with_one_line(
-    serve: Serve, tmp_path: Path, error: str
-) -> None:
-    server = serve("--backend", "uring")
-    with serve_one(server) as client:
-        with (
-            strace(server, tmp_path / "trace", *failing("accept4", error)),
-            server.connect() as late,
-        ):
-            late.sendall(line(2))
-            server.wait_for("cannot accept connections for now")
-            time.sleep(FAULT_S)
-            client.sendall(line(3))
-            wait_until(lambda: server.logged() == [1, 3], "the client that is connected")
-            assert calls(tmp_path / "trace") < 200 * FAULT_S, "it spins"
-        wait_until(lambda: server.logged() == [1, 3, 2], "the client that waited")
-    assert server.stop() == 0
-    (warning,) = warnings(server)
-    assert os.strerror(getattr(errno, error)) in warning
-
-
-@pytest.mark.parametrize("error", ["ECONNABORTED", "EPROTO", "ENETDOWN", "EPERM", "EINTR"])
-def test_one_accept_that_fails_is_not_worth_a_word(
-    serve: Serve, tmp_path: Path, error: str
-) -> None:
-    server = serve("--backend", "uring")
-    with serve_one(server), strace(server, tmp_path / "trace", *failing("accept4", error, "1..3")):
-        server.send(line(2))
-        wait_until(lambda: server.logged() == [1, 2], "the next client")
-    assert server.stop() == 0
-    assert warnings(server) == []
-
-
-def test_a_listener_that_someone_shut_down_keeps_no_other_from_accepting(tmp_path: Path) -> None:
-    broken, sound = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
-    with broken, sound:
-        code = (
-            "import os, sys\n"
-            "for target, fd in zip((3, 4), map(int, sys.argv[1:3])): os.dup2(fd, target)\n"
-            "os.environ['LISTEN_PID'] = str(os.getpid())\n"
-            "os.execv(sys.executable, [sys.executable, *sys.argv[4:]])\n"
-        )
-        fds = (broken.fileno(), sound.fileno())
-        with ServerProcess(
-            tmp_path / "numbers.log",
-            *("--backend", "uring"),
-            listen=(),
-            prefix=(sys.executable, "-c", code, *map(str, fds)),
-            pass_fds=fds,
-            environment={"LISTEN_FDS": "2"},
-        ) as server:
-            broken.shutdown(socket.SHUT_RDWR)
-            server.wait_for("cannot accept connections for now: Invalid argument")
-            begin_s = processor_s(server)
-            for number in range(5):
-                with socket.create_connection(sound.getsockname(), DEADLINE_S) as client:
-                    client.sendall(line(number))
-                wait_until(lambda n=number: n in server.logged_set(), "the sound listener")  # type: ignore[misc]
-            time.sleep(FAULT_S)
-            assert processor_s(server) - begin_s < FAULT_S / 2, "it spins"
-            assert server.stop() == 0
-            assert len(warnings(server)) == 1
-
-
-def processor_s(server: ServerProcess) -> float:
-    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # The stop.

@@ -1,0 +1,121 @@
+"""What a server makes of accepts that fail, once or for ever, on each backend."""
+
+import errno
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from support.faults import needs_strace, strace
+from support.logs import lines
+from support.processes import ServerProcess
+from support.waiting import DEADLINE_S, wait_until
+
+Serve = Callable[..., ServerProcess]
+
+FAULT_S = 1.0
+
+
+def failing(error: str, when: str = "") -> tuple[str, ...]:
+    """Return options of strace that make accept4(2) fail, always or as `when` says."""
+    suffix = f":when={when}" if when else ""
+    return ("-e", "trace=accept4", "-e", f"inject=accept4:error={error}{suffix}")
+
+
+def calls(trace: Path) -> int:
+    return len(trace.read_text().splitlines())
+
+
+def serve_one(server: ServerProcess) -> socket.socket:
+    """Return a client whose first number is on file."""
+    client = server.connect()
+    client.sendall(lines([1]))
+    wait_until(lambda: server.logged() == [1], "the first number")
+    return client
+
+
+def warnings(server: ServerProcess) -> list[str]:
+    """Return what it said between its start and its end."""
+    return [said for said in server.stderr_lines if " listening on " not in said][:-1]
+
+
+def processor_s(server: ServerProcess) -> float:
+    fields = Path(f"/proc/{server.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@needs_strace
+@pytest.mark.parametrize(
+    "error", ["EPERM", "EACCES", "ECONNABORTED", "EINVAL", "EMFILE", "ENOBUFS", "EAGAIN", "EINTR"]
+)
+def test_accepts_that_keep_failing_are_paused_with_one_line(
+    serve: Serve, backend: str, tmp_path: Path, error: str
+) -> None:
+    if backend == "epoll" and error == "EINTR":
+        pytest.skip("Python itself goes on with a call that is interrupted")
+    server = serve("--backend", backend)
+    with serve_one(server) as client:
+        with (
+            strace(server, tmp_path / "trace", *failing(error)),
+            server.connect() as late,
+        ):
+            late.sendall(lines([2]))
+            server.wait_for("cannot accept connections for now")
+            time.sleep(FAULT_S)
+            client.sendall(lines([3]))
+            wait_until(lambda: server.logged() == [1, 3], "the client that is connected")
+            assert calls(tmp_path / "trace") < 200 * FAULT_S, "it spins"
+        wait_until(lambda: server.logged() == [1, 3, 2], "the client that waited")
+    assert server.stop() == 0
+    (warning,) = warnings(server)
+    assert os.strerror(getattr(errno, error)) in warning
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["ECONNABORTED", "EPROTO", "ENETDOWN", "EPERM", "EINTR"])
+def test_one_accept_that_fails_is_not_worth_a_word(
+    serve: Serve, backend: str, tmp_path: Path, error: str
+) -> None:
+    server = serve("--backend", backend)
+    with serve_one(server), strace(server, tmp_path / "trace", *failing(error, "1..3")):
+        server.send(lines([2]))
+        wait_until(lambda: server.logged() == [1, 2], "the next client")
+    assert server.stop() == 0
+    assert warnings(server) == []
+
+
+def test_a_listener_that_someone_shut_down_keeps_no_other_from_accepting(
+    backend: str, tmp_path: Path
+) -> None:
+    broken, sound = (socket.create_server(("127.0.0.1", 0)) for _ in range(2))
+    with broken, sound:
+        code = (
+            "import os, sys\n"
+            "for target, fd in zip((3, 4), map(int, sys.argv[1:3])): os.dup2(fd, target)\n"
+            "os.environ['LISTEN_PID'] = str(os.getpid())\n"
+            "os.execv(sys.executable, [sys.executable, *sys.argv[4:]])\n"
+        )
+        fds = (broken.fileno(), sound.fileno())
+        with ServerProcess(
+            tmp_path / "numbers.log",
+            *("--backend", backend),
+            listen=(),
+            prefix=(sys.executable, "-c", code, *map(str, fds)),
+            pass_fds=fds,
+            environment={"LISTEN_FDS": "2"},
+        ) as server:
+            broken.shutdown(socket.SHUT_RDWR)
+            server.wait_for("cannot accept connections for now: Invalid argument")
+            begin_s = processor_s(server)
+            for number in range(5):
+                with socket.create_connection(sound.getsockname(), DEADLINE_S) as client:
+                    client.sendall(lines([number]))
+                wait_until(lambda n=number: n in server.logged_set(), "the sound listener")  # type: ignore[misc]
+            time.sleep(FAULT_S)
+            assert processor_s(server) - begin_s < FAULT_S / 2, "it spins"
+            assert server.stop() == 0
+            assert len(warnings(server)) == 1
