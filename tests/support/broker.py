@@ -124,6 +124,21 @@ class Broker:
             self.process.wait(DEADLINE_S)
             self.process = None
 
+    def suspend(self) -> None:
+        """Stop it without its knowledge, and return once none of its threads runs any more."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+        wait_until(self._is_suspended, "the end of all threads' work")
+
+    def _is_suspended(self) -> bool:
+        assert self.process is not None
+        tasks = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        return all(task.read_text().rpartition(") ")[2][0] == "T" for task in tasks)
+
+    def resume(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
     def __enter__(self) -> Self:
         self.start()
         return self
