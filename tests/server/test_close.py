@@ -1,10 +1,12 @@
 """What a client sees of each way in which a server can end, and what is in the file then."""
 
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -315,3 +317,58 @@ def test_clients_that_wait_for_a_descriptor_when_the_stop_comes_are_taken_in(
         for client in (*served, *waiting):
             assert sees_fin(client)
     assert server.logged_set() == {*range(connected), *range(100, 106)}
+
+
+@needs_strace
+@pytest.mark.parametrize("listen", ["--port=0", "unix"])
+def test_a_backlog_that_cannot_be_counted_is_taken_in_all_the_same(
+    serve: Serve, backend: str, reactors: str, tmp_path: Path, listen: str
+) -> None:
+    """As where getsockopt(TCP_INFO) is refused (gVisor, qemu-user)."""
+    path = tmp_path / "numbers.sock"
+    address = ("--listen", f"unix:{path}") if listen == "unix" else ()
+    server = serve("--backend", backend, "--reactors", reactors, "--max-clients", "2", *address)
+
+    def connect() -> socket.socket:
+        if listen != "unix":
+            return server.connect()
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(os.fspath(path))
+        return client
+
+    with ExitStack() as stack:
+        refused = ("-e", "trace=getsockopt", "-e", "inject=getsockopt:error=ENOPROTOOPT")
+        clients = [stack.enter_context(connect()) for _ in range(8)]
+        for number, client in enumerate(clients):
+            client.sendall(lines([number]))
+        wait_until(lambda: len(on_file(server.log_path)) == 2, "the first two")
+        stack.enter_context(strace(server, tmp_path / "trace", *refused))
+        assert server.stop() == 0, server.stderr
+        assert all(map(sees_fin, clients))
+    assert server.logged_set() == set(range(8))
+
+
+@pytest.mark.alone
+def test_thousands_of_silent_clients_in_the_backlog_do_not_delay_a_stop(
+    serve: Serve, backend: str, reactors: str
+) -> None:
+    backlog = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    count = min(4096, backlog)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < count + 100:
+        pytest.skip(f"only {hard} descriptors are allowed here")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        server = serve("--backend", backend, "--reactors", reactors, "--max-clients", "1")
+        with ExitStack() as stack:
+            first = stack.enter_context(server.connect())
+            first.sendall(lines([1]))
+            wait_until(lambda: server.logged() == [1], "the first client")
+            for _ in range(count):
+                stack.enter_context(server.connect())
+            begin_s = time.monotonic()
+            assert server.stop() == 0
+            stopped_s = time.monotonic() - begin_s
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert stopped_s < 2, "a stop takes below a second, and this machine may be busy"
