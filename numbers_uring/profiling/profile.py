@@ -17,9 +17,10 @@ from numbers_uring.profiling.python_names import Names, name_own_functions, name
 from numbers_uring.profiling.reading import Reading
 from numbers_uring.profiling.recorder import Recorder, start_recorder
 from numbers_uring.profiling.recording import RecordError
+from numbers_uring.system import signals
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.output_file import OutputFile
-from numbers_uring.system.signals import STOP_SIGNALS, caught
+from numbers_uring.system.signals import STOP_SIGNALS, Requests, caught, unblocked
 from numbers_uring.system.threads import start_thread
 
 
@@ -66,7 +67,8 @@ class Profile:
         """
         self._about = about
         self._names = name_own_functions()
-        self._recorder = start_recorder(os.getpid(), self._names)
+        with unblocked():
+            self._recorder = start_recorder(os.getpid(), self._names)
         self._say.info(
             f"recording a profile for {self._output.path} with {self._recorder.tool}, "
             f"{self._recorder.hz} samples a second{self._missing()}"
@@ -146,13 +148,16 @@ class Profile:
 
 
 def _without_watching(stacks: Stacks) -> Stacks:
-    """Leave out the thread of `_watch`, which is not the server: py-spy takes waiting for work."""
-    name = f"{Profile._watch.__qualname__} ({Path(__file__).name})"
+    """Leave out threads that only wait for events: py-spy takes waiting for work."""
+    names = {
+        f"{Profile._watch.__qualname__} ({Path(__file__).name})",
+        f"{Requests.take_signals.__qualname__} ({Path(signals.__file__).name})",
+    }
     return Counter(
         {
             stack: count
             for stack, count in stacks.items()
-            if all(frame.name != name for frame in stack)
+            if all(frame.name not in names for frame in stack)
         }
     )
 

@@ -7,12 +7,15 @@ What it stands on:
   as a background job of a script, SIGHUP and SIGINT are requests all the same.
 - A write to the terminal by a background job stops the whole process where `stty tostop` is set,
   unless SIGTTOU is ignored (termios(3)).
+- A handler of Python's runs in the main thread, and not while that waits for a disk. A signal that
+  all threads have blocked goes to the one that is in sigwait(3).
 - Python's end gives every signal that has a handler its default action back, before the process is
   gone; one that is ignored stays ignored.
 """
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,6 +24,7 @@ from typing import Self
 
 from numbers_uring.errors import Failure
 from numbers_uring.limits import SIGNAL_REPEAT_S
+from numbers_uring.system.threads import start_thread
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _REQUESTS = (*STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1)
@@ -70,14 +74,25 @@ def caught(
             signal.signal(number, action)
 
 
+@contextmanager
+def unblocked() -> Iterator[None]:
+    """Unblock what Requests takes within the context: child processes inherit the mask."""
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 class Requests:
-    """Catches SIGTERM, SIGINT, SIGHUP and SIGUSR1 from its construction on; main thread only.
+    """Takes SIGTERM, SIGINT, SIGHUP and SIGUSR1 from its construction on; main thread only.
 
     Once left as a context, which may be done more than once, it has them ignored until the end.
 
     The first stop signal sets `stop`. A further one, unless it comes within SIGNAL_REPEAT_S and so
     is the same request, ends the process at once with 128 + its number, as a shell would count it,
     or with the exit code of `failure`, once that is set. `warn` takes one line for the operator.
+    Raises StartError where its thread can't be started.
     """
 
     def __init__(self, warn: Callable[[str], None]) -> None:
@@ -85,28 +100,34 @@ class Requests:
         self.failure: Failure | None = None
         """Why the run has failed, while it is still being ended."""
         self._warn = warn
-        self._stop_s = 0.0
         self._requested = {signal.SIGHUP: False, signal.SIGUSR1: False}
-        self.wakeup_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        # Written to by the C-level handler: a wait that had not begun yet returns at once, too.
-        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._catch_stop)
-        for number in self._requested:
+        self.wakeup_fd, self._wake_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # All later threads inherit the mask.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
+        for number in _REQUESTS:
             signal.signal(number, self._catch)
+        self._over = False
+        self._thread = start_thread(self.take_signals, "signals")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         """Ignore all of them from now until the process is gone: nothing is left to stop."""
+        if self._over:
+            return
+        self._over = True
+        # Ends the thread, which would take signals that others want to catch from here on.
+        assert self._thread.ident is not None
+        signal.pthread_kill(self._thread.ident, signal.SIGUSR1)
         for number in _REQUESTS:
             signal.signal(number, signal.SIG_IGN)
+        unblock_signals()
 
     def wake(self) -> None:
         """Make the wake-up descriptor readable; from any thread. It may fail: see WAIT_S_MAX."""
         with suppress(OSError):
-            os.write(self._write_fd, b"\0")
+            os.write(self._wake_fd, b"\0")
 
     def take_reopen(self) -> bool:
         """Return whether SIGHUP came since the last call, and quiet the descriptor."""
@@ -129,18 +150,44 @@ class Requests:
         with suppress(BlockingIOError):
             os.read(self.wakeup_fd, 65536)
 
-    def _catch(self, number: int, _frame: FrameType | None) -> None:
-        self._requested[signal.Signals(number)] = True
+    def take_signals(self) -> None:
+        """Take signals until the end: what the thread does, which flame graphs leave out."""
+        try:
+            while True:
+                number = signal.Signals(signal.sigwait(_REQUESTS))
+                if self._over:
+                    return
+                self._take_signal(number)
+        except OSError as error:
+            self._warn(f"cannot wait for signals, they are taken late: {error.strerror}")
+            # From now on they reach _catch, between two waits of the main thread.
+            unblock_signals()
+            threading.Event().wait()
 
-    def _catch_stop(self, number: int, _frame: FrameType | None) -> None:
-        now_s = time.monotonic()
-        if self.stop is None:
-            self.stop = signal.Signals(number)
-            self._stop_s = now_s
-        elif now_s - self._stop_s > SIGNAL_REPEAT_S:
-            text = f"a second signal, {signal.Signals(number).name}: exiting at once"
-            if self.failure is None:
-                self._warn(text)
-                os._exit(128 + number)
-            self._warn(f"{self.failure}; {text}")
-            os._exit(self.failure.exit_code)
+    def _take_signal(self, number: signal.Signals) -> None:
+        if number in STOP_SIGNALS and self.stop is not None:
+            self._exit(number)
+        self._note(number)
+        if number in STOP_SIGNALS:
+            time.sleep(SIGNAL_REPEAT_S)
+            while signal.sigtimedwait(STOP_SIGNALS, 0):
+                pass
+
+    def _catch(self, number: int, _frame: FrameType | None) -> None:
+        # While they are not blocked, as when a child process is started.
+        self._note(signal.Signals(number))
+
+    def _note(self, number: signal.Signals) -> None:
+        if number not in STOP_SIGNALS:
+            self._requested[number] = True
+        elif self.stop is None:
+            self.stop = number
+        self.wake()
+
+    def _exit(self, number: signal.Signals) -> None:
+        text = f"a second signal, {number.name}: exiting at once"
+        if self.failure is None:
+            self._warn(text)
+            os._exit(128 + number)
+        self._warn(f"{self.failure}; {text}")
+        os._exit(self.failure.exit_code)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from numbers_uring.errors import StartError
+from numbers_uring.limits import SIGNAL_REPEAT_S
 from numbers_uring.net.listeners import listen_tcp
 from ports import reserve_port
 from support.faults import needs_strace, stalled_sync
@@ -71,6 +73,7 @@ def test_a_second_signal_ends_process_number_1_at_once(tmp_path: Path) -> None:
         with stalled_sync(pid, tmp_path / "trace") as sync_has_begun:
             os.kill(pid, signal.SIGTERM)
             wait_until(sync_has_begun, "the sync")
+            time.sleep(2 * SIGNAL_REPEAT_S)
             os.kill(pid, signal.SIGTERM)
             wait_until(lambda: server.process.poll() is not None, "the process to end")
         assert server.wait() == 128 + signal.SIGTERM

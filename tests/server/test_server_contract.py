@@ -4,7 +4,6 @@ import contextlib
 import os
 import random
 import resource
-import shutil
 import signal
 import socket
 import statistics
@@ -18,7 +17,6 @@ import pytest
 
 from ports import reserve_port
 from support.clients import is_closed
-from support.faults import stalled_sync
 from support.logs import lines
 from support.processes import ServerProcess
 from support.waiting import DEADLINE_S, wait_until
@@ -572,17 +570,6 @@ def test_several_terminates_and_a_signal_at_once_are_one_stop(serve: Serve, back
     for client in clients:
         client.close()
     assert server.logged_set() == set(range(4))
-
-
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_a_second_signal_ends_a_stop_that_hangs(serve: Serve, tmp_path: Path) -> None:
-    server = serve()
-    with stalled_sync(server, tmp_path / "trace") as sync_has_begun:
-        server.process.send_signal(signal.SIGTERM)
-        wait_until(sync_has_begun, "the sync")
-        server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: server.process.poll() is not None, "the process to end", 15)
-    assert server.wait() != 0
 
 
 def test_the_port_can_be_used_again_at_once(serve: Serve) -> None:

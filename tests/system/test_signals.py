@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from numbers_uring.errors import ExitCode
+from numbers_uring.limits import SIGNAL_REPEAT_S
 from numbers_uring.system.signals import caught
+from support.faults import needs_strace
 from support.logs import lines
 from support.processes import CommandProcess, ServerProcess
 from support.waiting import DEADLINE_S, wait_until
@@ -140,7 +142,7 @@ def test_a_failed_run_ends_with_its_exit_code_whatever_signals_come(
         assert (tmp_path / "numbers.log").exists()
         wait_until(lambda: (tmp_path / "numbers.log").stat().st_size == 100, "the limit")
         assert _end_under_signals(server) == ExitCode.LOG_FAILED
-        assert "counted numbers are lost" in server.stderr_lines[-1]
+        assert "File too large" in server.stderr_lines[-1]
 
 
 @pytest.mark.parametrize("attempt", range(3))
@@ -151,7 +153,67 @@ def test_a_clean_run_ends_clean_whatever_signals_come_after_it(serve: Serve, att
     assert _end_under_signals(server) == 0
 
 
-def _run_with_requests(python: str) -> subprocess.CompletedProcess[str]:
+@needs_strace
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_that_cannot_be_waited_for_stop_the_server_later(
+    serve: Serve, number: signal.Signals
+) -> None:
+    inject = "inject=rt_sigtimedwait:error=ENOSYS"
+    options = ("-f", "--seccomp-bpf", "-o", os.devnull, "-e", "trace=rt_sigtimedwait", "-e", inject)
+    server = serve(prefix=["strace", *options])
+    server.send(lines([1]))
+    wait_until(lambda: server.logged() == [1], "the number")
+    assert "cannot wait for signals" in server.stderr
+    (child,) = (
+        Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+    )
+    os.kill(int(child), number)
+    assert server.wait() == 0
+    assert server.logged() == [1]
+
+
+HANGING = """
+#include <unistd.h>
+int fdatasync(int fd)
+{
+    (void)fd;
+    for (;;)
+        pause();
+}
+"""
+
+
+@pytest.fixture
+def hanging_sync(tmp_path: Path) -> dict[str, str]:
+    """Return the environment of a server whose disk never answers a sync."""
+    library = tmp_path / "hanging.so"
+    compiler = ["cc", "-x", "c", "-shared", "-fPIC", "-o", str(library), "-"]
+    subprocess.run(compiler, input=HANGING, text=True, check=True)
+    return {"LD_PRELOAD": str(library), "COVERAGE_PROCESS_CONFIG": ""}
+
+
+@pytest.mark.parametrize("is_serving", [True, False])
+@pytest.mark.parametrize("reactors", ["1", "2"])
+def test_a_second_stop_signal_ends_a_server_whose_disk_does_not_answer(
+    serve: Serve, backend: str, hanging_sync: dict[str, str], reactors: str, is_serving: bool
+) -> None:
+    options = ("--backend", backend, "--reactors", reactors, "--fsync", "always")
+    server = serve(*options, environment=hanging_sync)
+    if is_serving:
+        with server.connect() as client:
+            client.sendall(lines([1]))
+            wait_until(lambda: server.logged() == [1], "the number")
+    while server.process.poll() is None:
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(2 * SIGNAL_REPEAT_S)
+    assert server.wait() == 128 + signal.SIGTERM
+    assert server.stderr_lines[-1].endswith("a second signal, SIGTERM: exiting at once")
+    assert server.logged() == ([1] if is_serving else [])
+
+
+def _run_with_requests(
+    python: str, sleep_s: float = DEADLINE_S
+) -> subprocess.CompletedProcess[str]:
     program = f"""
         import os, signal, time
         from numbers_uring.errors import SinkError
@@ -161,6 +223,7 @@ def _run_with_requests(python: str) -> subprocess.CompletedProcess[str]:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep({sleep_s})
         """
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
@@ -184,7 +247,7 @@ def test_a_second_stop_signal_while_a_failed_run_ends_has_its_exit_code() -> Non
 
 
 def test_what_is_ignored_stays_so_to_the_very_end() -> None:
-    done = _run_with_requests("with requests: pass")
+    done = _run_with_requests("with requests: pass", sleep_s=0)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
