@@ -95,7 +95,7 @@ fuzz:
 # The contract's suites again, with several reactors.
 REACTORS ?= 2 4
 CONTRACT := $(addprefix tests/server/,test_server_contract.py test_durability.py test_operation.py \
-    test_failing_log_calls.py)
+    test_failing_log_calls.py test_log_faults.py)
 test-reactors: $(VENV)/dev.stamp
 	for reactors in $(REACTORS); do \
 	    NUMBERS_URING_TEST_REACTORS=$$reactors $(BIN)/pytest -n $(TEST_PROCESSES) \

@@ -36,11 +36,13 @@ def try_log(path: Path, fsync: Fsync, *, resume: bool) -> int | None:
         raise StartError(f"cannot open the log {path}: {reason}") from error
     fd = open_locked(path, fsync)
     try:
-        if _is_append_only(fd):
-            raise StartError(f"cannot truncate the log {path}: {os.strerror(errno.EPERM)}")
         if resume:
             _try_reading(path)
-        return os.fstat(fd).st_size
+        size = os.fstat(fd).st_size
+        ends_whole = size == 0 or (resume and os.pread(fd, 1, size - 1) == b"\n")
+        if not ends_whole and _is_append_only(fd):
+            raise StartError(f"cannot truncate the log {path}: {os.strerror(errno.EPERM)}")
+        return size
     finally:
         os.close(fd)
 

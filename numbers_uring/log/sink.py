@@ -1,4 +1,4 @@
-"""Where the loops put the numbers they take in: the contract of a log and of its substitutes."""
+"""The contract of what the loops hand new numbers to: a log, or what takes its place."""
 
 from typing import NamedTuple, Protocol
 
@@ -9,17 +9,17 @@ class Forwarded(NamedTuple):
     """What became of numbers that were forwarded, since the start."""
 
     acknowledged: int
-    """Numbers whose batch the engine has."""
+    """Numbers in batches that the NATS server has acknowledged."""
     in_flight: int
-    """Numbers that were taken in, and are not acknowledged."""
+    """Numbers that were taken in and are not acknowledged yet."""
     resent: int
-    """Batches that were published once more, each time that they were."""
+    """How often a batch was published again."""
     published_bytes: int
-    """Payloads, those that were resent included."""
+    """Payloads, those of batches that were published again included."""
 
 
 class Sink(Protocol):
-    """Takes lines of numbers, each once. `append`, and all that is read, is for any thread."""
+    """Stores lines of numbers, each once. `append` and everything that is read: from any thread."""
 
     @property
     def name(self) -> str:
@@ -27,61 +27,66 @@ class Sink(Protocol):
 
     @property
     def fields(self) -> dict[str, object]:
-        """The same for programs: what the start line and the last one name it by."""
+        """The same for programs: fields of the first and the last line of the diagnostics."""
 
     @property
     def written_lines(self) -> int:
-        """Whole lines that are where they belong."""
+        """Whole lines that are stored."""
 
     @property
     def write_s(self) -> float:
-        """Seconds spent in writing, or in waiting for room."""
+        """Seconds spent in writing, or in waiting until there is space."""
 
     @property
     def sync_s(self) -> float:
-        """Seconds spent in syncs, in whatever thread."""
+        """Seconds spent in syncs, in any thread."""
 
     @property
     def forwarded(self) -> Forwarded | None:
-        """Where numbers are forwarded, what became of them."""
+        """What became of forwarded numbers; None if numbers are not forwarded."""
+
+    @property
+    def full_status(self) -> str:
+        """In a few words why `append` took less than it was given: `No space for the log`."""
 
     @property
     def full_message(self) -> str:
-        """What it lacks when `append` took less than it was given: `no space for the log ...`."""
+        """The same in full: `no space for the log /var/lib/numbers.log`."""
 
     @property
     def room_message(self) -> str:
         """The opposite, said when `append` takes everything again."""
 
     def count(self, taken: Counts) -> Counts:
-        """Return what of the numbers taken in from clients is to be reported."""
+        """Return which of the numbers taken in from clients are to be reported."""
 
     def append(self, lines: memoryview) -> int:
-        """Take lines; return how many bytes of them were taken, fewer where there is no room.
+        """Store whole lines; return how many bytes of them, whole lines, were taken.
 
-        Raises SinkError where there will never be any.
+        Fewer than given mean that the rest can't be taken now: try again later with the same lines.
+        Raises SinkError if no later try can succeed.
         """
 
     def check(self) -> None:
-        """Raise SinkError where something has failed in another thread."""
+        """Raise SinkError if something has failed in another thread."""
 
     def reopen(self) -> None:
-        """Go on in what the name stands for now. Raises SinkError."""
+        """Continue in the file that the name stands for now. Raises SinkError."""
 
     def mark(self) -> int:
-        """Return what stands for all that was appended up to now."""
+        """Return a mark that stands for everything that was appended up to now."""
 
     def has(self, mark: int) -> bool:
-        """Say whether everything up to the mark is where it belongs, for good or for the kernel."""
+        """Return whether everything up to the mark is stored as safely as was asked for."""
 
     def begin_stop(self) -> None:
-        """Know that the server is stopping: whatever comes now is the last."""
+        """Called when the server begins to stop: what is appended now is the last."""
 
     def finish(self) -> None:
-        """Have everything where it belongs for good. Raises SinkError."""
+        """Store everything for good; nothing can be appended any more. Raises SinkError."""
 
     def loss(self, lines: int) -> str:
-        """Say, behind a failure's text, that so many counted numbers are not there."""
+        """Return, to follow a failure's text, that so many counted numbers are not stored."""
 
     def summary(self) -> str:
-        """Say, at the end, how many numbers are where."""
+        """Return, for the last line, how many numbers are stored, and where."""

@@ -55,7 +55,7 @@ class NumbersLog:
         self._write_s = 0.0
         self._sync_s = 0.0
         self._dropped_bytes = 0
-        self._full_message = self._room_message = ""
+        self._full_status = self._full_message = self._room_message = ""
         self._place = LogPlace(path, fsync, self._calls, say, inform or say, self._leave)
         self._background = None
         if write_behind or fsync is Fsync.INTERVAL:
@@ -93,6 +93,10 @@ class NumbersLog:
     @property
     def forwarded(self) -> None:
         """Nothing is."""
+
+    @property
+    def full_status(self) -> str:
+        return self._full_status
 
     @property
     def full_message(self) -> str:
@@ -165,7 +169,7 @@ class NumbersLog:
     def _append(self, lines: memoryview) -> int:
         lack = self._place.settle()
         if lack is not None:
-            self._full_message = lack
+            self._full_status, self._full_message = "No log can be opened", lack
             self._room_message = f"{self.name} can be written again"
             return 0
         file = self._place.file
@@ -179,6 +183,7 @@ class NumbersLog:
             self._written_lines += file.lines - before
             self._write_s += time.monotonic() - begin_s
         if written < len(lines):
+            self._full_status = "No space for the log"
             self._full_message = f"no space for {self.name}"
             self._room_message = f"there is space for {self.name} again"
         if written:

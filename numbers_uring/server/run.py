@@ -118,7 +118,7 @@ def _serve(
         status = ServiceStatus(
             manager,
             " and ".join(addresses),
-            lacking="No space for the log" if config.forward is None else "The engine is behind",
+            lacking=lambda: sink.full_status,
             counts=lambda: server.counts,
             clients=lambda: server.statistics.connected,
         )

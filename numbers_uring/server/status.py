@@ -17,7 +17,7 @@ _TEXTS = {
 class ServiceStatus:
     """Turns phases and counters into messages to `manager`.
 
-    `lacking` is the reason for holding clients back; for `counts` and `clients` see StatusLine.
+    `lacking` returns why clients are held back; for `counts` and `clients` see StatusLine.
     """
 
     def __init__(
@@ -25,17 +25,14 @@ class ServiceStatus:
         manager: ServiceManager,
         listening: str,
         *,
-        lacking: str = "No space for the log",
+        lacking: Callable[[], str] = lambda: "No space for the log",
         counts: Callable[[], Counts],
         clients: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._manager = manager
-        self._texts = {
-            **_TEXTS,
-            Phase.SERVING: f"Listening on {listening}",
-            Phase.HELD_BACK: f"{lacking}, clients are held back",
-        }
+        self._texts = {**_TEXTS, Phase.SERVING: f"Listening on {listening}"}
+        self._lacking = lacking
         self._phase: Phase | None = None
         self._status = StatusLine(counts, clients=clients, clock=clock)
 
@@ -50,9 +47,14 @@ class ServiceStatus:
             send = self._manager.ready
         else:
             send = self._manager.status
-        send(self._status.line(self._texts[phase]))
+        send(self._status.line(self._text(phase)))
 
     def refresh(self) -> None:
         """Send the counters, and the rate since they were last refreshed."""
-        text = self._texts[self._phase or Phase.SERVING]
+        text = self._text(self._phase or Phase.SERVING)
         self._manager.status(self._status.line_with_rate(text))
+
+    def _text(self, phase: Phase) -> str:
+        if phase is Phase.HELD_BACK:
+            return f"{self._lacking()}, clients are held back"
+        return self._texts[phase]

@@ -278,10 +278,24 @@ def a_locked_log(scene: Scene) -> None:
     fcntl.flock(file, fcntl.LOCK_EX)
 
 
-def a_log_that_only_grows(scene: Scene) -> None:
-    scene.log.write_bytes(LINES)
+def a_log_that_only_grows(scene: Scene, content: bytes = LINES) -> None:
+    scene.log.write_bytes(content)
     wants("chattr", "+a", str(scene.log))
     scene.undo.callback(subprocess.run, ["chattr", "-a", str(scene.log)], check=True)
+
+
+def an_empty_log_that_only_grows(scene: Scene) -> None:
+    a_log_that_only_grows(scene, b"")
+
+
+def a_log_to_resume_that_only_grows(scene: Scene) -> None:
+    a_log_that_only_grows(scene)
+    scene.options += ["--resume"]
+
+
+def a_torn_log_to_resume_that_only_grows(scene: Scene) -> None:
+    a_log_that_only_grows(scene, LINES + b"12")
+    scene.options += ["--resume"]
 
 
 def without_powers(scene: Scene) -> None:
@@ -427,6 +441,8 @@ STARTS = [
     a_log_to_resume,
     a_log_to_resume_with_the_kernel_in_python,
     a_new_log_to_resume,
+    an_empty_log_that_only_grows,
+    a_log_to_resume_that_only_grows,
     a_link_to_a_log_that_is_not_there,
     a_port_that_is_bound_for_reuse,
     a_unix_socket,
@@ -458,6 +474,7 @@ DOES_NOT = {
     a_log_in_proc: "log",
     a_locked_log: "log",
     a_log_that_only_grows: "log",
+    a_torn_log_to_resume_that_only_grows: "log",
     a_log_that_may_not_be_written: "log",
     a_log_to_resume_that_may_not_be_read: "log",
     a_folder_that_may_not_be_written: "log",

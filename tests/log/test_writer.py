@@ -350,6 +350,7 @@ def test_nothing_is_taken_while_a_removed_log_cannot_be_made_anew(
         assert log.append(memoryview(LINES[100:])) == 0
         assert str(path) in log.full_message
         assert "no space" not in log.full_message
+        assert log.full_status == "No log can be opened"
     assert log.written_lines == 10
     mend()
     assert log.append(memoryview(LINES[100:])) == len(LINES[100:])

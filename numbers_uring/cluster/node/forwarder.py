@@ -103,6 +103,10 @@ class Forwarder:
         return self._outbox.forwarded
 
     @property
+    def full_status(self) -> str:
+        return "The engine is behind"
+
+    @property
     def full_message(self) -> str:
         return self._publisher.trouble or f"{self.name} is slower than the clients"
 
