@@ -14,7 +14,6 @@ How it does that:
 - Out of descriptors, the oldest client's is taken, or the one that is kept in reserve.
 """
 
-import errno
 import os
 import select
 import socket
@@ -26,19 +25,18 @@ from http import HTTPStatus
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     ACCEPT_WARNING_INTERVAL_S,
-    HTTP_ACCEPTS_PER_PASS_MAX,
     HTTP_ANSWERS_PER_PASS_S,
     HTTP_BURST_S,
     HTTP_CLIENT_S,
     HTTP_CLIENTS_MAX,
     HTTP_CLOSE_S,
-    HTTP_FAILED_ACCEPTS_MAX,
     HTTP_PAUSE_MAX_S,
     HTTP_PAUSE_S,
     HTTP_REQUEST_BYTES_MAX,
     HTTP_RETRY_S,
     HTTP_SHARE,
 )
+from numbers_uring.metrics.acceptor import Acceptor
 from numbers_uring.metrics.budget import Budget
 from numbers_uring.metrics.messages import (
     Answer,
@@ -53,7 +51,6 @@ from numbers_uring.net.listeners import CLOSE_WITH_FIN
 from numbers_uring.system.threads import start_thread
 
 _RECEIVE_BYTES = 4096
-_OUT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 class _Client:
@@ -83,7 +80,7 @@ class HttpServer:
 
     `answer` is called in the thread, for GET and HEAD alone, and first for the paths that are
     `urgent`. At most `clients_max` clients are there at once. `say` takes a line for the operator
-    where the server cannot do its work. Raises StartError without a descriptor or a thread.
+    if the server cannot do its work. Raises StartError without a descriptor or a thread.
     """
 
     def __init__(
@@ -104,7 +101,6 @@ class HttpServer:
         self._asking: list[_Client] = []
         """Those whose request is whole and not answered yet."""
         self._warned_s = -ACCEPT_WARNING_INTERVAL_S
-        self._accept_failed = False
         self._closing = False
         with ExitStack() as undo:
             for listener in listeners:
@@ -112,8 +108,8 @@ class HttpServer:
             try:
                 self._wakeup_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
                 undo.callback(os.close, self._wakeup_fd)
-                self._reserve_fd: int | None = os.dup(self._wakeup_fd)
-                undo.callback(self._close_reserve)
+                self._acceptor = Acceptor(self._drop_oldest, self._warn)
+                undo.callback(self._acceptor.close)
                 self._epoll = select.epoll()
                 undo.callback(self._epoll.close)
                 self._listeners = {listener.fileno(): listener for listener in listeners}
@@ -139,11 +135,6 @@ class HttpServer:
             self._drop(client)
         self._undo.close()
 
-    def _close_reserve(self) -> None:
-        if self._reserve_fd is not None:
-            os.close(self._reserve_fd)
-            self._reserve_fd = None
-
     # The thread.
 
     def _run(self) -> None:
@@ -156,7 +147,7 @@ class HttpServer:
                     self._warn("cannot wait for clients", error)
                     time.sleep(HTTP_RETRY_S)
                 else:
-                    pause_s = HTTP_RETRY_S if self._accept_failed else HTTP_PAUSE_S
+                    pause_s = HTTP_RETRY_S if self._acceptor.failed else HTTP_PAUSE_S
                     time.sleep(min(max(budget.pause_s(), pause_s), HTTP_PAUSE_MAX_S))
         finally:
             if not self._closing:
@@ -179,7 +170,7 @@ class HttpServer:
     def _pass(self) -> None:
         """Wait until there is something to do, and do it once for each client that is ready."""
         ready = []
-        self._accept_failed = False
+        self._acceptor.failed = False
         for fd, _ in self._epoll.poll(self._timeout_s()):
             if (client := self._clients.get(fd)) is not None:
                 self._attend(client)
@@ -189,7 +180,8 @@ class HttpServer:
             return
         # After the clients: descriptors that are used again meet no event of the one before.
         for listener in ready:
-            self._accept(listener)
+            for sock in self._acceptor.accept(listener):
+                self._add(sock)
         self._answer_asking()
         now_s = time.monotonic()
         while self._clients and self._oldest().due_s <= now_s:
@@ -203,43 +195,18 @@ class HttpServer:
     def _oldest(self) -> _Client:
         return next(iter(self._clients.values()))
 
-    # Accepting.
+    # Clients.
 
-    def _accept(self, listener: socket.socket) -> None:
-        failed = 0
-        for _ in range(HTTP_ACCEPTS_PER_PASS_MAX):
-            try:
-                sock, _ = listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:
-                if error.errno in _OUT_OF_DESCRIPTORS:
-                    if not _has_connection(listener):
-                        # Linux takes a descriptor before it looks for a connection.
-                        return
-                    if self._free_descriptor():
-                        continue
-                    failed = HTTP_FAILED_ACCEPTS_MAX
-                # Often it is one client's fault, which is gone then.
-                failed += 1
-                if failed >= HTTP_FAILED_ACCEPTS_MAX:
-                    self._warn("cannot accept connections", error)
-                    self._accept_failed = True
-                    return
-                continue
-            if len(self._clients) >= self._clients_max:
-                self._drop(self._oldest())
-            client = _Client(sock, time.monotonic() + HTTP_CLIENT_S)
-            self._clients[sock.fileno()] = client
-            self._attend(client)
+    def _add(self, sock: socket.socket) -> None:
+        if len(self._clients) >= self._clients_max:
+            self._drop_oldest()
+        client = _Client(sock, time.monotonic() + HTTP_CLIENT_S)
+        self._clients[sock.fileno()] = client
+        self._attend(client)
 
-    def _free_descriptor(self) -> bool:
-        """Give up one of our descriptors for the next client; False if there is none to give."""
+    def _drop_oldest(self) -> bool:
         if self._clients:
             self._drop(self._oldest())
-            return True
-        if self._reserve_fd is not None:
-            self._close_reserve()
             return True
         return False
 
@@ -251,11 +218,7 @@ class HttpServer:
                 client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_WITH_FIN)
         with suppress(OSError):
             client.sock.close()
-        if self._reserve_fd is None:
-            with suppress(OSError):
-                self._reserve_fd = os.dup(self._wakeup_fd)
-
-    # Clients.
+        self._acceptor.restore_reserve()
 
     def _attend(self, client: _Client) -> None:
         """Receive, send, or see the client off, as far as that is possible at once."""
@@ -354,10 +317,3 @@ class HttpServer:
         except Exception as error:
             answer = plain(HTTPStatus.INTERNAL_SERVER_ERROR, repr(error))
         return encode(answer, with_body=request.method != "HEAD")
-
-
-def _has_connection(listener: socket.socket) -> bool:
-    """Return whether a connection waits to be accepted."""
-    poll = select.poll()
-    poll.register(listener, select.POLLIN)
-    return bool(poll.poll(0))
