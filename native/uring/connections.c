@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <linux/sockios.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -252,10 +253,31 @@ static int accept_one(struct nu_ring *ring, struct nu_listener *listener) {
     return connection;
 }
 
+/* Whether a client has left whose end was not handed out yet: its slot is free soon. */
+static bool someone_leaves(const struct nu_ring *ring) {
+    struct pollfd watched[64];
+    nfds_t count = 0;
+    for (uint32_t i = 0; i < ring->connections_max; i++) {
+        if (ring->connections[i].fd >= 0)
+            watched[count++] = (struct pollfd){.fd = ring->connections[i].fd, .events = POLLRDHUP};
+        if (count && (count == 64 || i + 1 == ring->connections_max)) {
+            if (poll(watched, count, 0) > 0)
+                return true;
+            count = 0;
+        }
+    }
+    return false;
+}
+
+/* Whether the next client, for whom there is no slot, may be accepted to be refused: not as long as
+ * one that has left before it came still takes a slot. */
+static bool may_refuse(const struct nu_ring *ring) {
+    return ring->refuse && !ring->ended_count && !someone_leaves(ring);
+}
+
 static void accept_from(struct nu_ring *ring, struct nu_listener *listener) {
     for (uint32_t i = 0; i < ring->accepts_per_pass_max && !listener->failed; i++) {
-        /* One that would be refused has a slot soon, where others have ended. */
-        if (!nu_connections_have_room(ring) && (!ring->refuse || ring->ended_count))
+        if (!nu_connections_have_room(ring) && !may_refuse(ring))
             return;
         if (ring->results->count == ring->completions_max)
             return;

@@ -180,7 +180,8 @@ static bool arm(struct nu_ring *ring) {
     if (ring->wakeup_fd >= 0 && !ring->wakeup_armed)
         ring->wakeup_armed =
             nu_queue_poll(&ring->queue, ring->wakeup_fd, nu_user_data(NU_REQUEST_WAKEUP, 0, 0));
-    if (ring->listening && (nu_connections_have_room(ring) || ring->refuse))
+    /* A client that may not be refused yet would end each wait. */
+    if (ring->listening && (nu_connections_have_room(ring) || (ring->refuse && !ring->ended_count)))
         for (uint32_t i = 0; i < ring->listener_count; i++)
             if (!ring->listeners[i].armed && !ring->listeners[i].failed)
                 ring->listeners[i].armed = nu_queue_poll(&ring->queue, ring->listeners[i].fd,

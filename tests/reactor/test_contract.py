@@ -386,12 +386,17 @@ def test_a_client_beyond_the_limit_is_refused_where_asked_for(make_bench: MakeBe
     assert bench.reactor.refused == 3
 
 
-def test_whoever_comes_after_another_has_left_is_not_refused(make_bench: MakeBench) -> None:
+@pytest.mark.parametrize("leave", [socket.socket.close, reset], ids=["close", "reset"])
+@pytest.mark.parametrize("sent_bytes", [0, 100, 30_000])
+def test_a_client_that_comes_after_another_has_left_is_not_refused(
+    make_bench: MakeBench, leave: Callable[[socket.socket], None], sent_bytes: int
+) -> None:
     bench = make_bench(connections_max=1, when_full=WhenFull.REFUSE)
     client, _ = bench.opened_client()
     for opened in range(2, 12):
-        # Both are there when the reactor looks.
-        client.close()
+        # All of that is there when the reactor looks.
+        client.sendall(b"x" * sent_bytes)
+        leave(client)
         client = bench.client()
         bench.turn_until(lambda opened=opened: len(bench.order) == opened)  # type: ignore[misc]
     assert bench.reactor.refused == 0

@@ -192,3 +192,24 @@ def test_wake_ups_that_fail_delay_a_stop_and_do_not_prevent_it(
         second.sendall(lines([2]))
         assert server.terminate() == 0 if stop == "terminate" else server.stop() == 0
     assert server.logged_set() == {1, 2}
+
+
+@pytest.mark.parametrize("reactors", ["1", "2"])
+def test_clients_that_come_after_others_have_left_are_not_refused(
+    serve: Serve, backend: str, reactors: str
+) -> None:
+    server = serve(
+        *("--backend", backend, "--reactors", reactors),
+        *("--max-clients", "2", "--when-full", "refuse"),
+    )
+    numbers = iter(range(1000))
+    for _ in range(50):
+        clients = [server.connect() for _ in range(2)]
+        for client in clients:
+            client.sendall(lines([next(numbers)]))
+        for client in clients:
+            client.close()
+    # It comes behind the last two.
+    assert server.terminate() == 0
+    assert server.logged_set() == set(range(100))
+    assert " 0 refused" in server.stderr
