@@ -25,6 +25,7 @@ from numbers_uring._native import ffi, lib
 from numbers_uring.addresses import Peer, host_text
 from numbers_uring.config import WhenFull
 from numbers_uring.limits import (
+    ACCEPT_FAILURES_MAX,
     ACCEPTS_PER_PASS_MAX,
     DRAIN_BYTES_MAX,
     DRAIN_FULL_BYTES,
@@ -309,6 +310,7 @@ class UringReactor:
     def _accept_waiting(self, waiting: list[int]) -> Iterator[Completion]:
         """Accept, of those that were in the backlog when the stop began, as many as may come in."""
         for listener in range(len(waiting)):
+            failures = 0
             while waiting[listener] > 0:
                 connection = lib.nu_ring_accept(self._ring, listener)
                 if connection == -errno.ENOSPC:
@@ -317,7 +319,14 @@ class UringReactor:
                     # A close may free what is missing.
                     self._backoff.begin(-connection)
                     return
-                waiting[listener] = 0 if connection == -errno.EAGAIN else waiting[listener] - 1
+                if connection == -errno.EAGAIN:
+                    waiting[listener] = 0
+                elif connection >= 0 or connection == -errno.ECONNREFUSED:
+                    waiting[listener] -= 1
+                    failures = 0
+                elif (failures := failures + 1) == ACCEPT_FAILURES_MAX:
+                    self._backoff.begin(-connection)
+                    waiting[listener] = 0
                 if connection >= 0:
                     yield Kind.OPENED, connection, 0, 0
 

@@ -119,3 +119,35 @@ def test_a_listener_that_someone_shut_down_keeps_no_other_from_accepting(
             assert processor_s(server) - begin_s < FAULT_S / 2, "it spins"
             assert server.stop() == 0
             assert len(warnings(server)) == 1
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["EPERM", "ECONNABORTED", "EINVAL", "EINTR"])
+def test_an_accept_that_fails_at_the_stop_costs_no_client_that_waits(
+    serve: Serve, backend: str, tmp_path: Path, error: str
+) -> None:
+    server = serve("--backend", backend, "--max-clients", "1")
+    with serve_one(server) as first, server.connect() as waits, server.connect() as waits_too:
+        waits.sendall(lines([2]))
+        waits_too.sendall(lines([3]))
+        with strace(server, tmp_path / "trace", *failing(error, "1")):
+            assert server.stop() == 0
+        assert [client.recv(1) for client in (first, waits, waits_too)] == [b""] * 3
+    assert server.logged_set() == {1, 2, 3}
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["EPERM", "EMFILE"])
+def test_accepts_that_keep_failing_at_the_stop_are_said(
+    serve: Serve, backend: str, tmp_path: Path, error: str
+) -> None:
+    server = serve("--backend", backend, "--max-clients", "1")
+    with serve_one(server), server.connect() as waits:
+        waits.sendall(lines([2]))
+        with strace(server, tmp_path / "trace", *failing(error)):
+            assert server.stop() == 0
+        (said,) = warnings(server)
+        assert "cannot accept connections for now" in said
+        with pytest.raises(ConnectionResetError):
+            waits.recv(1)
+    assert server.logged_set() == {1}
