@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "uring/connections.h"
 
+#include "os/clock.h"
+
 #include <errno.h>
 #include <linux/sockios.h>
 #include <poll.h>
@@ -63,6 +65,12 @@ void nu_connection_sort(struct nu_ring *ring, uint32_t index) {
 
 bool nu_connections_have_room(const struct nu_ring *ring) {
     return ring->free_count > ring->connections_elsewhere;
+}
+
+/* Called when a slot may be free: the next client is accepted, or refused for another reason. */
+static void look_again(struct nu_ring *ring) {
+    ring->refusal_held = false;
+    ring->refuse_at_ns = 0;
 }
 
 static int open_connection(struct nu_ring *ring, int fd) {
@@ -206,6 +214,7 @@ void nu_ring_finish_close(struct nu_ring *ring, uint32_t index, int orderly) {
     ring->connections[index].ended_fd = NU_NONE;
     ring->free[ring->free_count++] = index;
     ring->ended_count--;
+    look_again(ring);
 }
 
 /* Accepting. */
@@ -253,31 +262,49 @@ static int accept_one(struct nu_ring *ring, struct nu_listener *listener) {
     return connection;
 }
 
-/* Whether a client has left whose end was not handed out yet: its slot is free soon. */
-static bool someone_leaves(const struct nu_ring *ring) {
-    struct pollfd watched[64];
+/* Returns true if a client waits at the listener, and sets *left to true if a connected one has
+ * left before that: what it has sent may not all have been received yet.
+ *
+ * The listener is looked at first (poll(2) goes through them in order), so whoever waits came
+ * before that. */
+static bool waits(struct nu_ring *ring, const struct nu_listener *listener, bool *left) {
     nfds_t count = 0;
-    for (uint32_t i = 0; i < ring->connections_max; i++) {
+    ring->polls[count++] = (struct pollfd){.fd = listener->fd, .events = POLLIN};
+    for (uint32_t i = 0; i < ring->connections_max; i++)
         if (ring->connections[i].fd >= 0)
-            watched[count++] = (struct pollfd){.fd = ring->connections[i].fd, .events = POLLRDHUP};
-        if (count && (count == 64 || i + 1 == ring->connections_max)) {
-            if (poll(watched, count, 0) > 0)
-                return true;
-            count = 0;
-        }
-    }
-    return false;
+            ring->polls[count++] =
+                (struct pollfd){.fd = ring->connections[i].fd, .events = POLLRDHUP};
+    int ready = poll(ring->polls, count, 0);
+    /* Where Linux does not tell, no one has left. */
+    *left = ready > 1;
+    return ready < 0 || ring->polls[0].revents;
 }
 
-/* Whether the next client, for whom there is no slot, may be accepted to be refused: not as long as
- * one that has left before it came still takes a slot. */
-static bool may_refuse(const struct nu_ring *ring) {
-    return ring->refuse && !ring->ended_count && !someone_leaves(ring);
+/* Returns true if the listener's next client, which all slots are taken for, is to be refused.
+ *
+ * One that came after another had left has a slot soon, and waits for that in the backlog; whether
+ * one has left another reactor, that one finds out within refuse_grace_ns. */
+static bool refuses(struct nu_ring *ring, const struct nu_listener *listener) {
+    bool left;
+    if (!ring->refuse || !waits(ring, listener, &left))
+        return false;
+    ring->refusal_held = true;
+    if (left || ring->ended_count)
+        return false;
+    if (ring->connections_elsewhere) {
+        int64_t now_ns = nu_now_ns();
+        if (!ring->refuse_at_ns)
+            ring->refuse_at_ns = now_ns + ring->refuse_grace_ns;
+        if (now_ns < ring->refuse_at_ns)
+            return false;
+    }
+    ring->refusal_held = false;
+    return true;
 }
 
 static void accept_from(struct nu_ring *ring, struct nu_listener *listener) {
     for (uint32_t i = 0; i < ring->accepts_per_pass_max && !listener->failed; i++) {
-        if (!nu_connections_have_room(ring) && !may_refuse(ring))
+        if (!nu_connections_have_room(ring) && !refuses(ring, listener))
             return;
         if (ring->results->count == ring->completions_max)
             return;
@@ -301,6 +328,16 @@ void nu_connections_accept(struct nu_ring *ring) {
         /* The clients that still wait are told of when it is armed again. */
         ring->listeners[i].ready = false;
     }
+    if (!ring->refusal_held)
+        ring->refuse_at_ns = 0;
+}
+
+bool nu_connections_may_accept(struct nu_ring *ring) {
+    if (!ring->listening)
+        return false;
+    if (ring->refuse_at_ns && nu_now_ns() >= ring->refuse_at_ns)
+        ring->refusal_held = false;
+    return nu_connections_have_room(ring) || (ring->refuse && !ring->refusal_held);
 }
 
 /* Between passes. */
@@ -329,11 +366,14 @@ int32_t nu_ring_release(struct nu_ring *ring, uint32_t index) {
     leave(ring, index);
     connection->fd = -1;
     ring->free[ring->free_count++] = index;
+    look_again(ring);
     return fd;
 }
 
 void nu_ring_set_connections_elsewhere(struct nu_ring *ring, uint32_t connections) {
     ring->connections_elsewhere = connections;
+    if (nu_connections_have_room(ring))
+        look_again(ring);
 }
 
 void nu_ring_peer(const struct nu_ring *ring, uint32_t connection, uint8_t *address) {

@@ -69,6 +69,10 @@ struct nu_ring {
     uint32_t accepts_per_pass_max;
     bool listening;
     bool refuse;
+    bool refusal_held;    /* clients wait that are not to be refused yet */
+    int64_t refuse_at_ns; /* and until when, unless a slot becomes free; 0: as long as it takes */
+    int64_t refuse_grace_ns;
+    struct pollfd *polls; /* room for a listener and all connections */
     int32_t wakeup_fd;
     bool wakeup_armed;
     bool woken;
@@ -85,6 +89,9 @@ void nu_connections_serve(struct nu_ring *ring);
 
 /* Accepts from the listeners that are ready. */
 void nu_connections_accept(struct nu_ring *ring);
+
+/* Returns true if the listeners are worth a look: clients are to be accepted, or refused. */
+bool nu_connections_may_accept(struct nu_ring *ring);
 
 /* Returns true if one more client may be accepted. */
 bool nu_connections_have_room(const struct nu_ring *ring);

@@ -4,6 +4,7 @@
 #include "uring/connections.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -19,7 +20,8 @@ static int allocate(struct nu_ring *ring, const struct nu_ring_config *config) {
     ring->connections = calloc(config->connections_max, sizeof *ring->connections);
     ring->free = calloc(config->connections_max, sizeof *ring->free);
     ring->listeners = calloc(config->listeners + 1, sizeof *ring->listeners);
-    if (!ring->leased || !ring->connections || !ring->free || !ring->listeners)
+    ring->polls = calloc(config->connections_max + 1, sizeof *ring->polls);
+    if (!ring->polls || !ring->leased || !ring->connections || !ring->free || !ring->listeners)
         return -ENOMEM;
     for (uint32_t i = 0; i < config->connections_max; i++) {
         ring->connections[i].fd = ring->connections[i].ended_fd = NU_NONE;
@@ -65,6 +67,7 @@ int nu_ring_open(const struct nu_ring_config *config, struct nu_ring **opened, c
         .listener_count = config->listeners,
         .accepts_per_pass_max = config->accepts_per_pass_max,
         .refuse = config->refuse,
+        .refuse_grace_ns = config->refuse_grace_ns,
         .wakeup_fd = config->wakeup_fd,
     };
     int error = set_up(ring, config, step);
@@ -92,6 +95,7 @@ void nu_ring_close(struct nu_ring *ring) {
     nu_queue_close(&ring->queue);
     nu_pools_close(&ring->pools);
     free(ring->leased);
+    free(ring->polls);
     free(ring->connections);
     free(ring->free);
     free(ring->listeners);

@@ -180,8 +180,7 @@ static bool arm(struct nu_ring *ring) {
     if (ring->wakeup_fd >= 0 && !ring->wakeup_armed)
         ring->wakeup_armed =
             nu_queue_poll(&ring->queue, ring->wakeup_fd, nu_user_data(NU_REQUEST_WAKEUP, 0, 0));
-    /* A client that may not be refused yet would end each wait. */
-    if (ring->listening && (nu_connections_have_room(ring) || (ring->refuse && !ring->ended_count)))
+    if (nu_connections_may_accept(ring))
         for (uint32_t i = 0; i < ring->listener_count; i++)
             if (!ring->listeners[i].armed && !ring->listeners[i].failed)
                 ring->listeners[i].armed = nu_queue_poll(&ring->queue, ring->listeners[i].fd,
@@ -192,6 +191,13 @@ static bool arm(struct nu_ring *ring) {
 }
 
 /* Passes. */
+
+static int64_t until(int64_t due_ns, int64_t timeout_ns) {
+    int64_t left_ns = due_ns - nu_now_ns();
+    if (left_ns < 0)
+        left_ns = 0;
+    return left_ns < timeout_ns ? left_ns : timeout_ns;
+}
 
 /* Notes an error for the caller, who may want to make the next pass later. */
 static bool try_again(struct nu_ring *ring, int error) {
@@ -214,6 +220,8 @@ int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns) {
         return nu_drain_pass(ring);
     do {
         all_armed = arm(ring);
+        if (ring->refuse_at_ns && timeout_ns > 0)
+            timeout_ns = until(ring->refuse_at_ns, timeout_ns);
         /* Those that are not may have data: arming goes on, a poolful at a time, before a wait. It
          * comes to its end: a buffer that is not the kernel's is on its way to the caller. */
         error = nu_queue_enter(&ring->queue, all_armed && !ring->ready.count ? timeout_ns : 0);

@@ -58,6 +58,7 @@ struct nu_ring_config {
     struct nu_pool_config large; /* for one receive each: clients that fill small buffers */
     uint32_t connections_max;
     uint32_t refuse; /* non-zero: accept and close whoever comes while all slots are taken */
+    int64_t refuse_grace_ns; /* how long a client waits for others' ends elsewhere before that */
     const int32_t *listener_fds;
     uint32_t listeners;
     int32_t wakeup_fd; /* -1: none */

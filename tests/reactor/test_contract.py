@@ -402,6 +402,58 @@ def test_a_client_that_comes_after_another_has_left_is_not_refused(
     assert bench.reactor.refused == 0
 
 
+def test_a_client_that_comes_while_what_another_has_left_is_read_is_not_refused(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench(connections_max=1, when_full=WhenFull.REFUSE)
+    for opened in range(1, 6):
+        client = bench.client()
+        bench.turn_until(lambda opened=opened: len(bench.order) == opened)  # type: ignore[misc]
+        # It has all arrived, with the end behind it, and takes several passes.
+        client.sendall(b"x" * 40_000)
+        client.close()
+        following = bench.client()
+        bench.turn_until(lambda opened=opened: len(bench.order) == opened + 1)  # type: ignore[misc]
+        following.close()
+        bench.turn_until(lambda: not bench.open)
+        bench.order.pop()
+    assert bench.reactor.refused == 0
+
+
+def test_a_client_is_refused_while_another_one_sends(make_bench: MakeBench) -> None:
+    bench = make_bench(connections_max=1, when_full=WhenFull.REFUSE)
+    client, _ = bench.opened_client()
+    fill(client)
+    late = bench.client()
+    bench.turn_until(lambda: bench.reactor.refused == 1)
+    assert is_closed(late)
+
+
+def test_a_close_that_is_not_finished_holds_refusals_back(make_bench: MakeBench) -> None:
+    bench = make_bench(connections_max=1, when_full=WhenFull.REFUSE)
+    bench.finish_close = False
+    client, connection = bench.opened_client()
+    client.close()
+    bench.turn_until(lambda: bench.ends)
+    bench.client()
+    begin_s = time.monotonic()
+    assert bench.turn(0.1) == bench.turn(0.1) == []
+    assert time.monotonic() - begin_s >= 0.2, "it spins"
+    bench.reactor.finish_close(connection, orderly=True)
+    bench.turn_until(lambda: len(bench.order) == 2)
+    assert bench.reactor.refused == 0
+
+
+def test_a_client_of_another_reactor_that_leaves_in_time_makes_room(make_bench: MakeBench) -> None:
+    bench = make_bench(connections_max=1, when_full=WhenFull.REFUSE)
+    bench.reactor.set_connections_elsewhere(1)
+    bench.client()
+    bench.turn(0)
+    bench.reactor.set_connections_elsewhere(0)
+    bench.turn_until(lambda: bench.order)
+    assert bench.reactor.refused == 0
+
+
 def test_slots_are_used_again_without_end(make_bench: MakeBench) -> None:
     bench = make_bench(connections_max=2)
     for i in range(300):
