@@ -36,8 +36,6 @@ enum { RECEIVE_FAILURES_MAX = 16 };
 /* Returns true if a receive that ended like this is to be armed again. */
 static bool may_receive_again(struct nu_ring *ring, struct nu_connection *connection,
                               int32_t result) {
-    if (result > 0)
-        connection->failures = 0;
     if (result > 0 || result == -ENOBUFS)
         return true;
     if (result == -ECANCELED && (connection->cancelling || ring->ending))
@@ -73,6 +71,8 @@ static void received(struct nu_ring *ring, uint32_t index, const struct io_uring
     struct nu_connection *connection = &ring->connections[index];
     if (cqe->res == -ENOBUFS)
         ring->results->starved++;
+    if (cqe->res > 0)
+        connection->failures = 0;
     if (!(cqe->flags & IORING_CQE_F_MORE)) {
         connection->armed = false;
         receive_ended(ring, connection, cqe->res);

@@ -436,9 +436,10 @@ def test_a_close_that_is_not_finished_holds_refusals_back(make_bench: MakeBench)
     client.close()
     bench.turn_until(lambda: bench.ends)
     bench.client()
+    assert bench.turn(0.1) == []
     begin_s = time.monotonic()
-    assert bench.turn(0.1) == bench.turn(0.1) == []
-    assert time.monotonic() - begin_s >= 0.2, "it spins"
+    assert bench.turn(0.1) == []
+    assert time.monotonic() - begin_s >= 0.1, "it spins"
     bench.reactor.finish_close(connection, orderly=True)
     bench.turn_until(lambda: len(bench.order) == 2)
     assert bench.reactor.refused == 0
