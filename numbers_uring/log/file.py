@@ -36,7 +36,11 @@ class LogFile:
 
     def state(self) -> os.stat_result:
         """Return what the system knows of the file now."""
-        return again(self._calls.fstat, self.fd)
+        while True:
+            try:
+                return self._calls.fstat(self.fd)
+            except InterruptedError:
+                continue
 
     def has_name(self) -> bool | None:
         """Return whether the path leads to this file; None if that can't be told."""
@@ -50,9 +54,7 @@ class LogFile:
     # What others do to it.
 
     def settle(self, size_bytes: int) -> None:
-        """Make a file that others may have changed, of this size now, end with a whole line."""
-        if size_bytes == self.end_bytes:
-            return
+        """Make a file that others have changed, to this size, end with a whole line."""
         if size_bytes < self.end_bytes:
             self._say(
                 f"the log {self.path} was truncated by another process, from {self.end_bytes} "
@@ -63,8 +65,12 @@ class LogFile:
             self._end_line(size_bytes - size_bytes % LINE_BYTES if end is None else end, size_bytes)
             return
         appended_bytes = size_bytes - self.end_bytes
-        end = self._line_end(self.end_bytes - len(self._torn), size_bytes)
-        done = self._end_line(end, size_bytes)
+        begin = self.end_bytes - len(self._torn)
+        fused = begin > 0 and self._line_end(begin - 1, begin) == begin - 1
+        done = self._end_line(self._line_end(begin, size_bytes), size_bytes)
+        if fused:
+            # They came between our look at the file and our write.
+            done += "; a number may be fused with them, which 'numbers-uring check' finds"
         now_s = time.monotonic()
         if now_s >= self._warning_due_s:
             self._warning_due_s = now_s + LOG_CHANGES_WARNING_S
@@ -122,38 +128,43 @@ class LogFile:
         Fewer than given mean that there is no space for the rest. If it raises, `lines` has counted
         those that are in the file.
         """
-        self._cut_torn()
-        start = position = len(self._torn)
-        if self._torn != lines[:start]:
-            return 0
+        start = position = 0
+        if self._torn:
+            self._cut_torn()
+            start = position = len(self._torn)
+            if self._torn != lines[:start]:
+                return 0
         failure: OSError | None = None
         while position < len(lines) and failure is None:
             try:
-                size = again(self._calls.write, self.fd, lines[position:])
+                size = self._calls.write(self.fd, lines[position:])
+            except InterruptedError:
+                continue
             except OSError as error:
                 failure = error
             else:
                 position += size
                 if size == 0:
                     failure = OSError(errno.EIO, "write(2) took nothing")
-        whole_bytes = position - position % LINE_BYTES
-        self._torn = bytes(lines[whole_bytes:position])
+        torn_bytes = position % LINE_BYTES
+        whole_bytes = position - torn_bytes
         self.end_bytes += position - start
         self.lines += whole_bytes // LINE_BYTES
-        self._cut_torn()
+        self._torn = bytes(lines[whole_bytes:position]) if torn_bytes else b""
+        if torn_bytes:
+            self._cut_torn()
         if failure is not None and failure.errno not in _NO_SPACE:
             raise failure
         return whole_bytes
 
     def ends_whole_line(self) -> bool:
         """Return whether no unfinished line of ours is at its end, after a try to cut it off."""
-        self._cut_torn()
+        if self._torn:
+            self._cut_torn()
         return not self._torn
 
     def _cut_torn(self) -> None:
-        """Cut an unfinished line off; where that fails it is finished when there is space."""
-        if not self._torn:
-            return
+        """Cut an unfinished line off; if that fails it is finished when there is space."""
         end_bytes = self.end_bytes - len(self._torn)
         try:
             again(self._calls.ftruncate, self.fd, end_bytes)

@@ -83,10 +83,11 @@ class LogPlace:
                 self._say(f"the log {self._path} was removed, and the lines in it with it")
             return True
         self._rename_notice.look(self.file)
-        try:
-            self.file.settle(state.st_size)
-        except OSError as error:
-            raise SinkError(f"cannot mend the log {self._path}: {error.strerror}") from error
+        if state.st_size != self.file.end_bytes:
+            try:
+                self.file.settle(state.st_size)
+            except OSError as error:
+                raise SinkError(f"cannot mend the log {self._path}: {error.strerror}") from error
         return False
 
     def reopen(self) -> None:

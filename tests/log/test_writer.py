@@ -484,6 +484,22 @@ def test_what_cannot_be_cut_off_is_ended_with_a_newline(path: Path) -> None:
     assert "ended with a newline" in said[0]
 
 
+def test_a_line_that_was_fused_in_the_moment_of_the_write_is_said(path: Path) -> None:
+    def write(fd: int, data: memoryview) -> int:
+        if log.written_lines == 100:
+            with path.open("ab") as other:
+                other.write(b"123")
+        return os.write(fd, data)
+
+    said: list[str] = []
+    log = open_log(path, said=said, write=write)
+    for _ in range(3):
+        log.append(memoryview(LINES))
+    assert path.read_bytes() == LINES + b"123" + LINES * 2
+    assert len(said) == 1
+    assert "may be fused" in said[0]
+
+
 def test_another_process_that_keeps_appending_is_mentioned_once_a_minute(
     path: Path, clock: list[float]
 ) -> None:
