@@ -6,18 +6,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from mmap import PAGESIZE
 from pathlib import Path
 
 from numbers_uring.config import Fsync
 from numbers_uring.errors import SinkError, StartError
 from numbers_uring.ingest.report import Counts
 from numbers_uring.limits import LINE_BYTES
-from numbers_uring.log.background import LogBackground
 from numbers_uring.log.calls import FileCalls
+from numbers_uring.log.durability import Durability
 from numbers_uring.log.file import LogFile
 from numbers_uring.log.place import LogPlace, close_error
-from numbers_uring.log.writeback import WriteBehind
 
 
 class NumbersLog:
@@ -43,9 +41,7 @@ class NumbersLog:
         calls: FileCalls | None = None,
     ) -> None:
         self.path = path
-        self._fsync = fsync
-        self._drop_synced = drop_synced
-        self._calls = calls or FileCalls()
+        calls = calls or FileCalls()
         # An append is one step; a reopening or the end comes before or after it.
         self._lock = threading.RLock()
         self._failure: SinkError | None = None
@@ -53,19 +49,17 @@ class NumbersLog:
         self._written_lines = 0
         self._stored_lines = 0
         self._write_s = 0.0
-        self._sync_s = 0.0
-        self._dropped_bytes = 0
         self._full_status = self._full_message = self._room_message = ""
-        self._place = LogPlace(path, fsync, self._calls, say, inform or say, self._leave)
-        self._background = None
-        if write_behind or fsync is Fsync.INTERVAL:
-            self._background = LogBackground(
-                self._place.file.fd,
-                behind=WriteBehind() if write_behind else None,
-                syncs=fsync is Fsync.INTERVAL,
-                on_failure=wake,
-                fdatasync=self._calls.fdatasync,
-            )
+        self._place = LogPlace(path, fsync, calls, say, inform or say, self._leave)
+        self._durability = Durability(
+            path,
+            self._place.file,
+            fsync,
+            write_behind=write_behind,
+            drop_synced=drop_synced,
+            wake=wake,
+            calls=calls,
+        )
 
     @property
     def name(self) -> str:
@@ -88,7 +82,7 @@ class NumbersLog:
     @property
     def sync_s(self) -> float:
         """Seconds spent in fdatasync(2), in whatever thread."""
-        return self._sync_s + (0 if self._background is None else self._background.sync_s)
+        return self._durability.sync_s
 
     @property
     def forwarded(self) -> None:
@@ -131,8 +125,7 @@ class NumbersLog:
             self._place.file.truncate(size)
         except OSError as error:
             raise StartError(f"cannot truncate the log {self.path}: {error.strerror}") from error
-        if self._background is not None:
-            self._background.switch(self._place.file.fd, size)
+        self._durability.switch(self._place.file)
 
     def open_for_reading(self) -> int:
         """Return a new descriptor of the file, to read from. Raises OSError."""
@@ -146,7 +139,7 @@ class NumbersLog:
 
     @contextmanager
     def _final(self) -> Iterator[None]:
-        """One thread at a time; none any more after a failure, which each is told."""
+        """Let one thread at a time in, and after a failure, which is raised again, none."""
         with self._lock:
             if self._failure is not None:
                 raise self._failure
@@ -194,54 +187,28 @@ class NumbersLog:
             self._full_message = f"no space for {self.name}"
             self._room_message = f"there is space for {self.name} again"
         if written:
-            self._after_write()
+            self._durability.grown(file)
         self._stored_lines = self._written_lines
         return written
-
-    def _after_write(self) -> None:
-        if self._background is not None:
-            self._background.grown(self._place.file.end_bytes)
-        if self._fsync is Fsync.ALWAYS:
-            self._sync()
-            if self._drop_synced:
-                self._drop()
-
-    def _drop(self) -> None:
-        """Give the pages of what was synced back, so that the next write finds them warm.
-
-        A page that the system has not used for long can cost more than all else: a host may have
-        taken it back meanwhile.
-        """
-        end_bytes = self._place.file.end_bytes
-        start = min(self._dropped_bytes, end_bytes)
-        with suppress(OSError):
-            os.posix_fadvise(self._place.file.fd, start, end_bytes - start, os.POSIX_FADV_DONTNEED)
-        # The last page stays, because it is not whole.
-        self._dropped_bytes = end_bytes - end_bytes % PAGESIZE
 
     def mark(self) -> int:
         return self._written_lines
 
     def has(self, mark: int) -> bool:
         """Return whether so many lines are in files, and with Fsync.ALWAYS synced."""
-        failed = self._failure is not None or (
-            self._background is not None and self._background.failure is not None
-        )
+        failed = self._failure is not None or self._durability.failed
         return self._stored_lines >= mark and not failed
 
     # Syncing.
 
     def check(self) -> None:
         """Raise SinkError if the thread in the background has failed."""
-        if self._background is not None and self._background.failure is not None:
-            if self._failure is None:
-                self._failure = self._sync_error(self._background.failure)
-            raise self._failure
+        self._durability.check()
 
     def sync(self) -> None:
         """Make the disk have all that is in the file, unless Fsync.NEVER. Raises SinkError."""
         with self._final():
-            self._sync_if_asked()
+            self._sync()
 
     def begin_stop(self) -> None:
         """A stop makes no difference to a file."""
@@ -254,13 +221,12 @@ class NumbersLog:
         with self._lock:
             if not self._finished:
                 self._finished = True
-                if self._background is not None:
-                    self._background.close()
+                self._durability.close()
                 # What can be saved after a failure is.
                 for step in (
                     self.check,
                     self._place.settle_at_end,
-                    self._sync_if_asked,
+                    self._sync,
                     self._close,
                 ):
                     try:
@@ -270,24 +236,9 @@ class NumbersLog:
             if self._failure is not None:
                 raise self._failure
 
-    def _sync_if_asked(self) -> None:
-        if self._fsync is not Fsync.NEVER and not self._place.removed:
-            self._sync()
-
     def _sync(self) -> None:
-        begin_s = time.monotonic()
-        try:
-            self._place.file.sync()
-        except OSError as error:
-            raise self._sync_error(error) from error
-        finally:
-            self._sync_s += time.monotonic() - begin_s
-
-    def _sync_error(self, error: OSError) -> SinkError:
-        return SinkError(
-            f"cannot sync the log {self.path}: {error.strerror}; "
-            "lines since the last sync may not be on disk"
-        )
+        if not self._place.removed:
+            self._durability.sync(self._place.file)
 
     def _close(self) -> None:
         try:
@@ -300,8 +251,7 @@ class NumbersLog:
         """Close the file, which unlocks it, without a sync, unless `finish` has done so."""
         if not self._finished:
             self._finished = True
-            if self._background is not None:
-                self._background.close()
+            self._durability.close()
             with suppress(OSError):
                 self._place.file.close()
 
@@ -317,8 +267,6 @@ class NumbersLog:
             self._place.reopen()
 
     def _leave(self, new: LogFile) -> None:
-        """Called before another file takes the place of the present one."""
-        self._sync_if_asked()
-        self._dropped_bytes = 0
-        if self._background is not None:
-            self._background.switch(new.fd, new.end_bytes)
+        """Called before another file takes the place of the present one. Raises SinkError."""
+        self._sync()
+        self._durability.switch(new)
