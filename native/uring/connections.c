@@ -1,12 +1,9 @@
-/* Connections, from their accept to the close of their descriptor. */
+/* Connections, from their descriptor to its close. */
 #define _GNU_SOURCE
 #include "uring/connections.h"
 
-#include "os/clock.h"
-
 #include <errno.h>
 #include <linux/sockios.h>
-#include <poll.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -73,7 +70,7 @@ static void look_again(struct nu_ring *ring) {
     ring->refuse_at_ns = 0;
 }
 
-static int open_connection(struct nu_ring *ring, int fd) {
+int nu_connection_open(struct nu_ring *ring, int fd) {
     if (!ring->free_count)
         return -ENOSPC;
     uint32_t index = ring->free[--ring->free_count];
@@ -90,8 +87,8 @@ static int open_connection(struct nu_ring *ring, int fd) {
     return (int)index;
 }
 
-static void hand_out(struct nu_ring *ring, uint32_t kind, uint32_t connection, uint32_t start,
-                     uint32_t size) {
+void nu_ring_hand_out(struct nu_ring *ring, uint32_t kind, uint32_t connection, uint32_t start,
+                      uint32_t size) {
     ring->completions[ring->results->count++] =
         (struct nu_completion){kind, connection, start, size};
     ring->results->received_bytes += size;
@@ -106,14 +103,14 @@ static void serve(struct nu_ring *ring, uint32_t index) {
     leave(ring, index);
     if (connection->first_buffer != NU_NONE) {
         const struct nu_buffer *buffer = &ring->pools.buffers[connection->first_buffer];
-        hand_out(ring, NU_RECEIVED, index, buffer->start, buffer->size);
+        nu_ring_hand_out(ring, NU_RECEIVED, index, buffer->start, buffer->size);
         ring->leased[ring->leased_count++] = connection->first_buffer;
         connection->first_buffer = buffer->next;
     } else if (connection->ended && !connection->armed) {
         connection->ended_fd = connection->fd;
         connection->fd = -1;
         ring->ended_count++;
-        hand_out(ring, NU_CLOSED, index, connection->end, 0);
+        nu_ring_hand_out(ring, NU_CLOSED, index, connection->end, 0);
         return;
     }
     nu_connection_sort(ring, index);
@@ -217,147 +214,11 @@ void nu_ring_finish_close(struct nu_ring *ring, uint32_t index, int orderly) {
     look_again(ring);
 }
 
-/* Accepting. */
-
-/* A listener whose accepts fail so often in a row is left alone for a while. */
-enum { ACCEPT_FAILURES_MAX = 16 };
-
-static bool exhausted(int error) {
-    return error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM ||
-           error == ENOSPC;
-}
-
-void nu_listener_failed(struct nu_ring *ring, struct nu_listener *listener, int error) {
-    ring->results->accept_errno = error;
-    listener->failures = 0;
-    listener->failed = true;
-    if (exhausted(error))
-        ring->listening = false;
-}
-
-/* Deals with an error of accept4(2): the connection ended before it was accepted, or brought an
- * error of the network's (accept(2)), and the next one will do; or there is no next one, for now.
- */
-static void accept_failed(struct nu_ring *ring, struct nu_listener *listener, int error) {
-    if (exhausted(error) || ++listener->failures >= ACCEPT_FAILURES_MAX)
-        nu_listener_failed(ring, listener, error);
-}
-
-/* Accepts one client; returns its slot, or -errno: -ECONNREFUSED where it was refused. */
-static int accept_one(struct nu_ring *ring, struct nu_listener *listener) {
-    /* A blocking socket: for others the ring would complete with EAGAIN instead of waiting. */
-    struct sockaddr_in6 peer = {0};
-    socklen_t peer_bytes = sizeof peer;
-    int fd = accept4(listener->fd, (struct sockaddr *)&peer, &peer_bytes, SOCK_CLOEXEC);
-    if (fd < 0)
-        return -errno;
-    listener->failures = 0;
-    int connection = nu_connections_have_room(ring) ? open_connection(ring, fd) : -ENOSPC;
-    if (connection < 0) {
-        close(fd);
-        ring->results->refused++;
-        return -ECONNREFUSED;
-    }
-    ring->connections[connection].peer = peer;
-    return connection;
-}
-
-/* Returns true if a client waits at the listener, and sets *left to true if a connected one has
- * left before that: what it has sent may not all have been received yet.
- *
- * The listener is looked at first (poll(2) goes through them in order), so whoever waits came
- * before that. */
-static bool waits(struct nu_ring *ring, const struct nu_listener *listener, bool *left) {
-    nfds_t count = 0;
-    ring->polls[count++] = (struct pollfd){.fd = listener->fd, .events = POLLIN};
-    for (uint32_t i = 0; i < ring->connections_max; i++)
-        if (ring->connections[i].fd >= 0)
-            ring->polls[count++] =
-                (struct pollfd){.fd = ring->connections[i].fd, .events = POLLRDHUP};
-    int ready = poll(ring->polls, count, 0);
-    /* Where Linux does not tell, no one has left. */
-    *left = ready > 1;
-    return ready < 0 || ring->polls[0].revents;
-}
-
-/* Returns true if the listener's next client, which all slots are taken for, is to be refused.
- *
- * One that came after another had left has a slot soon, and waits for that in the backlog; whether
- * one has left another reactor, that one finds out within refuse_grace_ns. */
-static bool refuses(struct nu_ring *ring, const struct nu_listener *listener) {
-    bool left;
-    if (!ring->refuse || !waits(ring, listener, &left))
-        return false;
-    ring->refusal_held = true;
-    if (left || ring->ended_count)
-        return false;
-    if (ring->connections_elsewhere) {
-        int64_t now_ns = nu_now_ns();
-        if (!ring->refuse_at_ns)
-            ring->refuse_at_ns = now_ns + ring->refuse_grace_ns;
-        if (now_ns < ring->refuse_at_ns)
-            return false;
-    }
-    ring->refusal_held = false;
-    return true;
-}
-
-static void accept_from(struct nu_ring *ring, struct nu_listener *listener) {
-    for (uint32_t i = 0; i < ring->accepts_per_pass_max && !listener->failed; i++) {
-        if (!nu_connections_have_room(ring) && !refuses(ring, listener))
-            return;
-        if (ring->results->count == ring->completions_max)
-            return;
-        int connection = accept_one(ring, listener);
-        if (connection >= 0) {
-            hand_out(ring, NU_OPENED, (uint32_t)connection, 0, 0);
-        } else if (connection == -EAGAIN && i) {
-            return;
-        } else if (connection != -ECONNREFUSED) {
-            accept_failed(ring, listener, -connection);
-            if (connection == -EAGAIN)
-                return;
-        }
-    }
-}
-
-void nu_connections_accept(struct nu_ring *ring) {
-    for (uint32_t i = 0; i < ring->listener_count; i++) {
-        if (ring->listeners[i].ready && ring->listening)
-            accept_from(ring, &ring->listeners[i]);
-        /* The clients that still wait are told of when it is armed again. */
-        ring->listeners[i].ready = false;
-    }
-    if (!ring->refusal_held)
-        ring->refuse_at_ns = 0;
-}
-
-bool nu_connections_may_accept(struct nu_ring *ring) {
-    if (!ring->listening)
-        return false;
-    if (ring->refuse_at_ns && nu_now_ns() >= ring->refuse_at_ns)
-        ring->refusal_held = false;
-    return nu_connections_have_room(ring) || (ring->refuse && !ring->refusal_held);
-}
-
 /* Between passes. */
-
-void nu_ring_listen(struct nu_ring *ring) {
-    ring->listening = true;
-    for (uint32_t i = 0; i < ring->listener_count; i++)
-        ring->listeners[i].failed = false;
-}
-
-int nu_ring_accept(struct nu_ring *ring, uint32_t listener) {
-    nu_connections_settle(ring);
-    if (!nu_connections_have_room(ring))
-        return -ENOSPC;
-    return accept_one(ring, &ring->listeners[listener]);
-}
 
 int nu_ring_adopt(struct nu_ring *ring, int32_t fd) {
     nu_connections_settle(ring);
-    return open_connection(ring, fd);
+    return nu_connection_open(ring, fd);
 }
 
 int32_t nu_ring_release(struct nu_ring *ring, uint32_t index) {

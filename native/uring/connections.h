@@ -81,17 +81,27 @@ struct nu_ring {
     uint32_t drain_place; /* the first connection to receive from in the next pass */
 };
 
+/* Gives the descriptor a slot. Returns it, or -ENOSPC. */
+int nu_connection_open(struct nu_ring *ring, int fd);
+
+/* Adds a completion to what the pass hands out; there must be room for it. */
+void nu_ring_hand_out(struct nu_ring *ring, uint32_t kind, uint32_t connection, uint32_t start,
+                      uint32_t size);
+
 /* Puts the connection into the list that its state says. */
 void nu_connection_sort(struct nu_ring *ring, uint32_t index);
 
 /* Hands out what the connections in `ready` have, as far as there is room for completions. */
 void nu_connections_serve(struct nu_ring *ring);
 
-/* Accepts from the listeners that are ready. */
+/* Accepts from the listeners that are ready. In accept.c, as are the next two. */
 void nu_connections_accept(struct nu_ring *ring);
 
 /* Returns true if the listeners are worth a look: clients are to be accepted, or refused. */
 bool nu_connections_may_accept(struct nu_ring *ring);
+
+/* Leaves the listener alone until nu_ring_listen, because of an errno. */
+void nu_listener_failed(struct nu_ring *ring, struct nu_listener *listener, int error);
 
 /* Returns true if one more client may be accepted. */
 bool nu_connections_have_room(const struct nu_ring *ring);
@@ -111,9 +121,6 @@ void nu_connection_keep(struct nu_ring *ring, struct nu_connection *connection, 
 
 /* Returns true for an errno by which the network says that the client is gone. */
 bool nu_is_network_error(int error);
-
-/* Leaves the listener alone until nu_ring_listen, because of an errno. */
-void nu_listener_failed(struct nu_ring *ring, struct nu_listener *listener, int error);
 
 /* Cancels every request and waits for their ends, for at most wait_ns. In drain.c, as is the next.
  */

@@ -57,7 +57,7 @@ struct nu_ring_config {
     struct nu_pool_config small; /* for multishot receives: clients that send little at a time */
     struct nu_pool_config large; /* for one receive each: clients that fill small buffers */
     uint32_t connections_max;
-    uint32_t refuse; /* non-zero: accept and close whoever comes while all slots are taken */
+    uint32_t refuse; /* non-zero: accept and close clients that come while all slots are taken */
     int64_t refuse_grace_ns; /* how long a client waits for others' ends elsewhere before that */
     const int32_t *listener_fds;
     uint32_t listeners;
@@ -82,7 +82,7 @@ size_t nu_ring_arena_bytes(const struct nu_ring_config *config);
 /* Sets up a ring that accepts nothing yet. Returns 0 or -errno; *step then names what failed. */
 int nu_ring_open(const struct nu_ring_config *config, struct nu_ring **ring, const char **step);
 
-/* Ends every request, waits for that, and closes every connection. NULL is let pass. */
+/* Ends every request, waits for that, and closes every connection. NULL is allowed. */
 void nu_ring_close(struct nu_ring *ring);
 
 /* One pass: takes back the buffers and slots that the last pass handed out, submits, waits for at
@@ -94,8 +94,8 @@ void nu_ring_close(struct nu_ring *ring);
  */
 int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns);
 
-/* Receives from the connection no more, and has it NU_CLOSED by one of the next passes. What is
- * among the completions already is the caller's to leave out. */
+/* Ends a connection: nothing more is received from it, and one of the next passes hands out its
+ * NU_CLOSED. The caller must leave out what the last pass has handed out of it. */
 void nu_ring_disconnect(struct nu_ring *ring, uint32_t connection);
 
 /* Closes the descriptor after the NU_CLOSED; only then is the slot free. The client sees a reset,
@@ -121,7 +121,7 @@ int nu_ring_accept(struct nu_ring *ring, uint32_t listener);
  */
 int nu_ring_adopt(struct nu_ring *ring, int32_t fd);
 
-/* Gives away a connection that the last pass, or nu_ring_accept after it, has opened: its slot is
+/* Gives up a connection that the last pass, or nu_ring_accept after it, has opened: its slot is
  * free, without an NU_CLOSED. To be called before the next pass. Returns its descriptor. */
 int32_t nu_ring_release(struct nu_ring *ring, uint32_t connection);
 
@@ -129,8 +129,9 @@ int32_t nu_ring_release(struct nu_ring *ring, uint32_t connection);
  * accepted. */
 void nu_ring_set_connections_elsewhere(struct nu_ring *ring, uint32_t connections);
 
-/* Copies the address of whoever was accepted last into this slot: a sockaddr_in, a sockaddr_in6, or
- * one whose family is AF_UNIX and whose rest means nothing. Zeros where nobody was. */
+/* Copies the address of the client that was accepted last into this slot: a sockaddr_in, a
+ * sockaddr_in6, or one whose family is AF_UNIX and whose rest means nothing. Zeros where none was.
+ */
 void nu_ring_peer(const struct nu_ring *ring, uint32_t connection, uint8_t *address);
 
 /* Returns the first open connection from this one on, or -1: between passes, a walk over all. */

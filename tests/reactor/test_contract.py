@@ -455,6 +455,26 @@ def test_a_client_of_another_reactor_that_leaves_in_time_makes_room(make_bench: 
     assert bench.reactor.refused == 0
 
 
+def test_a_client_that_has_left_holds_refusals_back_also_beside_other_reactors(
+    make_bench: MakeBench,
+) -> None:
+    bench = make_bench(connections_max=2, when_full=WhenFull.REFUSE)
+    client, connection = bench.opened_client()
+    bench.reactor.set_connections_elsewhere(1)
+    bench.finish_close = False
+    bench.client()
+    bench.turn(0)
+    client.close()
+    bench.turn_until(lambda: bench.ends)
+    bench.turn(0.1)
+    begin_s = time.monotonic()
+    assert bench.turn(0.1) == []
+    assert time.monotonic() - begin_s >= 0.1, "it spins"
+    bench.reactor.finish_close(connection, orderly=True)
+    bench.turn_until(lambda: len(bench.order) == 2)
+    assert bench.reactor.refused == 0
+
+
 def test_slots_are_used_again_without_end(make_bench: MakeBench) -> None:
     bench = make_bench(connections_max=2)
     for i in range(300):

@@ -15,7 +15,7 @@ from numbers_uring.reactor.contract import End, Kind
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 HEADERS = ["uring/abi.h", "uring/uring.h"]
-SOURCES = ["pass.c", "connections.c", "pools.c", "open.c", "drain.c"]
+SOURCES = ["pass.c", "connections.c", "accept.c", "pools.c", "open.c", "drain.c"]
 RECEIVE, LISTENER, WAKEUP = 1, 3, 4
 """Of native/uring/queue.h's nu_request."""
 MORE, BUFFER = 2, 1
