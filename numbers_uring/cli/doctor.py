@@ -8,7 +8,7 @@ import click
 from numbers_uring import __version__
 from numbers_uring.cli.commands import ENVIRONMENT_PREFIX
 from numbers_uring.cli.serve import serve_config, serve_options
-from numbers_uring.doctor.checks import Diagnosis, Finding, Weight
+from numbers_uring.doctor.checks import Check, Diagnosis, Severity
 from numbers_uring.errors import ExitCode
 from numbers_uring.system.stdio import PROGRAM
 
@@ -65,21 +65,21 @@ def _json(diagnosis: Diagnosis, code: ExitCode) -> str:
             "backend": diagnosis.backend,
             "kernel": diagnosis.kernel,
             "findings": {
-                finding.name: {
-                    "verdict": finding.weight.value,
-                    "text": finding.text,
-                    "advice": finding.advice,
-                    "values": finding.values,
+                check.name: {
+                    "verdict": check.severity.value,
+                    "text": check.text,
+                    "advice": check.advice,
+                    "values": check.values,
                 }
-                for finding in diagnosis.findings
+                for check in diagnosis.checks
             },
         }
     )
 
 
 def _text(diagnosis: Diagnosis) -> str:
-    width = max(len(finding.name) for finding in diagnosis.findings)
-    lines = [line for finding in diagnosis.findings for line in _lines(finding, width)]
+    width = max(len(check.name) for check in diagnosis.checks)
+    lines = [line for check in diagnosis.checks for line in _lines(check, width)]
     if diagnosis.would_start:
         verdict = f"would start: backend {diagnosis.backend}, kernel {diagnosis.kernel}"
     else:
@@ -87,11 +87,11 @@ def _text(diagnosis: Diagnosis) -> str:
     return "\n".join([*lines, f"serve {_printable(verdict)}"])
 
 
-def _lines(finding: Finding, width: int) -> list[str]:
-    mark = "PROBLEM" if finding.weight is Weight.PROBLEM else finding.weight.value
-    lines = [f"{mark:<7}  {finding.name:<{width}}  {_printable(finding.text)}"]
-    if finding.advice is not None:
-        lines.append(f"{'':7}  {'':{width}}  -> {_printable(finding.advice)}")
+def _lines(check: Check, width: int) -> list[str]:
+    mark = "PROBLEM" if check.severity is Severity.PROBLEM else check.severity.value
+    lines = [f"{mark:<7}  {check.name:<{width}}  {_printable(check.text)}"]
+    if check.advice is not None:
+        lines.append(f"{'':7}  {'':{width}}  -> {_printable(check.advice)}")
     return lines
 
 

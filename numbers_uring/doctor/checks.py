@@ -1,12 +1,12 @@
-"""What `doctor` found, look by look, and what that comes to."""
+"""What `doctor` has checked, one by one, and what that comes to."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 
-class Weight(StrEnum):
-    """How much a finding matters."""
+class Severity(StrEnum):
+    """How much a check's outcome matters."""
 
     OK = "ok"
     NOTE = "note"
@@ -19,14 +19,14 @@ Value = bool | int | float | str | None | Sequence[str] | Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
-    """What one look found."""
+class Check:
+    """One thing that was looked at."""
 
     name: str
     """The same in every release: programs look for it."""
-    weight: Weight
+    severity: Severity
     text: str
-    """One line. Of a problem, what a server would say."""
+    """One line. Of a problem, the server's error."""
     advice: str | None = None
     """What to do about it, in one line."""
     values: Mapping[str, Value] = field(default_factory=dict)
@@ -37,12 +37,12 @@ class Finding:
 class Diagnosis:
     """All of them, and the server that would start."""
 
-    findings: Sequence[Finding]
+    checks: Sequence[Check]
     error: str | None
-    """What a server would say first, if it would not start."""
+    """The error with which a server would not start."""
     backend: str | None
     kernel: str | None
-    """None where what was asked for can't be had."""
+    """None where what was asked for is not available."""
 
     @property
     def would_start(self) -> bool:

@@ -110,6 +110,23 @@ def limits(which: int) -> tuple[int | None, int | None]:
     return soft, hard
 
 
+def megabytes(size_bytes: int) -> str:
+    """Return the size as people read it, in units of a million bytes or more."""
+    if size_bytes >= 10_000_000_000:
+        return f"{size_bytes / 1e9:.0f} GB"
+    return f"{size_bytes / 1e6:.0f} MB"
+
+
+def limit_text(limit: int | None) -> str:
+    """Return a resource limit in words."""
+    return "unlimited" if limit is None else str(limit)
+
+
+def known(value: object) -> object:
+    """Return the value, or the word for none."""
+    return "unknown" if value is None else value
+
+
 # Memory.
 
 

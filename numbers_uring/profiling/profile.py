@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
-from numbers_uring.errors import StartError
+from numbers_uring.errors import BackendError, SinkError, StartError
 from numbers_uring.limits import PROFILE_BYTES_MAX, PROFILE_READ_S, SIGNAL_REPEAT_S
 from numbers_uring.profiling.flame_graph import Origin, Stacks, render, shares
 from numbers_uring.profiling.python_names import Names, name_own_functions, names_offered
@@ -35,10 +35,11 @@ def refuse_the_log(path: Path, log_path: Path) -> None:
 class Profile:
     """A flame graph of this process in `path`, from `start` until the context is left.
 
-    Leaving the context takes as long as the recording is read, PROFILE_READ_S at most, or until a
-    stop signal; it raises nothing. `say` logs what the picture will not show at the start, what it
-    shows or why there is none at the end, and a recording that ends early. Main thread only. Raises
-    StartError where `path` can't be written, or is the log.
+    Leaving the context draws it, unless the server did not start. That takes as long as the
+    recording is read, PROFILE_READ_S at most, or until a stop signal; it raises nothing. `say` logs
+    what the picture will not show at the start, what it shows or why there is none at the end, and
+    a recording that ends early. Main thread only. Raises StartError where `path` can't be written,
+    or is the log.
     """
 
     def __init__(self, path: Path, log_path: Path, say: Diagnostics) -> None:
@@ -53,9 +54,11 @@ class Profile:
     def __enter__(self) -> "Profile":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         try:
-            if self._recorder is not None:
+            if error is not None and not isinstance(error, (BackendError, SinkError)):
+                self._discard()
+            elif self._recorder is not None:
                 self._finish(self._recorder)
         finally:
             self._output.close()
@@ -97,6 +100,13 @@ class Profile:
                 f"the profile's recording has ended early: {recorder.tool} was stopped, or had "
                 f"written {PROFILE_BYTES_MAX // 2**20} MiB"
             )
+
+    def _discard(self) -> None:
+        """End the recording of a server that did not start."""
+        self._stopping = True
+        if self._recorder is not None:
+            with suppress(OSError):
+                self._recorder.discard()
 
     def _finish(self, recorder: Recorder) -> None:
         self._stopping = True

@@ -68,3 +68,42 @@ class OutputFile:
         if self._created:
             with suppress(OSError):
                 self.path.unlink()
+
+
+def try_output(path: Path) -> None:
+    """Raise StartError as OutputFile would, where the file can't be written."""
+    try:
+        target = Path(os.path.realpath(path))
+        if not file_exists(target):
+            try_new_file(target)
+            return
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StartError(f"cannot write {path}: {reason}") from error
+    # Of a file that is there this changes nothing.
+    OutputFile(path).close()
+
+
+def file_exists(path: Path) -> bool:
+    """Return whether it does. Raises OSError where that is unknown, or the name is impossible."""
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def try_new_file(path: Path) -> None:
+    """Make a file in the same folder, without a name or with another one for a moment.
+
+    Raises OSError where none can be made.
+    """
+    flags = os.O_WRONLY | os.O_CLOEXEC
+    try:
+        fd = os.open(path.parent, flags | os.O_TMPFILE, 0o644)
+    except OSError:
+        # File systems without O_TMPFILE fail in many ways; where nothing can be made, so does this.
+        named = path.with_name(f".numbers-uring-{os.getpid()}")
+        fd = os.open(named, flags | os.O_CREAT | os.O_EXCL, 0o644)
+        named.unlink()
+    os.close(fd)

@@ -29,6 +29,9 @@ from numbers_uring.system.threads import start_thread
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _REQUESTS = (*STOP_SIGNALS, signal.SIGHUP, signal.SIGUSR1)
 
+SIGNALS_THREAD = "signals"
+"""The name of the thread that takes them."""
+
 
 def unblock_signals() -> None:
     """Let the signals through that end a command or ask a server for something."""
@@ -107,7 +110,7 @@ class Requests:
         for number in _REQUESTS:
             signal.signal(number, self._catch)
         self._over = False
-        self._thread = start_thread(self.take_signals, "signals")
+        self._thread = start_thread(self.take_signals, SIGNALS_THREAD)
 
     def __enter__(self) -> Self:
         return self

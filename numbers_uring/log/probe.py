@@ -1,4 +1,4 @@
-"""Whether a server could open its files here: tried, with nothing made, changed or left behind."""
+"""Tries whether a server could open its log: nothing is made, changed or left behind."""
 
 import errno
 import fcntl
@@ -12,7 +12,7 @@ from numbers_uring.ingest.kernel import Kernel
 from numbers_uring.limits import LINE_BYTES, PROBE_CHUNK_BYTES
 from numbers_uring.log.opening import open_locked
 from numbers_uring.log.scan import scan
-from numbers_uring.system.output_file import OutputFile
+from numbers_uring.system.output_file import file_exists, try_new_file
 
 _FS_IOC_GETFLAGS = 0x80086601 if struct.calcsize("l") == 8 else 0x80046601
 _FS_APPEND_FL = 0x20
@@ -28,8 +28,8 @@ def try_log(path: Path, fsync: Fsync, *, resume: bool) -> int | None:
     try:
         # Through links, since a server would write, or make, what they lead to.
         target = Path(os.path.realpath(path))
-        if not _exists(target):
-            _try_new(target)
+        if not file_exists(target):
+            try_new_file(target)
             return None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -45,42 +45,6 @@ def try_log(path: Path, fsync: Fsync, *, resume: bool) -> int | None:
         return size
     finally:
         os.close(fd)
-
-
-def try_output(path: Path) -> None:
-    """Raise StartError as OutputFile would, where the file can't be written."""
-    try:
-        target = Path(os.path.realpath(path))
-        if not _exists(target):
-            _try_new(target)
-            return
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise StartError(f"cannot write {path}: {reason}") from error
-    # Of a file that is there this changes nothing.
-    OutputFile(path).close()
-
-
-def _exists(path: Path) -> bool:
-    """Say so, but raise OSError where that can't be told, or no file can have that name."""
-    try:
-        path.stat()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _try_new(path: Path) -> None:
-    """Make a file in the folder that has no name, or where that can't be, has one for a moment."""
-    flags = os.O_WRONLY | os.O_CLOEXEC
-    try:
-        fd = os.open(path.parent, flags | os.O_TMPFILE, 0o644)
-    except OSError:
-        # File systems without O_TMPFILE fail in many ways; where nothing can be made, so does this.
-        named = path.with_name(f".numbers-uring-{os.getpid()}")
-        fd = os.open(named, flags | os.O_CREAT | os.O_EXCL, 0o644)
-        named.unlink()
-    os.close(fd)
 
 
 def _is_append_only(fd: int) -> bool:

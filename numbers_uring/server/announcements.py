@@ -1,0 +1,57 @@
+"""The line that a server begins with, and the one that it ends with."""
+
+from numbers_uring.ingest.bitmap import Bitmap
+from numbers_uring.server.parts import Parts
+from numbers_uring.server.server import Server
+
+
+def tell_start(parts: Parts, took_s: float) -> None:
+    """Tell the operator where and how clients are served from now on."""
+    config, kernel, sink = parts.config, parts.kernel.variant, parts.sink
+    reactors = "" if config.reactors == 1 else f"{config.reactors} reactors, "
+    urls = [] if parts.metrics is None else parts.metrics.urls
+    parts.say.info(
+        f"listening on {' and '.join(parts.addresses)}, backend {parts.backend}, "
+        f"kernel {kernel}, {reactors}{_bitmap_text(parts.bitmap)}, "
+        f"at most {config.connections_max} clients, {sink.name.removeprefix('the ')}, "
+        f"started in {took_s:.2f} s"
+        f"{', metrics on ' if urls else ''}{' and '.join(urls)}",
+        event="started",
+        listen=parts.addresses,
+        backend=parts.backend,
+        kernel=kernel,
+        reactors=config.reactors,
+        **sink.fields,
+        metrics=urls,
+    )
+
+
+def _bitmap_text(bitmap: Bitmap) -> str:
+    share = 100 * bitmap.huge_bytes // len(bitmap.memory)
+    if share == 0:
+        return "no huge pages"
+    return "huge pages" if share >= 95 else f"huge pages for {share} % of the bitmap"
+
+
+def tell_end(parts: Parts, server: Server) -> None:
+    """Tell the operator, and the service manager, what the run has done."""
+    statistics, sink, refused = server.statistics, parts.sink, parts.reactor.refused
+    ended = statistics.ended
+    summary = (
+        f"stopped by {server.stopped_by}: {sink.summary()}, "
+        f"{statistics.accepted} clients served, {refused} refused, "
+        f"{ended['invalid']} disconnected for an invalid line, "
+        f"{ended['idle']} for being idle, {ended['incomplete']} left within a line"
+    )
+    parts.manager.status(summary)
+    parts.say.info(
+        summary,
+        event="stopped",
+        by=server.stopped_by,
+        unique=server.counts.unique,
+        duplicate=server.counts.duplicate,
+        **sink.fields,
+        accepted=statistics.accepted,
+        refused=refused,
+        ended=ended,
+    )
