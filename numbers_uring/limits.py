@@ -264,6 +264,9 @@ STREAM_THREAD_WAIT_S = 0.05
 SIGNAL_REPEAT_S = 0.05
 """Signals this close together are one request: timeout(1) sends each of its signals twice."""
 
+SIGNAL_THREAD_END_S = 0.5
+"""How long the end of a run waits for the thread that takes signals."""
+
 PROFILE_HZ = 499
 PROFILE_PY_SPY_HZ = 100
 """Samples a second of processor time with perf, of any time with py-spy, which stops us for each.
@@ -402,6 +405,7 @@ LOAD_PLOT_INTERVAL_S_MIN = LOAD_PLOT_SLICE_S / 5
 LOAD_CONNECT_WAIT_S = 1.0
 """How long the clock waits for all clients to be connected: a full backlog may keep some out."""
 
+assert SIGNAL_REPEAT_S < SIGNAL_THREAD_END_S < 1
 assert BITMAP_BYTES * 8 == NUMBERS
 assert 4 * DIAGNOSTIC_CHARACTERS_MAX < PIPE_BUF
 assert RESUME_EXTEND_S > 2 * RESUME_PROGRESS_S

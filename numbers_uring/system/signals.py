@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Self
 
 from numbers_uring.errors import Failure
-from numbers_uring.limits import SIGNAL_REPEAT_S
+from numbers_uring.limits import SIGNAL_REPEAT_S, SIGNAL_THREAD_END_S
 from numbers_uring.system.threads import start_thread
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -123,6 +123,9 @@ class Requests:
         # Ends the thread, which would take signals that others want to catch from here on.
         assert self._thread.ident is not None
         signal.pthread_kill(self._thread.ident, signal.SIGUSR1)
+        # One that outlives the interpreter is ended by pthread_exit(3), which needs a library that
+        # may be missing, and then aborts.
+        self._thread.join(SIGNAL_THREAD_END_S)
         for number in _REQUESTS:
             signal.signal(number, signal.SIG_IGN)
         unblock_signals()

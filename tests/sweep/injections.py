@@ -53,7 +53,7 @@ _ERRORS = {
     "pipe2": "EMFILE",
     "poll": "ENOMEM EINTR",
     "prlimit64": "EPERM",
-    "read": "EIO EINTR EAGAIN",
+    "read": "EIO EINTR",
     "recvfrom": "ECONNRESET ENOMEM EINTR EIO",
     "sendto": "EPIPE EAGAIN",
     "setsockopt": "ENOPROTOOPT ENOMEM",
@@ -128,11 +128,8 @@ def plan(trace: Iterable[str], seen: set[str]) -> list[Injection]:
     places: dict[tuple[str, str], list[int]] = defaultdict(list)
     main = ""
     for thread, call, arguments in calls(trace):
+        main = main or thread
         ordinals[thread, call] += 1
-        if not main:
-            # The launcher's own read.
-            main = thread
-            continue
         if call in _NEVER_FAIL or any(name in arguments for name in _NOT_OURS):
             continue
         if call == "mmap" and thread != main:

@@ -10,6 +10,7 @@ import json
 import os
 import pkgutil
 import resource
+import signal
 import socket
 import sys
 from contextlib import suppress
@@ -39,22 +40,21 @@ def _import_everything() -> None:
 def _serve_requests(control: socket.socket) -> bool:
     """Fork for each request; return in a child, with true, once it is traced."""
     while True:
-        message, fds, _, _ = socket.recv_fds(control, 65536, 3)
+        message, fds, _, _ = socket.recv_fds(control, 65536, 2)
         if not message:
             return False
         request = json.loads(message)
         pid = os.fork()
         if pid == 0:
-            stdout, stderr, go = fds
+            stdout, stderr = fds
             os.dup2(stdout, 1)
             os.dup2(stderr, 2)
             control.detach()
             sys.argv = ["numbers-uring", *request["arguments"]]
-            os.dup2(go, 3)
-            os.closerange(4, 64)
+            os.closerange(3, 64)
             os.chdir(request["directory"])
-            # Returns when the tracer is there: the first call that it sees.
-            os.read(3, 1)
+            # Until the tracer is there.
+            os.kill(os.getpid(), signal.SIGSTOP)
             return True
         for fd in fds:
             os.close(fd)

@@ -202,8 +202,7 @@ class Session:
 
     def _start(self, stack: ExitStack, injection: str, trace: Path) -> None:
         arguments = [each.format(metrics=self._metrics_port) for each in self._mode.options]
-        pipes = [os.pipe() for _ in range(3)]
-        (out, out_w), (err, err_w), (go, go_w) = pipes
+        (out, out_w), (err, err_w) = os.pipe(), os.pipe()
         request = {
             "directory": str(self._directory),
             "arguments": [
@@ -211,11 +210,12 @@ class Session:
                 *arguments,
             ],
         }  # fmt: skip
-        socket.send_fds(self._launcher.control, [json.dumps(request).encode()], [out_w, err_w, go])
-        for fd in (out_w, err_w, go):
+        socket.send_fds(self._launcher.control, [json.dumps(request).encode()], [out_w, err_w])
+        for fd in (out_w, err_w):
             os.close(fd)
         self._readers = [_collect(out, self._outcome.stdout), _collect(err, self._outcome.stderr)]
         self._pid = self._launcher.receive(START_S)["pid"]
+        self._wait(self._is_stopped, START_S)
         options = ["-yy"]
         if injection:
             call = injection.removeprefix("inject=").partition(":")[0]
@@ -228,10 +228,12 @@ class Session:
         assert self._tracer.stderr is not None
         stack.callback(self._tracer.stderr.close)
         said = self._tracer.stderr.readline()
-        os.write(go_w, b"!")
-        os.close(go_w)
+        os.kill(self._pid, signal.SIGCONT)
         if "attached" not in said:
             raise RuntimeError(f"strace cannot attach: {said}")
+
+    def _is_stopped(self) -> bool:
+        return Path(f"/proc/{self._pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
     def _said(self, words: str) -> bool:
         return any(words in line for line in list(self._outcome.stderr))

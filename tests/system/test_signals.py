@@ -273,3 +273,23 @@ def test_what_was_ignored_can_stay_so(unless_ignored: bool) -> None:
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert received == ([] if unless_ignored else [signal.SIGUSR2])
+
+
+def test_the_thread_that_takes_signals_ends_before_the_interpreter_does() -> None:
+    code = """
+        import os, signal, threading
+        from numbers_uring.system.signals import Requests
+        for number in (None, signal.SIGHUP, signal.SIGTERM):
+            with Requests(print) as requests:
+                if number is not None:
+                    os.kill(os.getpid(), number)
+            print(*(thread.name for thread in threading.enumerate()))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.stdout.splitlines() == ["MainThread"] * 3
