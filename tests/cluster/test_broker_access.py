@@ -80,7 +80,7 @@ def encrypted(
     """A NATS server that encrypts, and asks for our certificate and for a password."""
     path = certificates.path
     settings = (
-        f'tls {{ cert_file: "{path("broker.pem")}", key_file: "{path("broker.key")}"\n'
+        f'tls {{ cert_file: "{path("engine.pem")}", key_file: "{path("engine.key")}"\n'
         f'  ca_file: "{path("ca.pem")}", verify: true }}\n'
         'authorization { user: "cluster", password: "secret" }\n'
     )
