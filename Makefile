@@ -49,7 +49,8 @@ sanitize: $(VENV)/dev.stamp
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) NUMBERS_URING_TEST_NATIVE=$(SANITIZED) \
 	    $(BIN)/pytest -p no:cacheprovider tests/ingest/test_kernel.py \
-	    tests/cluster/test_owner_kernel.py tests/cluster/test_pack.py tests/reactor/test_uring.py
+	    tests/cluster/test_owner_kernel.py tests/cluster/test_pack.py tests/reactor/test_uring.py \
+	    tests/reactor/test_ring_results.py
 	gcc -std=gnu11 -g -O1 -Wall -Wextra -Werror -Inative -fsanitize=thread \
 	    tests/native/race_kernel.c $(wildcard native/ingest/*.c) -pthread -o build/sanitize/race_kernel
 	setarch -R build/sanitize/race_kernel

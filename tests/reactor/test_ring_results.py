@@ -1,6 +1,7 @@
 """Each result that a request of a ring can have, from a queue that the test plays."""
 
 import errno
+import os
 import shutil
 import socket
 import subprocess
@@ -21,6 +22,9 @@ RECEIVE, LISTENER, WAKEUP = 1, 3, 4
 MORE, BUFFER = 2, 1
 BUFFERS = 8
 PASSES_MAX = 40
+
+SANITIZERS = ["-fsanitize=address,undefined"] if "NUMBERS_URING_TEST_NATIVE" in os.environ else []
+"""As `make sanitize` has built the extension."""
 
 SCRIPT = """
 void scripted_reset(void);
@@ -46,6 +50,11 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[FFI, Any]:
         [
             *(compiler, "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC"),
             *("-shared", f"-I{NATIVE}", "-o", str(path)),
+            *(
+                ("-fsanitize=address,undefined",)
+                if "NUMBERS_URING_TEST_NATIVE" in os.environ
+                else ()
+            ),
             str(Path(__file__).resolve().parents[1] / "native" / "scripted_queue.c"),
             *(str(NATIVE / "uring" / source) for source in SOURCES),
         ],
