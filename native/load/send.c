@@ -21,7 +21,7 @@
 
 enum {
     EVENTS_MAX = 256,
-    BUDGET_PER_S = 1000, /* with a rate, the least piece is what this part of a second allows */
+    BUDGET_PER_S = 1000, /* with a rate, the least chunk is what this part of a second allows */
     BURST_PER_S = 10,    /* what the rate allowed is kept for this part of a second */
     SAMPLE_NS = 1000000, /* between the begins of two samples */
     LOOK_NS = 100000,    /* between two looks at samples */
@@ -192,19 +192,19 @@ static const uint8_t *lines_at(struct nu_load *load, const struct nu_client *cli
     if (load->prepared != NULL)
         return load->prepared + client->first * NU_LINE_BYTES + at;
     uint32_t index = (uint32_t)(client - load->clients);
-    uint32_t slot = index % load->piece_count;
-    struct nu_piece *piece = &load->pieces[slot];
-    uint8_t *made = load->arena + slot * load->piece_bytes;
-    if (piece->client != index || at < piece->start || at + bytes > piece->stop) {
+    uint32_t slot = index % load->chunk_count;
+    struct nu_chunk *chunk = &load->chunks[slot];
+    uint8_t *made = load->arena + slot * load->chunk_bytes;
+    if (chunk->client != index || at < chunk->start || at + bytes > chunk->stop) {
         uint64_t line = at / NU_LINE_BYTES;
         uint64_t left = client->bytes / NU_LINE_BYTES - line;
-        uint64_t room = load->piece_bytes / NU_LINE_BYTES;
+        uint64_t room = load->chunk_bytes / NU_LINE_BYTES;
         uint64_t count = left < room ? left : room;
         nu_lines(load->sequence, client->first + line, count, made);
-        *piece = (struct nu_piece){
+        *chunk = (struct nu_chunk){
             .client = index, .start = line * NU_LINE_BYTES, .stop = (line + count) * NU_LINE_BYTES};
     }
-    return made + (at - piece->start);
+    return made + (at - chunk->start);
 }
 
 static double quantum_bytes(const struct nu_load *load) {
@@ -287,7 +287,7 @@ static enum sent finish_client(struct nu_load *load, struct nu_client *client, i
     return SENT_LAST;
 }
 
-static enum sent send_piece(struct nu_load *load, struct nu_client *client, int64_t now) {
+static enum sent send_chunk(struct nu_load *load, struct nu_client *client, int64_t now) {
     uint64_t at = client->sent;
     uint64_t left = client->bytes - at;
     if (left == 0)
@@ -314,7 +314,7 @@ static enum sent send_piece(struct nu_load *load, struct nu_client *client, int6
     return (size_t)sent < bytes ? SENT_PART : SENT_ALL;
 }
 
-/* One piece for each client in the queue. Returns how long, in ns, the rate asks to wait. */
+/* One chunk for each client in the queue. Returns how long, in ns, the rate asks to wait. */
 static int64_t send_pass(struct nu_load *load, int64_t until_ns) {
     for (uint32_t left = load->queue_count; left > 0; left--) {
         int64_t now = nu_now_ns();
@@ -327,7 +327,7 @@ static int64_t send_pass(struct nu_load *load, int64_t until_ns) {
         struct nu_client *client = &load->clients[load->queue[load->queue_first]];
         enum sent sent = SENT_LAST;
         if (client->state == NU_CLIENT_SENDING)
-            sent = send_piece(load, client, now);
+            sent = send_chunk(load, client, now);
         if (sent == SENT_NONE_YET)
             return (int64_t)((quantum_bytes(load) - load->budget_bytes) /
                              (double)load->bytes_per_s * (double)NU_SECOND_NS) +

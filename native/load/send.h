@@ -38,7 +38,7 @@ struct nu_client {
 };
 
 /* Lines made ahead for one client: bytes start .. stop - 1 of what it sends. */
-struct nu_piece {
+struct nu_chunk {
     uint32_t client;
     uint64_t start;
     uint64_t stop;
@@ -54,15 +54,15 @@ struct nu_sample {
 /* A run. Times are CLOCK_MONOTONIC, in nanoseconds. */
 struct nu_load {
     /* Set by the caller. Either `prepared` holds all lines of the sequence, or it is NULL and
-     * `pieces` (with client = UINT32_MAX) and `arena` hold piece_count pieces of piece_bytes each,
+     * `chunks` (with client = UINT32_MAX) and `arena` hold chunk_count chunks of chunk_bytes each,
      * a multiple of 10 and at least send_bytes + 18. */
     int epoll_fd;
     const struct nu_sequence *sequence;
     const uint8_t *prepared;
-    struct nu_piece *pieces;
+    struct nu_chunk *chunks;
     uint8_t *arena;
-    uint32_t piece_count;
-    uint64_t piece_bytes;
+    uint32_t chunk_count;
+    uint64_t chunk_bytes;
     struct nu_client *clients;
     uint32_t *queue; /* as long as clients */
     uint32_t client_count;

@@ -54,7 +54,7 @@ static int accept_one(struct nu_ring *ring, struct nu_listener *listener) {
 /* Returns true if a client waits at the listener, and sets *left to true if a connected one has
  * left before that: what it has sent may not all have been received yet.
  *
- * The listener is looked at first (poll(2) goes through them in order), so whoever waits came
+ * The listener is looked at first (poll(2) goes through them in order), so a client that waits came
  * before that. */
 static bool waits(struct nu_ring *ring, const struct nu_listener *listener, bool *left) {
     nfds_t count = 0;

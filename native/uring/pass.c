@@ -3,17 +3,18 @@
  * - One io_uring_enter(2) a pass: it submits, runs the deferred work (DEFER_TASKRUN: nothing is
  *   received outside of it) and waits, with a timeout of its own (EXT_ARG).
  * - A connection starts with a multishot receive into small buffers: no submission for each packet.
- *   Whoever fills a small buffer is moved to large ones, received into one at a time. A multishot
- *   receive would take up to 32 buffers at once for a client that floods (MULTISHOT_MAX_RETRY in
- *   io_uring/net.c); like this, none holds more than one large buffer, and all are served in turn.
+ *   A client that fills a small buffer is moved to large ones, received into one at a time: a
+ *   multishot receive would take up to 32 buffers at once for a client that floods
+ *   (MULTISHOT_MAX_RETRY in io_uring/net.c). Like this none holds more than one large buffer, and
+ *   all are served in turn.
  * - A receive that finds its pool empty ends with -ENOBUFS, also a multishot one: it is armed again
  *   as soon as its pool holds buffers, the longest waiting first. Whatever ends a receive, a
  *   completion without F_MORE is its last one.
  * - A descriptor is closed, and its slot used again, only after the last completion of its receive:
  *   closing alone does not end one (the request holds the file). It is ended by ASYNC_CANCEL.
  * - Clients are accepted by accept4(2) once the ring has told that some wait: a multishot accept
- *   takes one more than there are slots before it can be cancelled, and it would have to
- *   be dropped.
+ *   takes one more than there are slots before it can be cancelled, and that one would have to be
+ *   dropped.
  * - The wake-up descriptor and the listeners are polled one-shot: arming one looks at the present
  *   state (io_poll_add), so what still is readable is told of again by the next pass.
  */
@@ -54,7 +55,7 @@ static void receive_ended(struct nu_ring *ring, struct nu_connection *connection
         ring->results->receive_errno = -result;
 }
 
-/* Chooses the pool by what came: a filled small buffer says that more is to be had at once. */
+/* Chooses the pool by what came: a filled small buffer means that more is there. */
 static void choose_pool(struct nu_ring *ring, uint32_t index, uint32_t size) {
     struct nu_connection *connection = &ring->connections[index];
     uint32_t small_bytes = ring->pools.pools[NU_SMALL].buffer_bytes;

@@ -101,14 +101,14 @@ class _Run:
         sends = max(1, share_bytes // parameters.send_bytes)
         # A line may be cut at both ends, and is made whole.
         lines = (sends * parameters.send_bytes + 2 * (LINE_BYTES - 1)) // LINE_BYTES + 1
-        piece_bytes = lines * LINE_BYTES
-        count = min(parameters.clients, max(1, LOAD_ARENA_BYTES // piece_bytes))
-        self._arena = _memory(count * piece_bytes)
-        self._pieces = ffi.new("struct nu_piece[]", [{"client": 2**32 - 1}] * count)
+        chunk_bytes = lines * LINE_BYTES
+        count = min(parameters.clients, max(1, LOAD_ARENA_BYTES // chunk_bytes))
+        self._arena = _memory(count * chunk_bytes)
+        self._chunks = ffi.new("struct nu_chunk[]", [{"client": 2**32 - 1}] * count)
         self._load.arena = self._arena
-        self._load.pieces = self._pieces
-        self._load.piece_count = count
-        self._load.piece_bytes = piece_bytes
+        self._load.chunks = self._chunks
+        self._load.chunk_count = count
+        self._load.chunk_bytes = chunk_bytes
 
     def _prepare(self) -> None:
         numbers = self._parameters.numbers

@@ -2,7 +2,7 @@
 
 What it stands on, beside what native/uring/pass.c says of the kernel:
 
-- A piece stays where the kernel put it until the next pass gives its buffer back, so rows that an
+- A chunk stays where Linux put it until the next pass gives its buffer back, so rows that an
   iterator left behind keep their buffers, and the next wait hands them out first.
 - A stop receives with recv(2): see native/uring/drain.c.
 - With IORING_SETUP_DEFER_TASKRUN completions are made only inside of the ring's own system call
