@@ -124,6 +124,7 @@ test-oldest: $(VENV)/dev.stamp
 ci:
 	SOAK_ROUNDS=30 $(MAKE) test
 	SOAK_ROUNDS=3 $(MAKE) test-reactors REACTORS=4
+	$(MAKE) sweep ARGS="--sample 50"
 	$(MAKE) lint
 	$(MAKE) sanitize
 	[ "$$(readlink -f "$$(command -v python3)")" = "$$(readlink -f $(OLDEST_PYTHON))" ] || \
