@@ -62,6 +62,8 @@ class SpareDescriptor:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
     def close(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        fd, self._fd = self._fd, None
+        # Linux frees the descriptor whatever close(2) says.
+        with suppress(OSError):
+            if fd is not None:
+                os.close(fd)
