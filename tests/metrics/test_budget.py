@@ -41,3 +41,15 @@ def test_whoever_sleeps_as_told_keeps_to_the_share() -> None:
         time.now_s += 0.001 * (step % 7) + budget.pause_s()
     used_s, passed_s = time.spent_s - Time.spent_s, time.now_s - Time.now_s
     assert used_s <= 0.2 + 0.1 * passed_s + 0.01
+
+
+def test_without_a_clock_of_the_thread_all_time_counts_as_used() -> None:
+    time = Time()
+
+    def refuse() -> float:
+        raise PermissionError("clock_gettime")
+
+    budget = Budget(0.1, 0.2, clock=lambda: time.now_s, spent_s=refuse)
+    assert budget.pause_s() == 0
+    time.now_s += 1
+    assert budget.pause_s() == pytest.approx((1 - 0.2) / 0.1)

@@ -119,10 +119,10 @@ def _place(call: str, arguments: str) -> str:
     return f"{call}({re.sub(r'0x[0-9a-f]+|[0-9]+', '#', text)[:60]}"
 
 
-def plan(trace: Iterable[str], seen: set[str]) -> list[Injection]:
+def plan(trace: Iterable[str], seen: set[str], chance: random.Random) -> list[Injection]:
     """Return the injections for the places of a trace that are not in `seen`, and note them there.
 
-    A place that is passed several times is hit at its first and at its last time.
+    A place that is passed several times is hit at its first time, at its last, and at one between.
     """
     ordinals: Counter[tuple[str, str]] = Counter()
     places: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -142,7 +142,7 @@ def plan(trace: Iterable[str], seen: set[str]) -> list[Injection]:
         if place in seen:
             continue
         seen.add(place)
-        for time in sorted({times[0], times[-1]}):
+        for time in sorted({times[0], chance.choice(times), times[-1]}):
             for error in _ERRORS.get(call, _OTHERS).split():
                 whens = [f"{time}"]
                 if error != "EINTR" or call in _EVER_TOO:

@@ -66,12 +66,13 @@ class Runner:
 
         list(self._pool.map(run, planned))
 
-    def plan(self, modes: list[Mode]) -> list[tuple[Mode, Injection]]:
+    def plan(self, modes: list[Mode], seed: int) -> list[tuple[Mode, Injection]]:
         """Record a plain session of each mode; return the injections for its calls.
 
         A place that was met in an earlier mode of the same backend is not hit again.
         """
         planned = []
+        chance = random.Random(seed)
         seen: dict[str, set[str]] = {}
         with tempfile.TemporaryDirectory(prefix="sweep-") as directory:
             for index, mode in enumerate(modes):
@@ -81,7 +82,7 @@ class Runner:
                 if problems:
                     print(f"the plain session of {mode}: {problems}", file=sys.stderr)
                 with record.open(errors="replace") as trace:
-                    found = plan(trace, seen.setdefault(mode.backend, set()))
+                    found = plan(trace, seen.setdefault(mode.backend, set()), chance)
                 planned += [(mode, each) for each in found]
         return planned
 
@@ -164,7 +165,8 @@ def main() -> int:
                 asked.backend or ["epoll", "uring"],
                 asked.reactors or [1, 2],
                 asked.mode or list(MODES),
-            )
+            ),
+            asked.seed,
         )
         if asked.call:
             chosen = [each for each in chosen if each[1].call in asked.call]

@@ -25,25 +25,25 @@ TRACE = """\
 """.splitlines()
 
 
-def test_each_place_is_hit_at_its_first_and_its_last_time_once_and_for_ever() -> None:
-    planned = plan(TRACE, set())
+def test_each_place_is_hit_at_its_first_time_and_later_once_and_for_ever() -> None:
+    planned = plan(TRACE, set(), random.Random(1))
     to_the_log = [each for each in planned if each.call == "write" and "numbers.log" in each.place]
-    assert {each.when for each in to_the_log} == {"1", "4", "1+", "4+"}
+    assert {each.when for each in to_the_log} >= {"1", "4", "1+", "4+"}
     assert {each.action for each in to_the_log} >= {"error=EIO", "error=ENOSPC"}
     others = [each for each in planned if each.call == "write" and each not in to_the_log]
     assert {each.when for each in others} == {"3", "3+"}
 
 
 def test_syncs_are_delayed_too_and_what_cannot_fail_is_left_alone() -> None:
-    planned = plan(TRACE, set())
+    planned = plan(TRACE, set(), random.Random(1))
     assert "delay_enter=300ms" in {each.action for each in planned if each.call == "fdatasync"}
     assert {"openat", "write", "fdatasync"} == {each.call for each in planned}
 
 
 def test_a_place_that_was_seen_is_not_hit_again() -> None:
     seen: set[str] = set()
-    assert plan(TRACE, seen)
-    assert plan(TRACE, seen) == []
+    assert plan(TRACE, seen, random.Random(1))
+    assert plan(TRACE, seen, random.Random(1)) == []
 
 
 def test_a_sample_has_every_call_before_any_twice() -> None:
