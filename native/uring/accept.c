@@ -4,6 +4,7 @@
 #include "uring/connections.h"
 
 #include <errno.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -32,6 +33,30 @@ static void accept_failed(struct nu_ring *ring, struct nu_listener *listener, in
         nu_listener_failed(ring, listener, error);
 }
 
+static bool resets_at_close(int fd) {
+    struct linger linger = {0};
+    socklen_t bytes = sizeof linger;
+    return !getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &bytes) && linger.l_onoff;
+}
+
+/* Gives a connection its listener's options where it does not have them: a connection takes them
+ * over when it is established, and a service manager's listener may have had some before it had
+ * these options. */
+static void take_over_options(int listener_fd, int fd) {
+    static const int options[][2] = {
+        {SOL_SOCKET, SO_LINGER},     {SOL_SOCKET, SO_OOBINLINE},   {SOL_SOCKET, SO_KEEPALIVE},
+        {IPPROTO_TCP, TCP_KEEPIDLE}, {IPPROTO_TCP, TCP_KEEPINTVL}, {IPPROTO_TCP, TCP_KEEPCNT},
+    };
+    if (resets_at_close(fd) || !resets_at_close(listener_fd))
+        return;
+    for (size_t i = 0; i < sizeof options / sizeof options[0]; i++) {
+        struct linger value; /* the longest of them */
+        socklen_t bytes = sizeof value;
+        if (!getsockopt(listener_fd, options[i][0], options[i][1], &value, &bytes))
+            setsockopt(fd, options[i][0], options[i][1], &value, bytes);
+    }
+}
+
 /* Accepts one client; returns its slot, or -errno: -ECONNREFUSED where it was refused. */
 static int accept_one(struct nu_ring *ring, struct nu_listener *listener) {
     /* A blocking socket: for others the ring would complete with EAGAIN instead of waiting. */
@@ -40,6 +65,8 @@ static int accept_one(struct nu_ring *ring, struct nu_listener *listener) {
     int fd = accept4(listener->fd, (struct sockaddr *)&peer, &peer_bytes, SOCK_CLOEXEC);
     if (fd < 0)
         return -errno;
+    if (peer.sin6_family != AF_UNIX)
+        take_over_options(listener->fd, fd);
     listener->failures = 0;
     int connection = nu_connections_have_room(ring) ? nu_connection_open(ring, fd) : -ENOSPC;
     if (connection < 0) {

@@ -34,7 +34,7 @@ _INHERITED_OPTIONS: tuple[tuple[int, int, int | bytes], ...] = (
     # A close is a reset, also at the end of the process, unless `CLOSE_WITH_FIN` is set before.
     (socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE),
 )
-"""Set on the listener: what it accepts has them from the start."""
+"""Set on the listener: what connects to it from then on has them from the start."""
 
 
 _TCPI_UNACKED = struct.Struct("=24xI")
@@ -240,6 +240,17 @@ def set_options(listener: socket.socket) -> None:
             except OSError as error:
                 if error.errno not in {errno.EOPNOTSUPP, errno.ENOPROTOOPT}:
                     raise
+
+
+def complete_options(connection: socket.socket) -> None:
+    """Set them on an accepted connection that did not inherit them.
+
+    It inherits them when it is established: those that were in the backlog of a service manager's
+    listener before `set_options` have none. An error leaves it as it is.
+    """
+    with suppress(OSError):
+        if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER):
+            set_options(connection)
 
 
 def address_text(listener: socket.socket) -> str:

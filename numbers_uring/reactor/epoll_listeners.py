@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from numbers_uring.addresses import Peer
 from numbers_uring.limits import ACCEPT_FAILURES_MAX
+from numbers_uring.net.listeners import complete_options
 from numbers_uring.reactor.accept_backoff import AcceptBackoff
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
@@ -87,6 +88,7 @@ class EpollListeners:
                     continue
                 return None
             self._failures[fd] = 0
+            complete_options(sock)
             return sock, Peer(*address[:2]) if address else Peer("", 0)
 
     def _fail(self, fd: int, error: OSError) -> None:

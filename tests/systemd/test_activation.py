@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from numbers_uring.limits import KEEPALIVE_IDLE_S
-from support.clients import is_closed
+from support.clients import is_closed, sees_fin
 from support.logs import lines
 from support.processes import ServerProcess, failure
 from support.waiting import DEADLINE_S, wait_until
@@ -75,6 +76,47 @@ def test_sockets_that_are_handed_down_take_the_place_of_the_default_address(
             assert server.terminate() == 0
             assert is_closed(client)
         assert path.is_socket(), "the file is whose socket it is"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+@pytest.mark.parametrize("reactors", ["1", "2"])
+@pytest.mark.parametrize("end", ["killed", "log failed", "stopped"])
+def test_clients_that_connected_before_the_start_are_as_all_others(
+    serve: Serve, backend: str, host: str, reactors: str, end: str
+) -> None:
+    """As with socket activation, where the first client is why the server is started."""
+    with ExitStack() as stack, tcp_listener(host) as listener:
+        clients = [
+            stack.enter_context(socket.create_connection(listener.getsockname()[:2], DEADLINE_S))
+            for _ in range(4)
+        ]
+        for number, client in enumerate(clients):
+            client.sendall(lines([number])[:-2])
+            # Urgent data is a part of the stream, too.
+            client.send(lines([number])[-2:-1], socket.MSG_OOB)
+            client.sendall(b"\n")
+        prefix, fds, environment = handed_down(stack, [listener.fileno()])
+        if end == "log failed":
+            if shutil.which("prlimit") is None:
+                pytest.skip("prlimit is not installed")
+            prefix = ["prlimit", "--fsize=15", *prefix]
+            # Coverage would write its data under the same limit.
+            environment["COVERAGE_PROCESS_CONFIG"] = ""
+        server = serve(
+            *("--backend", backend, "--reactors", reactors),
+            listen=(),
+            prefix=prefix,
+            pass_fds=fds,
+            environment=environment,
+        )
+        if end == "killed":
+            wait_until(lambda: len(server.logged()) == 4, "all numbers")
+            server.process.kill()
+        elif end == "stopped":
+            assert server.stop() == 0
+        assert [sees_fin(client) for client in clients] == [end == "stopped"] * 4
+        assert server.wait() == {"killed": -signal.SIGKILL, "log failed": 4, "stopped": 0}[end]
+        assert len(server.logged_set()) == (1 if end == "log failed" else 4)
 
 
 def test_addresses_that_are_asked_for_come_in_addition(serve: Serve, backend: str) -> None:
