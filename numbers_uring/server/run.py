@@ -23,6 +23,7 @@ from numbers_uring.server.parts import Parts
 from numbers_uring.server.server import Server
 from numbers_uring.server.status import ServiceStatus
 from numbers_uring.server.steps import start_steps
+from numbers_uring.system import nonblocking  # noqa: F401 - a line is written without an import
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.signals import prepare_signals
 from numbers_uring.system.stdio import STDOUT, LineWriter
