@@ -416,7 +416,7 @@ class Session:
             self._tracer.kill()
             self._tracer.wait()
         for reader in self._readers:
-            reader.join(5)
+            reader.join(4 * START_S)
 
     def _gather(self, trace: Path) -> None:
         # The port answers before the start is over, and the start line may have been refused.
