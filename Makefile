@@ -107,7 +107,7 @@ test-reactors: $(VENV)/dev.stamp
 coverage: $(VENV)/dev.stamp
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
 
-# A whole cluster on this machine: an engine, two nodes, two owners, of which one is killed.
+# A whole cluster on this machine: a NATS server, two nodes, two owners, of which one is killed.
 cluster: $(VENV)/dev.stamp
 	$(BIN)/python perf/cluster_demo.py $(ARGS)
 

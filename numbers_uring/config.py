@@ -43,12 +43,12 @@ class LogFormat(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerAccess:
-    """What a connection to the engine proves, beside the URL's password, and has proved to it."""
+    """Credentials and certificates for a NATS server, besides the password in the URL."""
 
     credentials: Path | None = None
-    """A user's JWT and seed."""
+    """File with a user's JWT and seed."""
     ca: Path | None = None
-    """Who signs the engine's certificates; None for those that the system trusts."""
+    """Who signs the NATS server's certificates; None for those that the system trusts."""
     certificate: Path | None = None
     key: Path | None = None
     """None where the file of the certificate has it, too."""
@@ -82,7 +82,7 @@ class Config:
     metrics: TcpAddress | None
     """Where metrics are served; None where they are not."""
     forward: str | None = None
-    """The engine that numbers go to instead of a log: nats://HOST:PORT, or several with commas."""
+    """The NATS server for numbers, instead of a log: nats://HOST:PORT, or several with commas."""
     access: BrokerAccess = BrokerAccess()
     """How it is reached."""
     partitions: int = 0

@@ -119,7 +119,7 @@ HEARTBEAT_STALE_S = 10.0
 """The age of the last sign from which on the loop counts as stuck."""
 
 FORWARD_BATCH_BYTES = 256 * 1024
-"""The most that one message to the engine holds: 64 Ki numbers of four bytes."""
+"""The most that one message to the NATS server holds: 64 Ki numbers of four bytes."""
 
 FORWARD_AREAS_BYTES = 64 * 1024 * 1024
 """What is packed for all partitions together; many of them have batches that are smaller."""
@@ -305,10 +305,10 @@ DISCONNECT_LOG_PER_S_MAX = 20
 """How many disconnects are told of, one by one, with --verbose."""
 
 BROKER_START_S = 5.0
-"""How long a command tries to reach the engine of a cluster before it gives up."""
+"""How long a command tries to reach the NATS server of a cluster before it gives up."""
 
 BROKER_REFUSALS_MAX = 3
-"""So often in a row each of the engine's servers may refuse to have a lost connection back, until
+"""So often in a row each of the NATS servers may refuse to have a lost connection back, until
 it is gone for good: that one of three has learned of a new password first is no reason."""
 
 BROKER_POLL_S = 0.25
@@ -318,20 +318,20 @@ BROKER_REQUEST_S = 10.0
 """How long an answer may take: a group of three needs 5-7 s to choose a new leader."""
 
 BROKER_CLOSE_S = 2.0
-"""How long an owner that stops waits for an engine that does not answer."""
+"""How long an owner that stops waits for a NATS server that does not answer."""
 
 OWNER_THREADS_MAX = 32
 """Partitions of one owner that are taken in or synced at the same moment."""
 
 OWNER_BROKER_RETRY_S = 0.5
-"""How often an owner asks an engine that has no answer for it."""
+"""How often an owner asks a NATS server that has no answer for it."""
 
 OWNER_BROKER_ANSWER_S = 1.0
 """How long it waits for the answer then: a group without a leader loses what it is asked, and
 answers as soon as it has one only what it is asked anew."""
 
 BROKER_ACK_WAIT_S = 5.0
-"""After this time the engine delivers a message again that its owner has not acknowledged."""
+"""After this time the NATS server delivers a message again that its owner has not acknowledged."""
 
 DUPLICATE_WINDOW_S = 120.0
 """How long a stream knows the ids of messages, so that one sent again is stored once."""
@@ -353,7 +353,7 @@ FETCH_IDLE_S = 2.0
 """How long an owner waits for messages while they come, and for one when none came."""
 
 LAG_INTERVAL_S = 5.0
-"""How often the engine is asked how far an owner is behind a stream, where that is shown."""
+"""How often the NATS server is asked how far an owner is behind a stream, where that is shown."""
 
 LAG_PAUSE_S = 0.05
 """The least time between two such questions of one process, however many partitions it owns."""

@@ -5,7 +5,7 @@
     python perf/cluster_bench.py all --partitions 1 --numbers 5000000 --json figures.json
     python perf/cluster_bench.py node owner --before OLDER/.venv/bin/python
 
-Tables, each with an engine (nats-server) of its own for each run, on loopback and on this disk:
+Tables, each with a NATS server (nats-server) of its own for each run, on loopback and on this disk:
 
 - engine: no code of ours but its packed batches: they are stored, delivered and both at once, by
   the same client library, in messages as large and with as many in flight as nodes and owners have;
@@ -14,11 +14,11 @@ Tables, each with an engine (nats-server) of its own for each run, on loopback a
 - owner: owners that drain streams which were filled before, until all is synced and acknowledged;
 - all: load, node, engine and owners at once, until all is synced and acknowledged.
 
-In the last three the engine is one server that syncs always. Processor time is that of all threads
-of all processes of a part. Streams or logs that are not exactly the set of the numbers sent fail
-the run. Stores and logs are removed after each run. Machines drift, so only ratios of one round are
-compared; the tables give the median of the rounds with minimum and maximum, and the median ratio
-to the first contender, or to the installation that `--before` names.
+In the last three there is one NATS server, which syncs always. Processor time is that of all
+threads of all processes of a part. Streams or logs that are not exactly the set of the numbers
+sent fail the run. Stores and logs are removed after each run. Machines drift, so only ratios of
+one round are compared; the tables give the median of the rounds with minimum and maximum, and the
+median ratio to the first contender, or to the installation that `--before` names.
 """
 
 import json

@@ -3,8 +3,8 @@
     python perf/cluster_demo.py
     python perf/cluster_demo.py --numbers 20000000
 
-Both nodes are sent the same numbers, so each number reaches the engine twice, from nodes that know
-nothing of each other. In the middle one owner is killed (kill -9) and started again. At the end the
+Both nodes get the same numbers, so each number reaches the NATS server twice, from nodes that do
+not know each other. In the middle one owner is killed (kill -9) and started again. At the end the
 logs have each number exactly once, or this fails.
 """
 

@@ -1,4 +1,4 @@
-"""Talks to an engine as nodes and owners do, without being one: what the engine alone can bear."""
+"""Speaks to a NATS server as nodes and owners do: measures the NATS server alone."""
 
 import asyncio
 import time

@@ -23,7 +23,7 @@ MARGIN_BYTES = 2 * 2**30
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How an engine is set up; `synced` acknowledges what is on disk, and nothing else."""
+    """How a NATS server is set up; `synced` acknowledges what is on disk, and nothing else."""
 
     name: str
     replicas: int = 1
@@ -58,7 +58,7 @@ def binary() -> str:
 
 @contextmanager
 def running_engine(setup: Setup, folder: Path, store_bytes: int) -> Iterator[Engine]:
-    """Run an engine with room for `store_bytes` of streams; it is gone with the context.
+    """Run a NATS server with room for `store_bytes` of streams; it is gone with the context.
 
     Raises ClickException where it does not start, or the disk has no room for that.
     """
@@ -108,5 +108,7 @@ async def _wait_for_jetstream(url: str, replicas: int) -> None:
                 return
             except (nats.errors.Error, TimeoutError, StartError) as error:
                 if time.monotonic() > end_s:
-                    raise click.ClickException(f"the engine does not start: {error}") from error
+                    raise click.ClickException(
+                        f"the NATS server does not start: {error}"
+                    ) from error
             await asyncio.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A cluster on this machine for one measurement: an engine, a node and owners, in a folder."""
+"""A cluster on this machine for one measurement: a NATS server, a node and owners, in a folder."""
 
 import re
 import shutil
@@ -76,7 +76,7 @@ class Node:
 
 
 class RunningCluster:
-    """An engine with streams for `partitions`, to which nodes and owners are added.
+    """A NATS server with streams for `partitions`, to which nodes and owners are added.
 
     `python` is the interpreter that has those installed.
     """
@@ -147,7 +147,7 @@ class RunningCluster:
 def running_cluster(
     setup: Setup, partitions: int, numbers: int, folder: Path, python: str = PYTHON
 ) -> Iterator[RunningCluster]:
-    """Run an engine with empty streams, large enough for so many numbers twice.
+    """Run a NATS server with empty streams, large enough for so many numbers twice.
 
     All of it is gone with the context. Raises ClickException where the disk has no room for it.
     """

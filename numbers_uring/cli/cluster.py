@@ -36,14 +36,14 @@ def cluster() -> None:
     "--replicas",
     type=click.Choice(["1", "3", "5"]),
     default="1",
-    help="On how many servers of the engine each message is kept.",
+    help="On how many servers of the NATS server each message is kept.",
 )
 @click.option(
     "--max-bytes",
     type=click.IntRange(min=MESSAGE_BYTES_MAX),
     metavar="BYTES",
-    help="What a stream may take of the engine's disks, after which nodes are held back; without "
-    "it, room for each number of the partition four times.",
+    help="Most disk space for a stream; when it is full, nodes hold clients back. By default, "
+    "space for each number of the partition four times.",
 )
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_obj
@@ -58,7 +58,7 @@ def init(
 ) -> None:
     """Make the streams and buckets of a cluster that are not there yet, and check the others.
 
-    Exit status: 0 all is there, 2 wrong usage, 3 the engine can't be reached, or has something
+    Exit status: 0 all is there, 2 wrong usage, 3 the NATS server can't be reached, or has something
     else than is needed.
     """
     import asyncio
@@ -93,7 +93,7 @@ def status(nats: str, as_json: bool, **options: Any) -> None:
 
     What owners and nodes say of themselves is some seconds old.
 
-    Exit status: 0 told, 2 wrong usage, 3 the engine can't be reached or has no cluster.
+    Exit status: 0 told, 2 wrong usage, 3 the NATS server can't be reached or has no cluster.
     """
     import asyncio
 

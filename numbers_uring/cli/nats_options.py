@@ -1,4 +1,4 @@
-"""The options of all commands that reach the engine: where it is, and who we are to it."""
+"""The options of all commands that connect to a NATS server: its address and credentials."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ ACCESS_NAMES = ("nats_credentials", "nats_ca", "nats_cert", "nats_key")
 
 
 def check_url(_ctx: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
-    """Refuse what is no URL of the engine's servers. Never says it: there may be a password."""
+    """Refuse what is no URL of the NATS servers. Never says it: there may be a password."""
     for each in [] if url is None else url.split(","):
         try:
             parts = urlsplit(each.strip())
@@ -39,16 +39,16 @@ def _file(option: str, text: str) -> Callable[[_Command], _Command]:
 ACCESS_OPTIONS = (
     _file(
         "--nats-credentials",
-        "Who we are to the engine: a file with a user's JWT and seed, as nsc writes it (.creds); "
-        "it is read each time that a connection is made.",
+        "Credentials file with a user's JWT and seed, as nsc writes it (.creds); re-read at each "
+        "connect.",
     ),
     _file(
         "--nats-ca",
-        "Encrypt, and trust the engine if this CA has signed its certificate; without it, the "
-        "system's CAs.",
+        "Encrypt, and accept only certificates that this CA has signed; by default, the system's "
+        "CAs.",
     ),
-    _file("--nats-cert", "Encrypt, and show the engine this certificate."),
-    _file("--nats-key", "The key of --nats-cert, where that file does not have it, too."),
+    _file("--nats-cert", "Encrypt, and present this client certificate."),
+    _file("--nats-key", "The key of --nats-cert, if it is in a file of its own."),
 )
 
 _NATS = click.option(
@@ -56,7 +56,7 @@ _NATS = click.option(
     metavar="URL",
     default=DEFAULT_NATS_URL,
     callback=check_url,
-    help="The engine: nats://HOST:PORT, or tls:// to have it encrypted, or several servers of it "
+    help="The NATS server: nats://HOST:PORT, or tls:// to encrypt; several servers of one cluster "
     "with commas between.",
 )
 
@@ -71,7 +71,7 @@ def engine_options(command: _Command) -> _Command:
 def access_of(options: dict[str, Any]) -> BrokerAccess:
     """Return what the options say. Raises click.UsageError."""
     if options["nats_key"] is not None and options["nats_cert"] is None:
-        raise click.UsageError("--nats-key is of use with --nats-cert alone.")
+        raise click.UsageError("--nats-key needs --nats-cert.")
     return BrokerAccess(
         credentials=options["nats_credentials"],
         ca=options["nats_ca"],

@@ -56,10 +56,9 @@ def _partitions(_context: click.Context, _parameter: click.Parameter, text: str)
 def own(say: Diagnostics, /, **options: Any) -> None:
     """Own partitions of a cluster: write their numbers to logs, each number once.
 
-    Numbers come from the streams of the engine. Those that are new are put on disk before their
-    message is acknowledged. Logs of an earlier run are kept: their numbers count as seen, a torn
-    last line is cut. A log that is missing, or has less than was acknowledged, is made again from
-    its stream.
+    Numbers come from the streams of the NATS server. New ones are on disk before their message is
+    acknowledged. Logs of an earlier run are kept: their numbers count as seen, a torn last line is
+    cut. A log that is missing, or has less than was acknowledged, is rebuilt from its stream.
 
     Counts are reported on standard output; all else is said on standard error. SIGUSR1 asks for a
     report at once.
@@ -67,9 +66,9 @@ def own(say: Diagnostics, /, **options: Any) -> None:
     Every option can also be set from the environment: NUMBERS_URING_OWN_PARTITIONS=0-3 stands for
     --partitions 0-3.
 
-    Exit status: 0 stopped as asked and everything that was acknowledged is on file, 1 the lease of
-    a partition was lost, a message is no batch of its numbers, or the engine will not have us any
-    more, 2 wrong usage, 3 could not start, 4 a log failed.
+    Exit status: 0 stopped as requested, everything that was acknowledged is on file; 1 the lease of
+    a partition was lost, a message is not a batch of its numbers, or the NATS server has refused
+    the connection for good; 2 wrong usage; 3 could not start; 4 a log failed.
     """
     from numbers_uring.cluster.collector.owners import OwnConfig, run_owners
 

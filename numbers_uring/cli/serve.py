@@ -35,7 +35,7 @@ Every option can also be set from the environment: NUMBERS_URING_SERVE_PORT=5000
 --port 5000.
 
 Exit status: 0 stopped as asked and everything is on file, 1 the system failed the backend, 2
-wrong usage, 3 could not start, 4 the log failed, or the engine did not acknowledge everything.
+wrong usage, 3 could not start, 4 the log failed, or the NATS server did not acknowledge everything.
 """
 
 
@@ -229,9 +229,10 @@ _OPTIONS = (
         "--forward",
         metavar="URL",
         callback=check_url,
-        help="Be an ingest node of a cluster: publish new numbers to the NATS JetStream engine at "
-        "nats://HOST:PORT, or at several of these with commas between, and have no log. A number "
-        "is reported once the engine has it. Needs an extra: pip install 'numbers-uring[cluster]'.",
+        help="Run as a node of a cluster: publish new numbers to NATS JetStream at "
+        "nats://HOST:PORT, or at several servers with commas between, instead of writing a log. A "
+        "number is reported once NATS has acknowledged it. Needs an extra: "
+        "pip install 'numbers-uring[cluster]'.",
     ),
     click.option(
         "--partitions",
@@ -345,7 +346,7 @@ def _check_forward(options: dict[str, Any]) -> None:
         for name in ("partitions", *ACCESS_NAMES):
             if options[name] is not None:
                 option = "--" + name.replace("_", "-")
-                raise click.UsageError(f"{option} is of use with --forward alone.")
+                raise click.UsageError(f"{option} needs --forward.")
         return
     if options["partitions"] is None:
         raise click.UsageError("--forward needs --partitions, as many as the cluster has.")

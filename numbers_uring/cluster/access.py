@@ -1,12 +1,12 @@
-"""How we and the engine prove who we are: from files to what the client takes.
+"""How we and the NATS server prove who we are: from files to what the client takes.
 
 Facts of nats-py 2.16 that it stands on:
 
 - Its own reader of credentials looks for their first line for ever where there is none.
 - It asks for the credentials each time a connection is made, again too: so a file may be replaced.
   What is raised then is tried again if it is an OSError, and ends the attempts otherwise.
-- Where the engine ends a connection because credentials have expired, it is closed for good.
-- With tls:// it encrypts where the engine asks for it, and says everything in the clear where not.
+- Where the NATS server ends a connection because credentials have expired, it is closed for good.
+- With tls:// it encrypts if the NATS server asks for that, and sends in the clear if not.
 """
 
 import base64
@@ -37,7 +37,7 @@ _STEPS = ("_connect_command", "_process_err", "_process_op_err")
 
 
 class NoTlsError(OSError):
-    """The engine does not ask for TLS, and we are not to do without."""
+    """The NATS server does not ask for TLS, and we are not to do without."""
 
 
 class CredentialsError(OSError):
@@ -86,7 +86,7 @@ def client_for(url: str, access: BrokerAccess) -> "tuple[Client, dict[str, Any]]
 
 
 def is_refusal(text: str) -> bool:
-    """Say whether these words of the engine mean that it will not have us."""
+    """Say whether these words of the NATS server mean that it will not have us."""
     return any(words in text.lower() for words in _REFUSED)
 
 

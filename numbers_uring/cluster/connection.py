@@ -1,11 +1,11 @@
-"""The connection to the engine: made, made again when it is lost, and given up for good.
+"""The connection to the NATS server: connects, reconnects, and gives up for good.
 
-Facts of nats-py 2.16 that it stands on:
+Facts of nats-py 2.16 that it relies on:
 
-- What the engine says against a connection that is made again, such as that a password is wrong by
-  now, is no end of it: it is tried for ever.
-- Of a message without a right to its subject there is a word for the error callback alone; nobody
-  answers, and who waits for the answer waits in vain.
+- If the NATS server refuses a reconnect, for example because the password has changed, nats-py
+  tries again for ever.
+- A message without permission for its subject is only reported to the error callback; there is no
+  answer, and a request waits until its timeout.
 """
 
 import asyncio
@@ -50,29 +50,29 @@ def url_text(url: str) -> str:
     return ",".join(texts)
 
 
-class _Talk:
-    """What the client says of the connection, on its way to the operator."""
+class _Events:
+    """Turns the client's events into lines for the operator, and ends what is hopeless."""
 
     def __init__(self, client: "Client", url: str, say: Callable[[str], None]) -> None:
-        self.name = f"the engine at {url_text(url)}"
+        self.name = f"the NATS server at {url_text(url)}"
         self.reason: Exception | None = None
-        """What was said last against the connection."""
+        """The last error of the connection."""
         self.forbidden: str | None = None
-        """What we have no right to, of late."""
-        self.patience: asyncio.Timeout | None = None
-        """While the first connection is made, what ends the attempt."""
+        """The last permission that was missing."""
+        self.attempt: asyncio.Timeout | None = None
+        """The timeout of the first connection, until that is there."""
         self._client = client
         self._servers = url.count(",") + 1
         self._say = say
         self._refusals = 0
-        self._told: set[str] = set()
+        self._said: set[str] = set()
         self._closing: asyncio.Task[None] | None = None
 
     async def note(self, error: Exception) -> None:
         text = reason_text(error)
         if "permissions violation" in text.lower():
             self.forbidden = text
-            self._tell(f"{self.name} forbids something: {text}")
+            self._say_once(f"{self.name} forbids something: {text}")
             return
         self.reason = error
         if is_refusal(text) or isinstance(error, NoTlsError):
@@ -80,39 +80,39 @@ class _Talk:
         elif isinstance(error, SSLError):
             self._distrust(text)
         elif isinstance(error, CredentialsError):
-            self._tell(f"{text}; trying again until they are there")
+            self._say_once(f"{text}; retrying")
 
     def _distrust(self, text: str) -> None:
-        """Wait for another certificate, which may be on its way, unless this is the start."""
-        if self.patience is not None:
+        """Retry, because the certificate may be replaced soon; fail if this is the start."""
+        if self.attempt is not None:
             self._refuse(text)
         else:
-            self._tell(f"{self.name} can't be trusted: {text}; trying again until it can")
+            self._say_once(f"{self.name} is not trusted: {text}; retrying")
 
     def _refuse(self, text: str) -> None:
         self._refusals += 1
-        if self.patience is not None:
-            if self._refusals >= self._servers and not self.patience.expired():
-                self.patience.reschedule(asyncio.get_running_loop().time())
+        if self.attempt is not None:
+            if self._refusals >= self._servers and not self.attempt.expired():
+                self.attempt.reschedule(asyncio.get_running_loop().time())
         elif self._refusals >= BROKER_REFUSALS_MAX * self._servers and self._closing is None:
             self._closing = asyncio.create_task(_close(self._client))
         else:
-            self._tell(f"{self.name} refuses the connection: {text}; trying again some times")
+            self._say_once(f"{self.name} refuses the connection: {text}; retrying a few times")
 
-    def _tell(self, text: str) -> None:
-        """Say it once, until the connection is back."""
-        if text not in self._told:
-            self._told.add(text)
+    def _say_once(self, text: str) -> None:
+        """Say each text once, until the connection is back."""
+        if text not in self._said:
+            self._said.add(text)
             self._say(text)
 
     async def lost(self) -> None:
         if not self._client.is_closed and not self._client.is_draining:
-            self._say(f"{self.name} is gone: trying again until it is back")
+            self._say(f"lost the connection to {self.name}: reconnecting")
 
     async def found(self) -> None:
         self._refusals = 0
-        self._told.clear()
-        self._say(f"{self.name} is back: going on")
+        self._said.clear()
+        self._say(f"reconnected to {self.name}")
 
 
 @asynccontextmanager
@@ -123,41 +123,41 @@ async def connected(
     access: BrokerAccess,
     say: Callable[[str], None] = lambda _text: None,
 ) -> "AsyncIterator[Client]":
-    """Connect to the engine: `url` is nats://HOST:PORT, or several of them with commas between.
+    """Connect to the NATS server at `url`: nats://HOST:PORT, or several with commas between.
 
-    A connection that is lost later is made again, for as long as it takes, unless the engine
-    refuses it: see `until_closed`. `say` takes a line for the operator when that begins and when it
-    ends, and what is in its way. Raises StartError where there is no engine.
+    A lost connection is made again, without a time limit, unless the NATS server refuses it: see
+    `until_closed`. `say` gets a line for the operator when the connection is lost, when it is back,
+    and for each error in between. Raises StartError if no NATS server answers.
     """
     require_nats_library()
     import nats  # noqa: PLC0415
 
     client, arguments = client_for(url, access)
-    talk = _Talk(client, url, say)
+    events = _Events(client, url, say)
     try:
-        async with asyncio.timeout(BROKER_START_S) as talk.patience:
+        async with asyncio.timeout(BROKER_START_S) as events.attempt:
             await client.connect(
                 servers=[each.strip() for each in url.split(",")],
                 name=name,
-                error_cb=talk.note,
-                disconnected_cb=talk.lost,
-                reconnected_cb=talk.found,
+                error_cb=events.note,
+                disconnected_cb=events.lost,
+                reconnected_cb=events.found,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=1,
                 **arguments,
             )
     except (OSError, nats.errors.Error, ValueError) as error:
-        # Closing one that never was connected can't be waited for.
+        # A client that was never connected cannot be closed.
         raise StartError(
-            f"cannot reach {talk.name}: {reason_text(talk.reason or error)}"
+            f"cannot reach {events.name}: {reason_text(events.reason or error)}"
         ) from error
-    talk.patience = None
+    events.attempt = None
     try:
         yield client
     except StartError as error:
-        if talk.forbidden is None:
+        if events.forbidden is None:
             raise
-        raise StartError(f"{error}; the engine says: {talk.forbidden}") from error
+        raise StartError(f"{error}; the NATS server says: {events.forbidden}") from error
     finally:
         await _close(client)
 
@@ -165,34 +165,34 @@ async def connected(
 async def _close(client: "Client") -> None:
     import nats  # noqa: PLC0415
 
-    # One that is lost just now can't be told that it is over.
+    # The connection may be lost at this moment.
     with suppress(OSError, nats.errors.Error):
         await client.close()
 
 
 async def until_closed(client: "Client") -> NoReturn:
-    """Wait until there will be no connection again, and raise ConnectionError that says why."""
+    """Wait until the client has given up, and raise ConnectionError with the reason."""
     while not client.is_closed:
         await asyncio.sleep(BROKER_POLL_S)
     raise ConnectionError(reason_text(client.last_error or ConnectionError("it was closed")))
 
 
 def reason_text(error: Exception) -> str:
-    """Return the error's text, without what the client puts around the engine's words."""
+    """Return the error's text, without what the client puts around the NATS server's text."""
     text = str(error).removeprefix("nats: ").strip("'")
     return text or type(error).__name__
 
 
 @contextmanager
-def engine_errors(doing: str) -> Iterator[None]:
-    """Turn what the engine says against it into a StartError."""
+def broker_errors(doing: str) -> Iterator[None]:
+    """Turn errors of the NATS server into a StartError."""
     import nats  # noqa: PLC0415
 
     try:
         yield
     except nats.js.errors.ServiceUnavailableError as error:
         raise StartError(
-            f"cannot {doing}: the engine has no JetStream, or no leader of it just now"
+            f"cannot {doing}: the NATS server has no JetStream, or no leader of it at the moment"
         ) from error
     except nats.js.errors.APIError as error:
         raise StartError(f"cannot {doing}: {error.description}") from error

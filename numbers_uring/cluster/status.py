@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from numbers_uring.cluster.collector.lease import read_object
 from numbers_uring.cluster.collector.owner import CONSUMER
-from numbers_uring.cluster.connection import engine_errors
+from numbers_uring.cluster.connection import broker_errors
 from numbers_uring.cluster.partitions import (
     CLUSTER_BUCKET,
     LEASES_BUCKET,
@@ -42,7 +42,7 @@ class PartitionStatus:
     max_bytes: int
     """Of the stream: what it keeps, and how much it may keep at most."""
     leader: str | None
-    """The engine's server that leads the stream's replicas; None where it is alone or is gone."""
+    """The server that leads the stream's replicas; None if there is only one, or none leads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +99,9 @@ def _fields(node: dict[str, Any]) -> str:
 
 
 async def read_status(js: "JetStreamContext") -> ClusterStatus:
-    """Ask the engine. Raises StartError."""
+    """Ask the NATS server. Raises StartError."""
     partitions = await recorded_partitions(js)
-    with engine_errors("read the cluster's status"):
+    with broker_errors("read the cluster's status"):
         leases, settings, nodes = await asyncio.gather(
             *map(js.key_value, (LEASES_BUCKET, CLUSTER_BUCKET, NODES_BUCKET))
         )

@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from numbers_uring.cluster.connection import engine_errors
+from numbers_uring.cluster.connection import broker_errors
 from numbers_uring.cluster.partitions import (
     CLUSTER_BUCKET,
     LEASES_BUCKET,
@@ -63,7 +63,7 @@ async def init_cluster(
     """
     from nats.js.errors import KeyNotFoundError  # noqa: PLC0415
 
-    with engine_errors("make the cluster's buckets"):
+    with broker_errors("make the cluster's buckets"):
         for bucket, ttl_s in _BUCKETS.items():
             await _make_bucket(js, bucket, ttl_s, replicas)
         settings = await js.key_value(CLUSTER_BUCKET)
@@ -73,7 +73,7 @@ async def init_cluster(
             await settings.create(PARTITIONS_KEY, str(partitions).encode())
     await _check_number(js, partitions)
     made = 0
-    with engine_errors("make the cluster's streams"):
+    with broker_errors("make the cluster's streams"):
         for partition in range(partitions):
             made += await _make_stream(js, partition, partitions, replicas, max_bytes)
     await check_streams(js, partitions)
@@ -141,12 +141,12 @@ async def recorded_partitions(js: "JetStreamContext") -> int:
     """Return how many partitions the cluster was made with. Raises StartError."""
     from nats.js.errors import KeyNotFoundError, NotFoundError  # noqa: PLC0415
 
-    with engine_errors("read the cluster's settings"):
+    with broker_errors("read the cluster's settings"):
         try:
             entry = await (await js.key_value(CLUSTER_BUCKET)).get(PARTITIONS_KEY)
         except (NotFoundError, KeyNotFoundError) as error:
             raise StartError(
-                "the engine has no cluster yet: 'numbers-uring cluster init' makes it"
+                "the NATS server has no cluster yet: 'numbers-uring cluster init' makes it"
             ) from error
     try:
         partitions = int(entry.value or b"")
@@ -164,7 +164,7 @@ async def _check_number(js: "JetStreamContext", partitions: int) -> None:
     if recorded != partitions:
         raise StartError(
             f"the cluster has {recorded} partitions, not {partitions}: their ranges differ, so "
-            "another number needs other streams, on an engine of their own"
+            "another number needs other streams, on a NATS server of their own"
         )
 
 
@@ -193,12 +193,12 @@ async def _check_stream(js: "JetStreamContext", partition: int) -> None:
     from nats.js.errors import NotFoundError  # noqa: PLC0415
 
     name = stream_name(partition)
-    with engine_errors(f"ask for the stream {name}"):
+    with broker_errors(f"ask for the stream {name}"):
         try:
             info = await js.stream_info(name)
         except NotFoundError as error:
             raise StartError(
-                f"the engine has no stream {name}: 'numbers-uring cluster init' makes it"
+                f"the NATS server has no stream {name}: 'numbers-uring cluster init' makes it"
             ) from error
     for setting, value, wanted, right in _settings(info.config, partition):
         if not right:

@@ -1,4 +1,4 @@
-"""The last step of a start: opens the log, or connects to the engine that takes its place."""
+"""The last step of a start: opens the log, or connects to the NATS server that takes its place."""
 
 from functools import partial
 
@@ -110,6 +110,6 @@ ENGINE_STEP = Step(
     name="engine",
     take=_connect,
     probe=_try_connecting,
-    advice="start the engine, put right the URL, or have 'numbers-uring cluster init' make what is "
-    "missing",
+    advice="start the NATS server, correct the URL, or create what is missing with "
+    "'numbers-uring cluster init'",
 )

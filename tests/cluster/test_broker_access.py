@@ -19,7 +19,7 @@ from nats.js.errors import NoKeysError
 from numbers_uring.cluster import connection
 from numbers_uring.cluster.access import client_for
 from numbers_uring.cluster.collector.owner import CONSUMER
-from numbers_uring.cluster.connection import connected, engine_errors, jetstream
+from numbers_uring.cluster.connection import broker_errors, connected, jetstream
 from numbers_uring.cluster.partitions import NODES_BUCKET, log_name, stream_name
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
@@ -105,7 +105,7 @@ def assert_numbers_get_through(
     folder: Path,
     *,
     away: Callable[[], AbstractContextManager[None]] = nullcontext,
-    words: str = "is back",
+    words: str = "reconnected to",
 ) -> None:
     """Run a whole cluster of one partition, also while its NATS server is away and after that."""
     url = broker.url
@@ -122,7 +122,7 @@ def assert_numbers_get_through(
         log = folder / log_name(0)
         wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the numbers")
         broker.kill()
-        owner.wait_for("is gone")
+        owner.wait_for("lost the connection")
         with away():
             broker.start()
             owner.wait_for(words)
@@ -166,7 +166,7 @@ def test_a_nats_server_that_is_not_to_be_trusted_or_does_not_trust_us_is_one_lin
         ((ca,), "certificate required"),
     ):
         done = run_command(*STATUS, "--nats", encrypted.url, *options)
-        assert_one_line_error(done, 3, "cannot reach the engine at tls://127.0.0.1", words)
+        assert_one_line_error(done, 3, "cannot reach the NATS server at tls://127.0.0.1", words)
         assert "secret" not in done.stderr
     url = encrypted.url.replace("127.0.0.1", "localhost")
     done = run_command(*STATUS, "--nats", url, *access)
@@ -248,13 +248,13 @@ def test_credentials_that_expire_can_be_replaced_meanwhile(tmp_path: Path) -> No
         with CommandProcess("own", "--partitions", "0", f"--log-dir={tmp_path}", *access) as owner:
             owner.wait_for("owning partitions")
             credentials.write_text(operator.credentials())
-            owner.wait_for("is back: going on")
+            owner.wait_for("reconnected to the NATS server")
             assert owner.stop(signal.SIGTERM) == 0
         credentials.write_text(operator.credentials(lasts_s=2))
         with CommandProcess("own", "--partitions", "0", f"--log-dir={tmp_path}", *access) as owner:
             owner.wait_for("owning partitions")
             assert owner.wait() == 1
-            assert "can't be used any more: " in owner.stderr_lines[-1]
+            assert "is no longer usable: " in owner.stderr_lines[-1]
 
 
 @pytest.fixture
@@ -316,7 +316,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(tmp_path: Path) -> None
         done = run_command("serve", "--port", "0", f"{option}={file}", cwd=tmp_path)
         assert_one_line_error(done, 2, option, "--forward")
     done = run_command(*STATUS, f"--nats-key={file}")
-    assert_one_line_error(done, 2, "--nats-key is of use with --nats-cert alone")
+    assert_one_line_error(done, 2, "--nats-key needs --nats-cert")
     done = run_command(*STATUS, "--nats", f"user:secret@127.0.0.1:{reserve_port()}")
     assert_one_line_error(done, 2, "nats://HOST:PORT")
     assert "secret" not in done.stderr
@@ -407,7 +407,7 @@ def test_what_is_forbidden_is_said_with_the_right_that_is_missing(
     async def do(what: Callable[[JetStreamContext], Coroutine[Any, Any, object]]) -> None:
         url = url_of(example, "node")
         async with connected(url, "tests", access=example.access, say=said.append) as client:
-            with engine_errors("do that"):
+            with broker_errors("do that"):
                 await what(jetstream(client))
 
     for what, right in (

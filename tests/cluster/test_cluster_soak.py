@@ -280,7 +280,7 @@ class Cluster:
                 answers.append(alive.run(ask))
             return bool(answers)
 
-        wait_until(answered, "an answer of the engine", FAIL_OVER_S)
+        wait_until(answered, "an answer of the NATS server", FAIL_OVER_S)
         return answers[0]
 
     def wait_for_brokers(self) -> None:

@@ -115,7 +115,7 @@ def own_broker(tmp_path: Path) -> Iterator[Broker]:
 def test_each_number_is_stored_once_in_the_stream_of_its_range(empty_broker: Broker) -> None:
     numbers = [*range(0, LAST, 9_973), LAST]
     with node(empty_broker, "--reactors", "2", "--metrics", "127.0.0.1:0") as server:
-        assert f"engine at {empty_broker.url}," in server.stderr
+        assert f"NATS server at {empty_broker.url}," in server.stderr
         clients = [
             threading.Thread(target=server.send, args=(lines(part),))
             for part in (numbers, numbers[::-1], numbers[: len(numbers) // 2] * 2)
@@ -140,7 +140,7 @@ def test_each_number_is_stored_once_in_the_stream_of_its_range(empty_broker: Bro
 
         wait_until(told, "the node in the list of nodes")
         assert server.terminate() == 0
-        assert f"{len(numbers)} numbers acknowledged by the engine at" in server.stderr
+        assert f"{len(numbers)} numbers acknowledged by the NATS server at" in server.stderr
         assert empty_broker.run(nodes) == []
         duplicates = len(numbers) + 2 * (len(numbers) // 2)
         assert server.reported() == (len(numbers), duplicates, len(numbers))
@@ -189,11 +189,11 @@ def test_a_nats_server_that_is_killed_and_started_again_loses_and_doubles_nothin
             sender.start()
             wait_until(lambda: server.reports and server.reported()[0] > 0, "the first numbers")
             own_broker.kill()
-            wait_until(lambda: "is gone" in server.stderr, "the lost engine")
+            wait_until(lambda: "lost the connection" in server.stderr, "the lost connection")
             own_broker.start()
             sender.join(DEADLINE_S)
         wait_until(lambda: server.reported()[2] == len(numbers), "all acknowledgements")
-        assert "is back" in server.stderr
+        assert "reconnected to" in server.stderr
         # And once more, with a stop that has to wait for the NATS server.
         own_broker.kill()
         server.send(lines([1, 2, 3]))
@@ -211,12 +211,15 @@ def test_a_nats_server_that_stands_still_gets_each_number_once(
     with node(own_broker) as server:
         own_broker.suspend()
         server.send(lines(few))
-        wait_until(lambda: "does not answer; sending again" in server.stderr, "the word")
+        wait_until(lambda: "does not answer; resending" in server.stderr, "the word")
         with sending(server, many):
             held = "does not answer: holding the clients back"
             wait_until(lambda: held in server.stderr, "the hold-back")
             own_broker.resume()
-        for words in ("has acknowledged what it had not", "takes batches again: going on"):
+        for words in (
+            "has acknowledged everything that was resent",
+            "accepts batches again: going on",
+        ):
             wait_until(lambda words=words: words in server.stderr, words)  # type: ignore[misc]
         assert server.terminate() == 0
         assert server.reported()[0] == len({*few, *many})
@@ -293,7 +296,7 @@ def test_a_full_stream_holds_clients_back_and_leaves_room_for_others(tmp_path: P
         with node(broker, "--report-interval", "0.05", partitions=2) as server:
             server.send(lines(first))
             refused = "refuses numbers.0: maximum bytes exceeded"
-            wait_until(lambda: f"{refused}; sending again" in server.stderr, "the word")
+            wait_until(lambda: f"{refused}; resending" in server.stderr, "the word")
             server.send(lines(others))
             with sending(server, more):
                 held = f"{refused}: holding the clients back"
@@ -311,7 +314,7 @@ def test_a_full_stream_holds_clients_back_and_leaves_room_for_others(tmp_path: P
 
                 broker.run(make_room)
             assert server.terminate() == 0
-            assert "takes batches again: going on" in server.stderr
+            assert "accepts batches again: going on" in server.stderr
             assert server.reported()[0] == len(first) + len(more) + len(others)
         assert stored_once(broker, 2) == {*first, *more, *others}
 
@@ -334,7 +337,7 @@ def test_a_stop_without_a_nats_server_says_how_many_numbers_are_not_acknowledged
         own_broker.kill()
         assert forwarder.append(memoryview(lines([1, 2, LAST]))) == 30
         forwarder.begin_stop()
-        with pytest.raises(ForwardError, match=r"the engine at .* does not answer"):
+        with pytest.raises(ForwardError, match=r"the NATS server at .* does not answer"):
             forwarder.finish()
         assert forwarder.written_lines == 1
         assert forwarder.loss(3) == "3 numbers that were taken in are not acknowledged"
@@ -345,7 +348,7 @@ def test_a_second_signal_ends_a_stop_that_waits_for_the_nats_server(own_broker: 
         own_broker.kill()
         server.send(lines([1]))
         server.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: "is gone" in server.stderr, "the lost engine")
+        wait_until(lambda: "lost the connection" in server.stderr, "the lost connection")
         wait_until(lambda: _ends(server, signal.SIGTERM), "the end")
         assert server.wait() == 128 + signal.SIGTERM
 
@@ -371,7 +374,13 @@ def test_a_node_does_not_start_without_its_nats_server_or_its_streams(
     shared: Broker, fails: Callable[..., None]
 ) -> None:
     absent = f"nats://user:secret@127.0.0.1:{reserve_port()}"
-    fails(3, "cannot reach the engine at nats://127.0.0.1:", "--forward", absent, "--partitions=3")
+    fails(
+        3,
+        "cannot reach the NATS server at nats://127.0.0.1:",
+        "--forward",
+        absent,
+        "--partitions=3",
+    )
     fails(3, "3 partitions, not 5", "--forward", shared.url, "--partitions=5")
 
 

@@ -324,19 +324,19 @@ def test_a_nats_server_that_comes_back_finds_the_owner_waiting(tmp_path: Path) -
         publish(broker, 0, numbers[:100])
         wait_for_lag(broker, 0)
         broker.kill()
-        owner.wait_for("is gone: trying again until it is back")
+        owner.wait_for("lost the connection to the NATS server")
         done = run_command(*own_arguments(broker.url, 1, tmp_path))
-        assert_one_line_error(done, 3, "cannot reach the engine at nats://127.0.0.1:")
+        assert_one_line_error(done, 3, "cannot reach the NATS server at nats://127.0.0.1:")
         broker.start()
         publish(broker, 0, numbers[100:])
         wait_for_lag(broker, 0)
         assert owner.stop(signal.SIGTERM) == 0
         assert logged(tmp_path, 0) == set(numbers)
-        assert "is back: going on" in owner.stderr
+        assert "reconnected to the NATS server" in owner.stderr
         # Without a NATS server, a stop does not wait for it for long.
         owner = running.enter_context(owner_process(broker.url, 0, tmp_path))
         broker.kill()
-        owner.wait_for("is gone: trying again until it is back")
+        owner.wait_for("lost the connection to the NATS server")
         assert owner.stop(signal.SIGTERM) == 0
 
 
@@ -373,7 +373,7 @@ async def publish_until_acknowledged(js: JetStreamContext, data: bytes, message_
             await asyncio.sleep(0.2)
         else:
             return
-    raise AssertionError("the engine did not come back")
+    raise AssertionError("the NATS server did not come back")
 
 
 def test_descriptors_for_all_logs_are_taken_or_their_lack_said(

@@ -200,7 +200,7 @@ def test_a_thread_that_is_in_one_step_for_long_makes_the_owners_stuck() -> None:
         setattr(away, name, False)
         assert watched.state() is State.HELD_BACK
         state.send_changed()
-        assert manager.text.startswith("The engine does not answer, owning partitions 0-1; ")
+        assert manager.text.startswith("The NATS server does not answer, owning partitions 0-1; ")
         setattr(away, name, True)
     stopped.append(True)
     assert watched.state() is State.STOPPING
@@ -289,11 +289,11 @@ def test_a_nats_server_that_is_away_holds_a_healthy_owner_back(
         broker.kill()
         wait_for(owner, f"{OWNER}_engine_connected", 0)
         assert health(owner) == (200, "held back")
-        manager.wait_for("STATUS", "The engine does not answer, owning partitions 0; ")
+        manager.wait_for("STATUS", "The NATS server does not answer, owning partitions 0; ")
         manager.wait_for("WATCHDOG", "1", count=len(manager.values("WATCHDOG")) + 6)
         broker.start()
         wait_for(owner, f"{OWNER}_engine_reconnects_total", 1)
-        wait_until(lambda: health(owner) == (200, "ok"), "the engine to be back")
+        wait_until(lambda: health(owner) == (200, "ok"), "the NATS server to be back")
         manager.wait_for("STATUS", "Owning partitions 0; ")
         assert owner.stop(signal.SIGTERM) == 0
 

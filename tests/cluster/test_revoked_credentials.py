@@ -59,18 +59,18 @@ def test_nodes_and_owners_stop_and_say_what_is_not_where_it_belongs(
         else:
             broker_with_users.kill()
             broker_with_users.start()
-        wait_until(lambda: "is gone" in node.stderr, "the loss by the node")
-        owner.wait_for("is gone")
+        wait_until(lambda: "lost the connection" in node.stderr, "the loss by the node")
+        owner.wait_for("lost the connection")
         node.send(lines([4, 5]))
         broker_with_users.run(_publish)
         assert node.wait() == 4
         assert owner.wait() == 1
     (error,) = [line for line in node.stderr_lines if "error: " in line]
-    assert "can't be used any more: Authorization Violation" in error
+    assert "is no longer usable: Authorization Violation" in error
     assert "2 numbers that were taken in are not acknowledged" in error
     assert node.reported()[2] == 3
     (error,) = [line for line in owner.stderr_lines if "error: " in line]
-    assert "can't be used any more: Authorization Violation" in error
+    assert "is no longer usable: Authorization Violation" in error
     for said in (node.stderr, owner.stderr):
         assert "secret" not in said
         assert "Traceback" not in said

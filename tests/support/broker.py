@@ -88,7 +88,7 @@ class Broker:
 
     def wait_ready(self) -> None:
         """Wait until JetStream answers."""
-        wait_until(self._answers, f"the engine at {self.url}; it said {self.log}")
+        wait_until(self._answers, f"the NATS server at {self.url}; it said {self.log}")
 
     def _answers(self) -> bool:
         assert self.process is not None

@@ -1,4 +1,4 @@
-"""How far owners are behind their streams: asked of the engine, one after the other, in turn."""
+"""How far owners are behind their streams: asks the NATS server for one after the other."""
 
 import asyncio
 from collections.abc import Sequence

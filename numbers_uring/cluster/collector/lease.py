@@ -130,10 +130,10 @@ class Lease:
             self._recorded_numbers = progress.numbers
 
     async def refresh(self, progress: Progress) -> None:
-        """Say that its owner is there. Raises LeaseLostError, and what the engine's client raises.
+        """Renew the lease. Raises LeaseLostError, and what the NATS client raises.
 
-        A lease that ran out while the engine was away, and that nobody has had since, is taken
-        anew. A group of engines without a leader loses what it is told, so there is a TimeoutError
+        A lease that ran out while the NATS server was away, and that nobody has had since, is taken
+        anew. Replicas without a leader lose what they are sent, so there is a TimeoutError
         as soon as it is time to say it again.
         """
         began_s = self._clock()

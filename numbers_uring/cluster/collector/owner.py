@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from numbers_uring.cluster.collector.kernel import NotOwnedError, OwnKernel
 from numbers_uring.cluster.collector.lease import Lease, Progress
-from numbers_uring.cluster.connection import engine_errors
+from numbers_uring.cluster.connection import broker_errors
 from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.errors import BackendError, SinkError, StartError
 from numbers_uring.limits import (
@@ -90,7 +90,7 @@ class PartitionOwner:
         self.redelivered_messages = 0
         self.acknowledged_messages = 0
         self.lag_messages: int | None = None
-        """How many of the stream are not acknowledged; None where the engine does not say it."""
+        """Messages of the stream that are not acknowledged; None if that is unknown."""
         self.step_s: float | None = None
         """Since when a thread is in a step, of which the longest is a sync; None where in none."""
         self._stream = stream_name(partition)
@@ -164,7 +164,7 @@ class PartitionOwner:
         self.lag_messages = (info.num_pending or 0) + (info.num_ack_pending or 0)
 
     async def ask_lag(self) -> None:
-        """Ask the engine for `lag_messages`."""
+        """Ask the NATS server for `lag_messages`."""
         import nats  # noqa: PLC0415
 
         info = None
@@ -200,7 +200,7 @@ class PartitionOwner:
     async def run(self, stop: asyncio.Event) -> None:
         """Take in until `stop` is set. Raises SinkError and OwnerError."""
         stopped = asyncio.create_task(stop.wait())
-        with engine_errors(f"subscribe to the stream {self._stream}"):
+        with broker_errors(f"subscribe to the stream {self._stream}"):
             self._subscription = await self._js.pull_subscribe_bind(CONSUMER, self._stream)
         fetch = asyncio.create_task(self._fetch())
         try:
@@ -236,7 +236,7 @@ class PartitionOwner:
         return messages
 
     async def _look_after_consumer(self) -> None:
-        """Make the consumer anew where it was deleted; wait, where the engine has no answer."""
+        """Recreate the consumer if it was deleted; wait while the NATS server does not answer."""
         import nats  # noqa: PLC0415
 
         await asyncio.sleep(OWNER_BROKER_RETRY_S)

@@ -18,8 +18,8 @@ from numbers_uring.cluster.collector.lease import Lease, LeaseLostError, log_ide
 from numbers_uring.cluster.collector.owner import OwnerError, PartitionOwner
 from numbers_uring.cluster.collector.state import OwnersState
 from numbers_uring.cluster.connection import (
+    broker_errors,
     connected,
-    engine_errors,
     jetstream,
     require_nats_library,
     until_closed,
@@ -165,7 +165,7 @@ class _Owners:
                 stopped=self._stop.is_set,
             )
             js = jetstream(client)
-            with engine_errors("ask the engine for the partitions"):
+            with broker_errors("ask the NATS server for the partitions"):
                 chosen, partitions = await self._choose(js)
             parts.push_async_callback(self._say_goodbye, client)
             parts.push_async_callback(_cancel, asyncio.create_task(self._watch(client)))
@@ -174,7 +174,7 @@ class _Owners:
             )
             # Of all numbers; memory is taken for what is touched, which are the owned ones' bytes.
             bitmap = reserve()
-            with engine_errors("take the partitions"):
+            with broker_errors("take the partitions"):
                 recorded = await self._open(parts, js, chosen, partitions, bitmap, pool)
             if self._metrics is not None:
                 self._metrics.watch(
@@ -186,7 +186,7 @@ class _Owners:
             # From here on, leases are refreshed: to resume long logs takes longer than they last.
             parts.push_async_callback(_cancel, asyncio.create_task(self._tend_leases()))
             kernel = variants()[0]
-            with engine_errors("take up the streams"):
+            with broker_errors("take up the streams"):
                 for owner, recorded_lines in zip(self._owners, recorded, strict=True):
                     owned = range_of(owner.partition, partitions)
                     await loop.run_in_executor(pool, self._resume, owner, owned, kernel, bitmap)
@@ -358,8 +358,8 @@ class _Owners:
             await until_closed(client)
         except ConnectionError as error:
             self._failure = self._failure or OwnerError(
-                f"the engine at {url_text(self._config.url)} can't be used any more: {error}; what "
-                "was acknowledged is on file, and the next owner is sent the rest"
+                f"the NATS server at {url_text(self._config.url)} is no longer usable: {error}; "
+                "what was acknowledged is on file, and the next owner is sent the rest"
             )
             self._end()
 
@@ -401,7 +401,7 @@ class _Owners:
     # Ending.
 
     async def _say_goodbye(self, client: "Client") -> None:
-        """Give up the leases. An engine that does not answer lets them run out by itself."""
+        """Give up the leases. A NATS server that does not answer lets them run out by itself."""
         import nats  # noqa: PLC0415
 
         async def release(owner: PartitionOwner) -> None:

@@ -67,7 +67,7 @@ class OwnersState:
         if self._lacks_space:
             return f"No space for a log, owning {self._name}"
         if self.held_back:
-            return f"The engine does not answer, owning {self._name}"
+            return f"The NATS server does not answer, owning {self._name}"
         return f"Owning {self._name}"
 
     # For the loop alone.

@@ -1,4 +1,4 @@
-"""Forwards numbers to the engine of a cluster: the Sink of a node, which has no log."""
+"""Forwards numbers to the NATS server of a cluster: the Sink of a node, which has no log."""
 
 import os
 import re
@@ -17,16 +17,16 @@ from numbers_uring.log.sink import Forwarded
 
 
 class ForwardError(SinkError):
-    """Numbers that were taken in are not acknowledged, and won't be."""
+    """Numbers that were taken in will not be acknowledged."""
 
 
 class Forwarder:
-    """Publishes each number to its partition's stream, at the engine at `url`.
+    """Publishes each number to its partition's stream, at the NATS server at `url`.
 
-    A number counts once the engine has acknowledged its batch. `say` takes one line for the
-    operator, `inform` one that is no warning; `wake` is called, from another thread, when the next
-    `check` will raise. Raises StartError where the engine can't be reached, or its streams would
-    not keep what they are given.
+    A number counts once the NATS server has acknowledged its batch. `say` gets warnings for the
+    operator, `inform` other lines, one at a time; `wake` is called, from another thread, when the
+    next `check` will raise. Raises StartError if the NATS server does not answer, or its streams
+    are not configured to keep what they are given.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Forwarder:
         self._publisher.attach(self._outbox)
 
     def watch(self, taken: Callable[[], Counts], clients: Callable[[], int]) -> None:
-        """Tell the cluster of the server whose counts and connected clients these are."""
+        """Publish the status of the server whose counts and connected clients these are."""
 
         def state() -> tuple[str, dict[str, object]]:
             forwarded = self.forwarded
@@ -73,7 +73,7 @@ class Forwarder:
                 "time": time.time(),
             }
 
-        self._publisher.tell(state)
+        self._publisher.publish_status(state)
 
     @property
     def name(self) -> str:
@@ -90,12 +90,12 @@ class Forwarder:
 
     @property
     def write_s(self) -> float:
-        """Seconds spent in packing, and in waiting for room."""
+        """Seconds spent in packing, and in waiting for free space."""
         return self._outbox.write_s
 
     @property
     def sync_s(self) -> float:
-        """None: the engine does it."""
+        """Zero: the NATS server syncs."""
         return 0.0
 
     @property
@@ -104,54 +104,54 @@ class Forwarder:
 
     @property
     def full_status(self) -> str:
-        return "The engine is behind"
+        return "The NATS server is behind"
 
     @property
     def full_message(self) -> str:
-        return self._publisher.trouble or f"{self.name} is slower than the clients"
+        return self._publisher.problem or f"{self.name} is slower than the clients"
 
     @property
     def room_message(self) -> str:
-        return f"{self.name} takes batches again"
+        return f"{self.name} accepts batches again"
 
     def count(self, taken: Counts) -> Counts:
-        """Return those that are acknowledged, and all repeats."""
+        """Return the acknowledged numbers, and all repeats."""
         return Counts(self._outbox.acknowledged, taken.duplicate)
 
     def append(self, lines: memoryview) -> int:
-        """Pack lines for the engine; return how many bytes of them were taken.
+        """Pack lines for the NATS server; return how many bytes of them were accepted.
 
-        Waits for room, with the interpreter free for others, and takes less where there is none in
-        about a second, or in FORWARD_STOP_ACK_S while the server stops. Raises ForwardError.
+        Waits for free space, without holding the GIL, and accepts less if there is none within
+        about a second, or within FORWARD_STOP_ACK_S while the server stops. Raises ForwardError.
         """
         self.check()
         return self._outbox.put(lines)
 
     def check(self) -> None:
-        """Raise ForwardError where the connection was closed for good."""
+        """Raise ForwardError if the connection was closed for good."""
         failure = self._publisher.failure
         if failure is not None:
-            raise ForwardError(f"{self.name} can't be used any more: {failure}") from failure
+            raise ForwardError(f"{self.name} is no longer usable: {failure}") from failure
 
     def reopen(self) -> None:
-        """There is no file of ours that could have been rotated."""
-        self._inform("numbers are forwarded, there is no log to be reopened")
+        """Do nothing: there is no file that could have been rotated."""
+        self._inform("numbers are forwarded: there is no log to reopen")
 
     def mark(self) -> int:
         return self._outbox.mark()
 
     def has(self, mark: int) -> bool:
-        """Say whether the engine has acknowledged everything up to the mark."""
+        """Return whether the NATS server has acknowledged everything up to the mark."""
         return self._outbox.has_acknowledged(mark)
 
     def begin_stop(self) -> None:
         self._outbox.begin_stop()
 
     def finish(self) -> None:
-        """Wait until everything is acknowledged. Raises ForwardError where patience has ended."""
+        """Wait until everything is acknowledged. Raises ForwardError after FORWARD_STOP_ACK_S."""
         self.check()
         if not self._outbox.wait_until_empty():
-            raise ForwardError(self._publisher.trouble or f"{self.name} does not answer")
+            raise ForwardError(self._publisher.problem or f"{self.name} does not answer")
 
     def loss(self, lines: int) -> str:
         return f"{lines} numbers that were taken in are not acknowledged"

@@ -1,4 +1,4 @@
-"""Numbers on their way to the engine: split, packed, and kept until they are acknowledged."""
+"""Numbers on their way to the NATS server: split, packed, and kept until they are acknowledged."""
 
 import threading
 import time

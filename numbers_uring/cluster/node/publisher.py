@@ -1,13 +1,13 @@
 """The thread that publishes batches to NATS JetStream, each until it is acknowledged.
 
-Facts of nats-server 2.15 and nats-py 2.16 that it stands on:
+Facts of nats-server 2.15 and nats-py 2.16 that it relies on:
 
-- A message is stored once, however often it is sent with the same id within the stream's duplicate
-  window, and each time is acknowledged. After the window it is stored again, and its owner finds
-  only repeats in it.
-- A group of replicas that has lost its leader answers nothing, or that nobody is there, until it
-  has chosen another one some seconds later. What was sent meanwhile is lost without a word.
-- A connection that is lost is made again by the client; requests that were under way are not.
+- A message that is sent several times with the same id is stored once within the stream's duplicate
+  window, and acknowledged each time. After the window it is stored again, and its owner finds only
+  repeats in it.
+- Replicas that have lost their leader do not answer, or answer "no responders", until they have
+  elected another one some seconds later. What is sent meanwhile is lost silently.
+- The client reconnects by itself; it does not repeat the requests that were in flight.
 """
 
 import asyncio
@@ -41,15 +41,15 @@ _HEADER_BYTES_MAX = 1024
 
 
 class _ClosedError(Exception):
-    """Ends all tasks."""
+    """Ends all tasks of the publisher."""
 
 
 class Publisher:
-    """Connected to the engine at `url`, whose streams were checked, once this returns.
+    """Connected to the NATS server at `url`, whose streams were checked, once this returns.
 
-    Publishes what `attach` gives, under ids that begin with `boot_id`. `say` takes a line for the
-    operator when batches are refused, and when that ends. `on_failure` is called, in the thread,
-    when there is a `failure`. Raises StartError.
+    Publishes the batches of the outbox that `attach` names, with ids that begin with `boot_id`.
+    `say` gets a line for the operator when batches are refused, `inform` when that ends.
+    `on_failure` is called, in the thread, when there is a `failure`. Raises StartError.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class Publisher:
         inform: Callable[[str], None],
         on_failure: Callable[[], None],
     ) -> None:
-        self.name = f"the engine at {url_text(url)}"
-        self.trouble: str | None = None
-        """Why the engine does not take batches, where it has said so, or said nothing."""
+        self.name = f"the NATS server at {url_text(url)}"
+        self.problem: str | None = None
+        """Why the NATS server does not accept batches; None if it does."""
         self.failure: BaseException | None = None
         """What has ended the thread."""
         self._url = url
@@ -77,10 +77,10 @@ class Publisher:
         self._on_failure = on_failure
         self._outbox: Outbox
         self._state: Callable[[], tuple[str, dict[str, object]]] | None = None
-        self._told: set[str] = set()
-        self._patience: set[asyncio.Timeout] = set()
+        self._said: set[str] = set()
+        self._timeouts: set[asyncio.Timeout] = set()
         self._loop: asyncio.AbstractEventLoop
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
         self._attached = asyncio.Event()
         self._closing = asyncio.Event()
         self._ready = threading.Event()
@@ -90,21 +90,21 @@ class Publisher:
             self._thread.join()
             raise self.failure
 
-    # For others' threads.
+    # For other threads.
 
     def attach(self, outbox: Outbox) -> None:
-        """Publish what is put there from now on."""
+        """Publish the batches of `outbox` from now on."""
         self._outbox = outbox
         self._call(self._attached.set)
 
     def wake(self) -> None:
         """Look into the outbox; from any thread."""
-        self._call(self._news.set)
+        self._call(self._changed.set)
 
-    def tell(self, state: Callable[[], tuple[str, dict[str, object]]]) -> None:
-        """Put what `state` returns, a key and a JSON object, where the cluster's nodes are listed.
+    def publish_status(self, state: Callable[[], tuple[str, dict[str, object]]]) -> None:
+        """Write what `state` returns, a key and a JSON object, to the bucket of the nodes.
 
-        It is called, in this thread, every NODE_STATUS_INTERVAL_S from now on.
+        `state` is called, in this thread, every NODE_STATUS_INTERVAL_S from now on.
         """
         self._state = state
 
@@ -121,7 +121,7 @@ class Publisher:
 
     def _live(self) -> None:
         try:
-            # It ends what the client leaves behind, too, where the engine is away.
+            # The runner also ends the tasks that the client leaves when there is no NATS server.
             with asyncio.Runner() as runner:
                 self._loop = runner.get_loop()
                 runner.run(self._run())
@@ -148,23 +148,23 @@ class Publisher:
             try:
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(self._dispatch(client, js, tasks))
-                    tasks.create_task(self._tell_state(js))
+                    tasks.create_task(self._publish_status(js))
                     tasks.create_task(until_closed(client))
                     await self._closing.wait()
                     raise _ClosedError
             except* _ClosedError:
-                await self._forget_state(client, js)
+                await self._delete_status(client, js)
 
     def _note(self, text: str) -> None:
-        """Say that the connection is lost, or back; what was under way is to be sent again."""
+        """Report that the connection is lost or back, and resend what was in flight."""
         self._say(text)
         self._resend_all()
-        self._news.set()
+        self._changed.set()
 
     def _resend_all(self) -> None:
-        for patience in self._patience:
-            if not patience.expired():
-                patience.reschedule(self._loop.time())
+        for timeout in self._timeouts:
+            if not timeout.expired():
+                timeout.reschedule(self._loop.time())
 
     async def _dispatch(
         self, client: "Client", js: "JetStreamContext", tasks: asyncio.TaskGroup
@@ -173,14 +173,14 @@ class Publisher:
         slots = asyncio.Semaphore(FORWARD_IN_FLIGHT)
         while True:
             await slots.acquire()
-            # Before the look, so that whatever comes behind it is not missed.
-            self._news.clear()
+            # Cleared before the outbox is asked, so that no later change is missed.
+            self._changed.clear()
             while (batch := self._outbox.take() if client.is_connected else None) is None:
                 pause_s = self._outbox.due_in_s() if client.is_connected else FORWARD_RETRY_S
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
-                        await self._news.wait()
-                self._news.clear()
+                        await self._changed.wait()
+                self._changed.clear()
             task = tasks.create_task(self._publish(js, batch))
             task.add_done_callback(lambda _: slots.release())
 
@@ -188,9 +188,9 @@ class Publisher:
         import nats  # noqa: PLC0415
 
         try:
-            async with asyncio.timeout(FORWARD_RESEND_S) as patience:
-                self._patience.add(patience)
-                # Its own time-out would not see that the connection was lost.
+            async with asyncio.timeout(FORWARD_RESEND_S) as timeout:
+                self._timeouts.add(timeout)
+                # The call's own timeout does not notice a lost connection.
                 await js.publish(
                     subject_name(batch.partition),
                     batch.payload,
@@ -199,53 +199,53 @@ class Publisher:
                 )
         except (OSError, nats.errors.Error) as error:
             self._outbox.fail(batch, FORWARD_RETRY_S)
-            self._note_trouble(batch.partition, error)
+            self._note_problem(batch.partition, error)
         else:
             if self._outbox.acknowledge(batch):
-                self._note_relief()
+                self._note_recovery()
         finally:
-            self._patience.discard(patience)
-            self._news.set()
+            self._timeouts.discard(timeout)
+            self._changed.set()
 
-    def _note_trouble(self, partition: int, error: Exception) -> None:
-        """Say what is wrong, once until everything is acknowledged that was refused."""
+    def _note_problem(self, partition: int, error: Exception) -> None:
+        """Report each problem once, until everything that was refused is acknowledged."""
         from nats.js.errors import APIError, NoStreamResponseError  # noqa: PLC0415
 
         if isinstance(error, TimeoutError):
             kind, text = "silent", "does not answer"
         elif isinstance(error, NoStreamResponseError):
-            kind = "nobody"
-            text = f"has nobody to take {subject_name(partition)}: no stream, or no leader of it"
+            kind = "no responders"
+            text = f"has no stream for {subject_name(partition)}, or no leader of it"
         elif isinstance(error, APIError):
             kind = f"refused {error.description}"
             text = f"refuses {subject_name(partition)}: {error.description}"
         else:
-            kind, text = type(error).__name__, f"does not take batches: {error}"
-        self.trouble = f"{self.name} {text}"
-        if kind not in self._told and not self._closing.is_set():
-            self._told.add(kind)
-            self._say(f"{self.trouble}; sending again until it is acknowledged")
+            kind, text = type(error).__name__, f"does not accept batches: {error}"
+        self.problem = f"{self.name} {text}"
+        if kind not in self._said and not self._closing.is_set():
+            self._said.add(kind)
+            self._say(f"{self.problem}; resending until it is acknowledged")
 
-    def _note_relief(self) -> None:
-        self.trouble = None
-        if self._told:
-            self._told.clear()
-            self._inform(f"{self.name} has acknowledged what it had not: going on")
+    def _note_recovery(self) -> None:
+        self.problem = None
+        if self._said:
+            self._said.clear()
+            self._inform(f"{self.name} has acknowledged everything that was resent")
 
-    async def _tell_state(self, js: "JetStreamContext") -> None:
+    async def _publish_status(self, js: "JetStreamContext") -> None:
         import nats  # noqa: PLC0415
 
         while True:
             await asyncio.sleep(NODE_STATUS_INTERVAL_S)
             if self._state is not None:
                 key, state = self._state()
-                # It is only for those who look; an engine that does not answer is told of anyway.
+                # For information only; the publisher reports a NATS server that does not answer.
                 with suppress(OSError, nats.errors.Error):
                     bucket: Any = await js.key_value(NODES_BUCKET)
                     await bucket.put(key, json.dumps(state).encode())
 
-    async def _forget_state(self, client: "Client", js: "JetStreamContext") -> None:
-        """Leave the list of nodes, rather than be in it for some seconds more."""
+    async def _delete_status(self, client: "Client", js: "JetStreamContext") -> None:
+        """Delete this node's status, which would otherwise stay for some seconds."""
         import nats  # noqa: PLC0415
 
         if self._state is not None and client.is_connected:
