@@ -240,6 +240,10 @@ KEEPALIVE_PROBES = 3
 DRAIN_S = 0.5
 """How long a stop goes on reading what it need not: bytes that arrive after it began."""
 
+DRAIN_USED_S = 0.25
+"""The least that a stop uses of it, in processor time and waits: on a host that is slow, stopped or
+waits for its disk, the time alone would cut off what clients had written before the stop."""
+
 DRAIN_QUIET_S = 0.05
 """Silence after which a client that was sending when the stop began counts as done."""
 
@@ -250,7 +254,8 @@ DRAIN_PAUSE_S = 0.001
 """How long a stop waits for more before it looks at all sockets again."""
 
 DRAIN_BYTES_MAX = 32 * 1024 * 1024
-"""The most that a stop takes from one connection beyond what its socket held at the start."""
+"""The most that a stop takes from one connection beyond what its socket held at the start, and the
+least from all, unless DRAIN_USED_S are over."""
 
 LAST_REPORT_WAIT_S = 0.2
 """How long the last report waits for a reader of standard output that is behind."""
@@ -414,7 +419,8 @@ assert BATCH_BYTES >= 2 * CHUNK_BYTES_MAX
 assert 2 * LOG_NAME_CHECK_S < LOG_RENAMED_S
 assert PROBE_CHUNK_BYTES % LINE_BYTES == 0
 assert STREAM_RETRY_S < STREAM_THREAD_WAIT_S < LAST_REPORT_WAIT_S < 1
-assert 2 * DRAIN_PAUSE_S < DRAIN_QUIET_S < DRAIN_S < 1
+assert 2 * DRAIN_PAUSE_S < DRAIN_QUIET_S < DRAIN_USED_S < DRAIN_S
+assert DRAIN_S + DRAIN_USED_S < 1
 assert SLOW_APPEND_S < GATHER_S_MAX < IDLE_PASS_S
 assert 2 * RING_RETRY_S < RING_RETRY_MAX_S
 assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES

@@ -67,8 +67,8 @@ class Reactor(Protocol):
         """Stop accepting, hand out what the sockets hold at this moment, close every connection.
 
         Everything that a connected client, or one that waits in the backlog, had delivered to this
-        host is handed out. Bytes that come later may be, until `end_s` on the monotonic clock
-        and in a bounded number.
+        host is handed out. Bytes that come later may be, until `end_s` on the monotonic clock, on
+        a slow host beyond that, and in a bounded number: see DrainBound.
 
         Clients in the backlog are accepted as far as slots and descriptors are free, which each
         `finish_close` makes one of. Call it again after those that come later, until it hands out

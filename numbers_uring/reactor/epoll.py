@@ -39,6 +39,7 @@ from numbers_uring.limits import (
 )
 from numbers_uring.net.listeners import CLOSE_WITH_FIN, backlog_connections
 from numbers_uring.reactor.contract import Completion, End, Kind
+from numbers_uring.reactor.drain_bound import DrainBound
 from numbers_uring.reactor.epoll_listeners import Accepted, EpollListeners
 from numbers_uring.reactor.pacing import Pacing
 
@@ -85,7 +86,7 @@ class EpollReactor:
         self._disconnected: list[int] = []
         self._closing: dict[int, socket.socket] = {}
         """Those that `finish_close` has to come for."""
-        self._draining = False
+        self._draining: DrainBound | None = None
         self._waiting: dict[socket.socket, int] = {}
         """Of each listener, the clients in its backlog when the first drain began."""
         self._pacing = Pacing()
@@ -202,7 +203,7 @@ class EpollReactor:
             self._epoll.unregister(fd)
         except OSError:
             # A drain leaves out what it does not know, and comes to an end in any case.
-            if not self._draining:
+            if self._draining is None:
                 raise
 
     def _take_disconnected(self) -> Iterator[Completion]:
@@ -216,7 +217,7 @@ class EpollReactor:
         return len(self._free) > self._connections_elsewhere
 
     def _listen_if_possible(self) -> None:
-        if not self._draining and (self._has_room or self._may_refuse):
+        if self._draining is None and (self._has_room or self._may_refuse):
             self._listeners.watch()
 
     @property
@@ -333,8 +334,8 @@ class EpollReactor:
     # Stopping.
 
     def drain(self, end_s: float) -> Iterator[Completion]:
-        if not self._draining:
-            self._draining = True
+        if self._draining is None:
+            self._draining = DrainBound(end_s)
             self._waiting = {each: backlog_connections(each) for each in self._listeners.sockets}
             # Whatever goes wrong here: a drain waits for connections alone.
             with suppress(OSError):
@@ -346,24 +347,24 @@ class EpollReactor:
             yield from self._accept_waiting()
             if not (self._slots or self._disconnected):
                 return
-            yield from self._drain_connected(end_s)
+            yield from self._drain_connected(self._draining)
             for connection in list(self._slots.values()):
                 self.disconnect(connection)
             yield from self._take_disconnected()
 
-    def _drain_connected(self, end_s: float) -> Iterator[Completion]:
-        """Receive what each socket holds now, and what its client goes on to send until `end_s`.
+    def _drain_connected(self, bound: DrainBound) -> Iterator[Completion]:
+        """Receive what each socket holds now, and what its client goes on to send within `bound`.
 
         A client that has written all and left may have part of that in its own send buffer, because
         the window was closed: it comes as soon as there is room. So silence ends this, and for a
-        client that never stops, DRAIN_S and DRAIN_BYTES_MAX do.
+        client that never stops, the bound and DRAIN_BYTES_MAX do.
         """
         owed_bytes = {
             connection: self.held_bytes(connection) for connection in self._slots.values()
         }
         quiet_s = 0.0
-        while ready := self._ready_connections(quiet_s):
-            late = time.monotonic() >= end_s
+        while ready := self._ready_connections(quiet_s, bound):
+            late = bound.over
             quiet_s = 0.0 if late else DRAIN_QUIET_S
             received = False
             for connection in ready:
@@ -374,6 +375,7 @@ class EpollReactor:
                 kind, _, _, size = completion
                 yield completion
                 owed_bytes[connection] -= size
+                bound.received(size, on_top=-owed_bytes[connection])
                 enough = owed_bytes[connection] <= (0 if late else -DRAIN_BYTES_MAX)
                 if kind == _RECEIVED and enough and not self._is_over(connection):
                     self.disconnect(connection)
@@ -384,7 +386,8 @@ class EpollReactor:
     def _is_over(self, connection: int) -> bool:
         return self._sockets[connection] is None
 
-    def _ready_connections(self, timeout_s: float) -> list[int]:
+    def _ready_connections(self, timeout_s: float, bound: DrainBound) -> list[int]:
+        begin_s = time.monotonic()
         try:
             events = self._epoll.poll(timeout_s, self._events_max)
         except OSError:
@@ -393,6 +396,7 @@ class EpollReactor:
             for fd in self._slots:
                 poll.register(fd, select.POLLIN)
             events = poll.poll(timeout_s * 1000)
+        bound.waited(min(time.monotonic() - begin_s, timeout_s))
         return [self._slots[fd] for fd, _ in events if fd in self._slots]
 
     def _accept_waiting(self) -> Iterator[Completion]:

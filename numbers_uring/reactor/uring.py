@@ -10,7 +10,6 @@ What it stands on, beside what native/uring/pass.c says of the kernel:
 """
 
 import errno
-import math
 import os
 import select
 import socket
@@ -45,6 +44,7 @@ from numbers_uring.limits import (
 from numbers_uring.net.listeners import backlog_connections
 from numbers_uring.reactor.accept_backoff import AcceptBackoff
 from numbers_uring.reactor.contract import Completion, End, Kind
+from numbers_uring.reactor.drain_bound import DrainBound
 from numbers_uring.reactor.pacing import Pacing
 from numbers_uring.reactor.ring_retries import RingRetries
 
@@ -94,7 +94,8 @@ class UringReactor:
         self._to_adopt: list[tuple[int, Peer]] = []
         self._adopted: dict[int, Peer] = {}
         self._rows: Iterator[Completion] = iter(())
-        self._waiting: list[int] | None = None
+        self._draining: DrainBound | None = None
+        self._waiting: list[int] = []
         """Of each listener, the clients in its backlog when the first drain began."""
         self._wakeup = select.poll()
         self._wakeup.register(wakeup_fd, select.POLLIN)
@@ -255,7 +256,8 @@ class UringReactor:
 
     def drain(self, end_s: float) -> Iterator[Completion]:
         yield from self._take_rows()
-        if self._waiting is None:
+        if self._draining is None:
+            self._draining = DrainBound(end_s)
             self._waiting = [backlog_connections(listener) for listener in self._listeners]
             lib.nu_ring_begin_drain(self._ring)
         yield from self._take_adopted()
@@ -263,7 +265,7 @@ class UringReactor:
             yield from self._accept_waiting(self._waiting)
             if lib.nu_ring_next_open(self._ring, 0) < 0:
                 return
-            yield from self._drain_connected(end_s)
+            yield from self._drain_connected(self._draining)
             for connection in self._open_connections():
                 self.disconnect(connection)
             while lib.nu_ring_next_open(self._ring, 0) >= 0:
@@ -276,30 +278,32 @@ class UringReactor:
             yield connection
             connection = lib.nu_ring_next_open(self._ring, connection + 1)
 
-    def _drain_connected(self, end_s: float) -> Iterator[Completion]:
-        """Hand out what is held for each connection now, and what comes on top until `end_s`.
+    def _drain_connected(self, bound: DrainBound) -> Iterator[Completion]:
+        """Hand out what is held for each connection now, and what comes on top within `bound`.
 
         A client that has written all and left may have part of that in its own send buffer, because
         the window was closed, which takes DRAIN_FULL_BYTES: it comes as soon as there is room. So
-        silence ends this, and for a client that never stops, DRAIN_S and DRAIN_BYTES_MAX do.
+        silence ends this, and for a client that never stops, the bound and DRAIN_BYTES_MAX do.
         """
         owed_bytes = {each: self._owed_bytes(each) for each in self._open_connections()}
         quiet_s = DRAIN_QUIET_S if max(owed_bytes.values()) >= DRAIN_FULL_BYTES else 0.0
-        quiet_from_s = -math.inf
+        waited_s = 0.0
         while lib.nu_ring_next_open(self._ring, 0) >= 0:
             self._pass(0)
-            now_s = time.monotonic()
-            late = now_s >= end_s
+            late = bound.over
             if not self._results.count:
-                if late or now_s >= quiet_from_s + quiet_s:
+                if late or waited_s >= quiet_s:
                     return
                 time.sleep(DRAIN_PAUSE_S)
+                bound.waited(DRAIN_PAUSE_S)
+                waited_s += DRAIN_PAUSE_S
                 continue
-            quiet_from_s = now_s
+            waited_s = 0.0
             for completion in self._take_rows():
                 kind, connection, _, size = completion
                 yield completion
                 owed_bytes[connection] -= size
+                bound.received(size, on_top=-owed_bytes[connection])
                 enough = owed_bytes[connection] <= (0 if late else -DRAIN_BYTES_MAX)
                 if kind == _RECEIVED and enough:
                     self.disconnect(connection)

@@ -348,6 +348,37 @@ def test_a_backlog_that_cannot_be_counted_is_taken_in_all_the_same(
     assert server.logged_set() == set(range(8))
 
 
+@needs_strace
+@pytest.mark.parametrize("slow", ["recvfrom", "write", "fdatasync"])
+def test_what_clients_had_written_before_a_stop_is_taken_in_on_a_slow_host(
+    serve: Serve, backend: str, reactors: str, slow: str, tmp_path: Path
+) -> None:
+    """Most of it is in their own send buffers yet, because the server does not receive."""
+    server = serve("--backend", backend, "--reactors", reactors, "--fsync", "always")
+    delay = ("-e", f"trace={slow}", "-e", f"inject={slow}:delay_enter=50ms")
+    sent = 0
+    with ExitStack() as stack:
+        stack.enter_context(strace(server, tmp_path / "trace", *delay))
+        server.process.send_signal(signal.SIGSTOP)
+        half_closed = []
+        for number in range(8):
+            client = stack.enter_context(server.connect())
+            client.setblocking(False)
+            begin = number * 300_000
+            sent_bytes = client.send(lines(range(begin, begin + 300_000)))
+            sent += sent_bytes // 10
+            if number % 2:
+                client.close()
+            else:
+                client.shutdown(socket.SHUT_WR)
+                half_closed.append(client)
+        server.process.send_signal(signal.SIGTERM)
+        server.process.send_signal(signal.SIGCONT)
+        assert all(map(sees_fin, half_closed))
+        assert server.wait() == 0, server.stderr
+    assert len(server.logged_set()) == sent
+
+
 @pytest.mark.alone
 def test_thousands_of_silent_clients_in_the_backlog_do_not_delay_a_stop(
     serve: Serve, backend: str, reactors: str
