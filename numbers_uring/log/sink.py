@@ -79,6 +79,12 @@ class Sink(Protocol):
     def has(self, mark: int) -> bool:
         """Return whether everything up to the mark is stored as safely as was asked for."""
 
+    def wait_until_stored(self, mark: int) -> None:
+        """Return when it has everything up to the mark, while others may go on appending.
+
+        To be called after `begin_stop`. Raises SinkError.
+        """
+
     def begin_stop(self) -> None:
         """Called when the server begins to stop: what is appended now is the last."""
 

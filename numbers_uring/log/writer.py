@@ -199,6 +199,12 @@ class NumbersLog:
         failed = self._failure is not None or self._durability.failed
         return self._stored_lines >= mark and not failed
 
+    def wait_until_stored(self, mark: int) -> None:
+        """Wait for another thread's append, which is stored once it is over. Raises SinkError."""
+        if not self.has(mark):
+            with self._final():
+                self.check()
+
     # Syncing.
 
     def check(self) -> None:

@@ -56,9 +56,10 @@ class PendingCloses:
         return bool(self._pending)
 
     @property
-    def wait_for_sink(self) -> bool:
-        """Whether the sink has all that they wait for, but has not stored it yet."""
-        return bool(self._pending) and all(each.mark is not None for each in self._pending)
+    def awaited_mark(self) -> int | None:
+        """The sink's mark of all that they wait for; None while a loop's batch is missing."""
+        marks = [each.mark for each in self._pending if each.mark is not None]
+        return max(marks) if marks and len(marks) == len(self._pending) else None
 
     def add(self, connection: int) -> None:
         """Close a connection that was CLOSED, at once or later. Raises SinkError.

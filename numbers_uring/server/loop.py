@@ -310,8 +310,9 @@ class Loop:
                 self._wait_until_stored()
 
     def _wait_until_stored(self) -> None:
-        if self._closes.wait_for_sink:
-            self._sink.finish()
+        mark = self._closes.awaited_mark
+        if mark is not None:
+            self._sink.wait_until_stored(mark)
         else:
             # Another loop appends its batch at this moment, or fails.
             self._sleep(CLOSE_POLL_S)

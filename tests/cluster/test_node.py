@@ -8,7 +8,7 @@ import struct
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from numbers_uring.cluster.partitions import NODES_BUCKET, range_of, stream_name
 from numbers_uring.config import BrokerAccess
 from ports import reserve_port
 from support.broker import Broker, broker_group, broker_with_cluster, init, leader
-from support.clients import is_closed
+from support.clients import flood, is_closed, sees_fin
 from support.logs import lines
 from support.processes import ServerProcess, assert_one_line_error, run_command
 from support.waiting import DEADLINE_S, wait_until
@@ -247,17 +247,44 @@ def test_the_close_that_a_client_waits_for_says_that_the_nats_server_has_its_num
         assert server.terminate() == 0
 
 
-def test_a_stop_closes_a_client_once_its_numbers_are_acknowledged(own_broker: Broker) -> None:
-    with node(own_broker) as server, server.connect() as client:
+@pytest.mark.parametrize("reactors", ["1", "3"])
+def test_a_stop_closes_a_client_once_its_numbers_are_acknowledged(
+    own_broker: Broker, reactors: str
+) -> None:
+    with node(own_broker, "--reactors", reactors) as server, ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in range(4)]
         own_broker.suspend()
-        client.sendall(lines([1]))
-        client.shutdown(socket.SHUT_WR)
+        for number, client in enumerate(clients):
+            # The last one has the numbers of all.
+            client.sendall(lines(range(number + 1) if client is clients[-1] else [number]))
+        clients[0].shutdown(socket.SHUT_WR)
         server.process.send_signal(signal.SIGTERM)
-        assert select.select([client], [], [], 0.2)[0] == []
+        assert select.select(clients, [], [], 0.2)[0] == []
         own_broker.resume()
-        assert client.recv(1) == b""
+        assert all(sees_fin(client) for client in clients)
         assert server.wait() == 0
-    assert stored(own_broker) == [1]
+    assert sorted(stored(own_broker)) == [0, 1, 2, 3]
+
+
+def test_a_stop_of_a_node_with_several_reactors_takes_in_floods_beside_quiet_clients(
+    own_broker: Broker,
+) -> None:
+    with node(own_broker, "--reactors", "3") as server, ExitStack() as stack:
+        first, quiet, *others = [stack.enter_context(server.connect()) for _ in range(5)]
+        quiet.sendall(lines([999_999_999]))
+        senders = [
+            threading.Thread(target=flood, args=(client, 100_000_000 * number, 1_000_000))
+            for number, client in enumerate([first, *others])
+        ]
+        for sender in senders:
+            sender.start()
+        wait_until(lambda: len(stored(own_broker)) > 1000, "the floods")
+        server.process.send_signal(signal.SIGTERM)
+        assert sees_fin(quiet)
+        assert server.wait() == 0, server.stderr
+        for sender in senders:
+            sender.join()
+        assert len(stored_once(own_broker)) == server.reported()[2]
 
 
 @contextmanager

@@ -155,7 +155,7 @@ def test_room_that_is_made_is_used_at_once() -> None:
     thread.join(DEADLINE_S)
     assert taken == [numbers]
     assert found == list(range(numbers))
-    assert outbox.wait_until_empty()
+    assert outbox.wait_until_acknowledged(outbox.mark())
 
 
 def test_a_stop_waits_for_what_is_not_acknowledged_and_gives_up_in_the_end(
@@ -163,10 +163,33 @@ def test_a_stop_waits_for_what_is_not_acknowledged_and_gives_up_in_the_end(
 ) -> None:
     outbox = make()
     outbox.begin_stop()
-    assert outbox.wait_until_empty()
+    assert outbox.wait_until_acknowledged(outbox.mark())
     put(outbox, 1)
     clock.now_s += FORWARD_STOP_ACK_S
-    assert not outbox.wait_until_empty()
+    assert not outbox.wait_until_acknowledged(outbox.mark())
+
+
+def test_a_mark_is_waited_for_without_what_was_put_behind_it(
+    make: Callable[..., Outbox], clock: Clock
+) -> None:
+    outbox = make()
+    outbox.begin_stop()
+    assert put(outbox, 1, 999_999_999) == 2
+    clock.now_s += FORWARD_LINGER_S
+    before = [outbox.take(), outbox.take()]
+    mark = outbox.mark()
+    assert put(outbox, 999_999_998) == 1
+
+    def acknowledge() -> None:
+        for batch in before:
+            assert batch is not None
+            outbox.acknowledge(batch)
+
+    threading.Timer(0.05, acknowledge).start()
+    assert outbox.wait_until_acknowledged(mark)
+    assert outbox.forwarded.in_flight == 1
+    clock.now_s += FORWARD_STOP_ACK_S
+    assert not outbox.wait_until_acknowledged(outbox.mark())
 
 
 def test_many_partitions_share_the_memory() -> None:
@@ -213,7 +236,7 @@ def test_threads_that_put_at_once_lose_and_double_nothing() -> None:
     for thread in threads:
         thread.join(DEADLINE_S)
     assert sorted(found) == sorted(number for piece in pieces for number in piece)
-    assert outbox.wait_until_empty()
+    assert outbox.wait_until_acknowledged(outbox.mark())
 
 
 def test_a_batch_that_is_not_full_waits_for_those_before_it(

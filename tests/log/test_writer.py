@@ -161,6 +161,39 @@ def test_a_failed_sync_is_final(path: Path) -> None:
         log.finish()
 
 
+def test_what_was_written_before_a_mark_is_waited_for_and_appended_to(path: Path) -> None:
+    syncing, go_on = threading.Event(), threading.Event()
+
+    def sync(_fd: int) -> None:
+        syncing.set()
+        assert go_on.wait(DEADLINE_S)
+
+    log = open_log(path, fsync=Fsync.ALWAYS, fdatasync=sync)
+    appending = threading.Thread(target=log.append, args=(memoryview(LINES),))
+    appending.start()
+    assert syncing.wait(DEADLINE_S)
+    mark = log.mark()
+    assert not log.has(mark)
+    threading.Timer(0.05, go_on.set).start()
+    log.wait_until_stored(mark)
+    assert log.has(mark)
+    appending.join(DEADLINE_S)
+    assert log.append(memoryview(LINES)) == len(LINES)
+    log.finish()
+    assert path.read_bytes() == 2 * LINES
+
+
+def test_waiting_for_a_mark_raises_what_has_failed(path: Path) -> None:
+    def refuse(_fd: int) -> None:
+        raise failure(errno.EIO)
+
+    log = open_log(path, fsync=Fsync.ALWAYS, fdatasync=refuse)
+    with pytest.raises(SinkError, match="sync"):
+        log.append(memoryview(LINES))
+    with pytest.raises(SinkError, match="sync"):
+        log.wait_until_stored(log.mark())
+
+
 def test_each_append_is_synced_where_always_is_asked_for(path: Path) -> None:
     synced = []
     log = open_log(path, fsync=Fsync.ALWAYS, fdatasync=lambda _fd: synced.append(path.read_bytes()))

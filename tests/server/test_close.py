@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from support.clients import sees_fin
+from support.clients import flood, sees_fin
 from support.faults import needs_strace, strace
 from support.logs import lines
 from support.processes import ServerProcess
@@ -247,6 +248,31 @@ def test_a_fin_comes_only_when_the_lines_before_are_stored(
             assert _synced_after_the_last_write(trace)
         assert sees_fin(first) if last == b"terminate\n" else server.stop() == 0
     assert server.wait() == 0
+
+
+@needs_strace
+def test_a_stop_stores_what_some_reactors_take_in_while_another_closes_its_clients(
+    serve: Serve, backend: str, tmp_path: Path
+) -> None:
+    server = serve("--backend", backend, "--reactors", "4", "--fsync", "always")
+    delay = ("-P", str(server.log_path), "-e", "inject=fdatasync:delay_enter=20ms")
+    with strace(server, tmp_path / "trace", *delay), ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in range(4)]
+        senders = [
+            threading.Thread(target=flood, args=(client, 200_000_000 * number))
+            for number, client in enumerate(clients)
+            if number != 1  # The first reactor has the first client, and drains last.
+        ]
+        for sender in senders:
+            sender.start()
+        wait_until(lambda: len(on_file(server.log_path)) > 1000, "the floods")
+        server.process.send_signal(signal.SIGTERM)
+        assert sees_fin(clients[1])
+        code = server.wait()
+        for sender in senders:
+            sender.join()
+    assert (code, server.stderr.count("error")) == (0, 0), server.stderr
+    assert len(server.logged_set()) == server.reported()[2]
 
 
 def _synced_after_the_last_write(trace: Path) -> bool:

@@ -1,7 +1,9 @@
 """What a client of the server does and sees."""
 
 import socket
+from contextlib import suppress
 
+from support.logs import lines
 from support.waiting import DEADLINE_S
 
 
@@ -23,3 +25,10 @@ def is_closed(client: socket.socket) -> bool:
     except ConnectionResetError:
         # Data that was sent after the line that ended the connection is answered with a reset.
         return True
+
+
+def flood(client: socket.socket, begin: int, numbers: int = 100_000_000) -> None:
+    """Send ascending numbers, until the server closes the connection or they are all sent."""
+    with suppress(OSError):
+        for first in range(begin, begin + numbers, 20_000):
+            client.sendall(lines(range(first, first + 20_000)))

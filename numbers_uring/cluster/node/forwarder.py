@@ -144,14 +144,18 @@ class Forwarder:
         """Return whether the NATS server has acknowledged everything up to the mark."""
         return self._outbox.has_acknowledged(mark)
 
+    def wait_until_stored(self, mark: int) -> None:
+        """Wait until all up to the mark is acknowledged. Raises ForwardError if it is not."""
+        self.check()
+        if not self._outbox.wait_until_acknowledged(mark):
+            raise ForwardError(self._publisher.problem or f"{self.name} does not answer")
+
     def begin_stop(self) -> None:
         self._outbox.begin_stop()
 
     def finish(self) -> None:
         """Wait until everything is acknowledged. Raises ForwardError after FORWARD_STOP_ACK_S."""
-        self.check()
-        if not self._outbox.wait_until_empty():
-            raise ForwardError(self._publisher.problem or f"{self.name} does not answer")
+        self.wait_until_stored(self.mark())
 
     def loss(self, lines: int) -> str:
         return f"{lines} numbers that were taken in are not acknowledged"

@@ -125,10 +125,13 @@ class Outbox:
             self._stopping = True
             self._progress_s = self._clock()
 
-    def wait_until_empty(self) -> bool:
-        """Return once everything is acknowledged; False where patience has ended before that."""
+    def wait_until_acknowledged(self, mark: int) -> bool:
+        """Return True once everything up to the mark is acknowledged; from any thread.
+
+        False means that nothing was acknowledged for FORWARD_STOP_ACK_S, since `begin_stop`.
+        """
         with self._changed:
-            while self._appended != self._acknowledged:
+            while not self._has_acknowledged(mark):
                 left_s = self._progress_s + FORWARD_STOP_ACK_S - self._clock()
                 if left_s <= 0:
                     return False
@@ -141,16 +144,19 @@ class Outbox:
             return self._appended
 
     def has_acknowledged(self, mark: int) -> bool:
-        """Say whether everything up to the mark is acknowledged; from any thread.
+        """Return whether everything up to the mark is acknowledged; from any thread.
 
         It is said a little late where a partition's area has numbers from both sides of the mark.
         """
         with self._changed:
-            if self._acknowledged == self._appended:
-                return True
-            return all(batch.since >= mark for batch in self._outstanding) and all(
-                self._area_since[partition] >= mark for partition in self._packer.occupied()
-            )
+            return self._has_acknowledged(mark)
+
+    def _has_acknowledged(self, mark: int) -> bool:
+        if self._acknowledged == self._appended:
+            return True
+        return all(batch.since >= mark for batch in self._outstanding) and all(
+            self._area_since[partition] >= mark for partition in self._packer.occupied()
+        )
 
     @property
     def forwarded(self) -> Forwarded:
