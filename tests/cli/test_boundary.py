@@ -101,12 +101,12 @@ def test_a_module_that_cannot_be_imported_is_one_line_and_exit_3(
 
 UNEXPECTED = """
 import sys
-from numbers_uring.server import run
+from numbers_uring.server import steps
 
 def fails(*_, **__):
     raise {error}
 
-run.choose_kernel = fails
+steps.choose_kernel = fails
 sys.argv[1:] = ["serve", "--port", "0", *sys.argv[1:]]
 from numbers_uring.cli.main import main
 main()
@@ -127,7 +127,7 @@ def run_unexpected(error: str, *options: str, cwd: Path) -> subprocess.Completed
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        ("OSError(5, 'Input/output error')", ("OSError", "Input/output error", "server/run.py")),
+        ("OSError(5, 'Input/output error')", ("OSError", "Input/output error", "server/steps.py")),
         ("MemoryError", ("not enough memory",)),
         ("RuntimeError('two\\nlines')", ("RuntimeError", "two lines")),
         ("ZeroDivisionError", ("ZeroDivisionError",)),
