@@ -1,6 +1,8 @@
-"""Every limit, with its unit, and the relations between them."""
+"""Every limit, with its unit, wing by wing, and the relations between them."""
 
 from select import PIPE_BUF
+
+# The protocol.
 
 LINE_BYTES = 10
 """Nine characters and a newline: a number's line and `terminate` alike."""
@@ -9,7 +11,12 @@ TAIL_BYTES_MAX = LINE_BYTES - 1
 """The most that is carried from one receive to the next: an incomplete line."""
 
 NUMBERS = 1_000_000_000
+"""All numbers of nine digits."""
+
 BITMAP_BYTES = NUMBERS // 8
+"""One bit for each of them."""
+
+# ingest/
 
 HEADROOM_BYTES = 16
 """Free bytes in front of each received piece, where the connection's tail is laid."""
@@ -26,19 +33,64 @@ CHUNK_BYTES_MAX = TAIL_BYTES_MAX + RECEIVE_BYTES
 BATCH_BYTES = 2304 * 1024
 """Lines that wait for the log: appended before each wait, and when a piece might not fit."""
 
-WRITE_BEHIND_BYTES = 8 * 1024 * 1024
-"""The log's window of write-back."""
-
-WRITE_BEHIND_LAG_BYTES = 256 * 1024 * 1024
-"""What stays in memory behind the writer, so that a burst is over before its write-back starts."""
+# net/
 
 BACKLOG_CONNECTIONS = 4096
 """Asked of listen(2); the kernel lowers it to net.core.somaxconn."""
 
-REACTORS_MAX = 64
+KEEPALIVE_IDLE_S = 60
+KEEPALIVE_INTERVAL_S = 10
+KEEPALIVE_PROBES = 3
+"""A vanished host's slot is free after 60 + 3 * 10 seconds."""
+
+DIRECTORY_LOCK_TRIES = 50
+DIRECTORY_LOCK_RETRY_S = 0.02
+"""How often, and how far apart, the directory of a unix socket is tried to be locked."""
+
+# system/
+
+DESCRIPTORS_RESERVED = 48
+"""Descriptors beside the clients': standard streams, log, epoll, listeners, HTTP, Python's own."""
 
 DESCRIPTORS_PER_REACTOR = 4
 """Of each further reactor: its epoll or ring and its wake-up descriptor, and some to spare."""
+
+THREAD_START_BYTES = 4 * 1024 * 1024
+"""What a thread may need, beside its stack, until it can say that memory is lacking."""
+
+THREAD_START_POLL_S = 0.05
+"""How often it is looked whether a thread that is to begin is still there."""
+
+STREAM_RETRY_S = 0.005
+"""How often a line is tried to be written to a stream that is full, where it is worth a wait."""
+
+STREAM_THREAD_WAIT_S = 0.05
+"""How long a line waits for a file that it is written to, before its thread goes on alone."""
+
+LAST_REPORT_WAIT_S = 0.2
+"""How long the last report waits for a reader of standard output that is behind."""
+
+DIAGNOSTIC_CHARACTERS_MAX = 900
+"""Of one line on standard error: short enough, as UTF-8, for a pipe to take it whole."""
+
+SIGNAL_REPEAT_S = 0.05
+"""Signals this close together are one request: timeout(1) sends each of its signals twice."""
+
+SIGNAL_THREAD_END_S = 0.5
+"""How long the end of a run waits for the thread that takes signals."""
+
+# systemd/
+
+WATCHDOG_HEARTBEATS = 4
+"""How often the loop tells the service manager that it lives, in the time that it is given."""
+
+RESUME_EXTEND_S = 60.0
+"""What a resume asks the service manager for, each time that it says how far it is."""
+
+SYNC_EXTEND_S = 300.0
+"""What a reload and a stop ask the service manager for: they may have to wait for the disk."""
+
+# reactor/
 
 ACCEPTS_PER_PASS_MAX = 256
 """Connections accepted in one pass, so that a flood of them does not starve the accepted."""
@@ -73,8 +125,85 @@ REFUSE_GRACE_S = 0.02
 ACCEPT_WARNING_INTERVAL_S = 60.0
 """The least time between two warnings that connections can't be accepted."""
 
-DESCRIPTORS_RESERVED = 48
-"""Descriptors beside the clients': standard streams, log, epoll, listeners, HTTP, Python's own."""
+RING_SMALL_BUFFERS = 1024
+RING_SMALL_BYTES = 16 * 1024 - 64
+"""What the ring receives packets into from clients that send little at a time."""
+
+RING_LARGE_BUFFERS = 16
+RING_LARGE_BYTES = RECEIVE_BYTES
+"""What the ring receives into from clients that fill small buffers, in turn."""
+
+RING_SUBMISSIONS_MAX = 1024
+RING_QUEUED_MIN = 4096
+"""Room for completions that were not looked at yet; it grows with the number of clients."""
+
+RING_COMPLETIONS_MAX = 4096
+"""The most that one pass of the ring hands out."""
+
+RING_RETRIES_AT_ONCE = 16
+RING_RETRY_S = 0.02
+RING_RETRY_MAX_S = 10.0
+"""How often a failing ring is tried at once, how long before each further try, and in all."""
+
+RING_PROBE_S = 1.0
+"""How long the probe of a ring waits for what comes at once."""
+
+RING_WARNING_INTERVAL_S = 60.0
+"""The least time between two warnings that receives fail."""
+
+DRAIN_S = 0.5
+"""How long a stop goes on reading what it need not: bytes that arrive after it began."""
+
+DRAIN_USED_S = 0.25
+"""The least that a stop uses of it, in processor time and waits: on a host that is slow, stopped or
+waits for its disk, the time alone would cut off what clients had written before the stop."""
+
+DRAIN_QUIET_S = 0.05
+"""Silence after which a client that was sending when the stop began counts as done."""
+
+DRAIN_FULL_BYTES = 1024
+"""The least that a socket holds whose window is closed: packets of 10 bytes fill it with that."""
+
+DRAIN_PAUSE_S = 0.001
+"""How long a stop waits for more before it looks at all sockets again."""
+
+DRAIN_BYTES_MAX = 32 * 1024 * 1024
+"""The most that a stop takes from one connection beyond what its socket held at the start, and the
+least from all, unless DRAIN_USED_S are over."""
+
+# log/
+
+WRITE_BEHIND_BYTES = 8 * 1024 * 1024
+"""The log's window of write-back."""
+
+WRITE_BEHIND_LAG_BYTES = 256 * 1024 * 1024
+"""What stays in memory behind the writer, so that a burst is over before its write-back starts."""
+
+SYNC_INTERVAL_S = 1.0
+"""How often a log that grows is synced, where it is neither never nor always."""
+
+LOG_NAME_CHECK_S = 1.0
+"""How often it is checked whether a log that grows still has its name."""
+
+LOG_RENAMED_S = 5.0
+"""How long after a renaming SIGHUP may come before the operator is told that it is needed."""
+
+LOG_CHANGES_WARNING_S = 60.0
+"""The least time between two warnings that another process appends to the log."""
+
+LOG_TAIL_CHUNK_BYTES = 64 * 1024
+"""What is read at once, backwards, to find the last newline of what another process appended."""
+
+LOG_SCAN_CHUNK_BYTES = 256 * 1024
+"""What one read of a scan takes: chunk and batch stay in the second-level cache."""
+
+PROBE_CHUNK_BYTES = 1_000_000
+"""What `doctor` reads of a log at either end, to see whether --resume would take it."""
+
+RESUME_PROGRESS_S = 2.0
+"""How often a long resume says how far it is."""
+
+# metrics/
 
 HTTP_CLIENTS_MIN = 8
 HTTP_CLIENTS_MAX = 512
@@ -88,6 +217,10 @@ HTTP_REQUEST_BYTES_MAX = 16 * 1024
 """Of a request with all its headers."""
 
 HTTP_HEADERS_MAX = 100
+"""Of one request."""
+
+HTTP_RECEIVE_BYTES = 4096
+"""The most that is received from one of them at once."""
 
 HTTP_ACCEPTS_PER_PASS_MAX = 512
 """Connections accepted in one pass of the metrics thread; each takes some 12 us."""
@@ -112,14 +245,117 @@ HTTP_RETRY_S = 0.1
 HTTP_CLOSE_S = 0.75
 """How long a stop waits for the metrics thread."""
 
-HEARTBEAT_INTERVAL_S = 1.0
-"""How often the loop shows that it is alive, where somebody may ask."""
+# profiling/
 
-HEARTBEAT_STALE_S = 10.0
-"""The age of the last sign from which on the loop counts as stuck."""
+PROFILE_HZ = 499
+PROFILE_PY_SPY_HZ = 100
+"""Samples a second of processor time with perf, of any time with py-spy, which stops us for each.
+
+An odd rate keeps clear of what happens a hundred or a thousand times a second.
+"""
+
+PROFILE_STACK_BYTES = 16 * 1024
+"""What perf copies of a stack where it has no frame pointers to follow; ours need some 12 KB."""
+
+PROFILE_BYTES_MAX = 1024 * 1024 * 1024
+"""A recording ends there: more than an hour of a busy server, or two minutes uncompressed."""
+
+PROFILE_START_S = 10.0
+PROFILE_STOP_S = 10.0
+PROFILE_READ_S = 60.0
+"""How long a stopped server reads its recording; the picture shows what was read by then."""
+
+# load/
+
+LOAD_CLIENTS_MAX = 10_000
+"""Connections of one load generator."""
+
+LOAD_SEND_BYTES = 64 * 1024
+LOAD_SEND_BYTES_MAX = 4 * 1024 * 1024
+"""What one send(2) is given, unless told otherwise and at most."""
+
+LOAD_NUMBERS_MAX = 2**53
+"""Beyond this a float can't tell two counts apart."""
+
+LOAD_PREPARE_BYTES = 1024 * 1024 * 1024
+"""Lines made before the clock starts, if all fit; 107 million numbers."""
+
+LOAD_PREPARE_BYTES_MAX = 2**62
+"""The most that --prepare takes: C counts bytes in 64 bits, with a sign."""
+
+LOAD_SEED_MAX = 2**64 - 1
+"""A seed has 64 bits."""
+
+LOAD_RATE_MAX = 10**12
+"""Numbers a second."""
+
+LOAD_PREPARE_STEP_NUMBERS = 4_000_000
+"""Numbers prepared between two looks at signals and two updates of the progress."""
+
+LOAD_ARENA_BYTES = 32 * 1024 * 1024
+"""Lines made on the fly, of all clients together; more only where one send needs it."""
+
+LOAD_CHUNK_BYTES = 64 * 1024
+"""The most that is made ahead for a client whose sends are smaller."""
+
+LOAD_SLICE_S = 0.1
+"""How long signals and progress wait while C runs."""
+
+LOAD_PLOT_SLICE_S = 0.05
+"""How often a plot takes a sample of the numbers sent."""
+
+LOAD_PLOT_INTERVAL_S_MIN = LOAD_PLOT_SLICE_S / 5
+"""A shorter interval is part of its neighbour: its rate would be chance."""
+
+LOAD_CONNECT_WAIT_S = 1.0
+"""How long the clock waits for all clients to be connected: a full backlog may keep some out."""
+
+# cluster/
+
+PARTITIONS_MAX = 1024
+"""Of one cluster: ranges of numbers, each with a stream and a log of its own."""
+
+STREAM_NUMBERS_TIMES = 4
+"""A stream has room for each number of its partition so often, unless asked for otherwise."""
+
+STREAM_REQUESTS_MAX = 32
+"""Streams that are asked for at once."""
+
+MESSAGE_BYTES_MAX = 1024 * 1024
+"""The longest message that an owner takes, and that a stream is made for, headers included."""
+
+DUPLICATE_WINDOW_S = 120.0
+"""How long a stream knows the ids of messages, so that one sent again is stored once."""
+
+NODE_STATUS_S = 10.0
+"""What a node said of itself is forgotten after that time."""
+
+BROKER_START_S = 5.0
+"""How long a command tries to reach the NATS server of a cluster before it gives up."""
+
+BROKER_REFUSALS_MAX = 3
+"""So often in a row each of the NATS servers may refuse to have a lost connection back, until
+it is gone for good: that one of three has learned of a new password first is no reason."""
+
+BROKER_POLL_S = 0.25
+"""How often it is looked whether the connection is gone for good."""
+
+BROKER_REQUEST_S = 10.0
+"""How long an answer may take: a group of three needs 5-7 s to choose a new leader."""
+
+BROKER_CLOSE_S = 2.0
+"""How long an owner that stops waits for a NATS server that does not answer."""
+
+BROKER_ACK_WAIT_S = 5.0
+"""After this time the NATS server delivers a message again that its owner has not acknowledged."""
+
+# cluster/node/
 
 FORWARD_BATCH_BYTES = 256 * 1024
 """The most that one message to the NATS server holds: 64 Ki numbers of four bytes."""
+
+FORWARD_HEADER_BYTES_MAX = 1024
+"""The most that the headers of one such message take."""
 
 FORWARD_AREAS_BYTES = 64 * 1024 * 1024
 """What is packed for all partitions together; many of them have batches that are smaller."""
@@ -152,178 +388,7 @@ FORWARD_CLOSE_S = 2.0
 NODE_STATUS_INTERVAL_S = 2.0
 """How often a node tells the cluster of itself."""
 
-LOG_NAME_CHECK_S = 1.0
-"""How often it is checked whether a log that grows still has its name."""
-
-LOG_RENAMED_S = 5.0
-"""How long after a renaming SIGHUP may come before the operator is told that it is needed."""
-
-LOG_CHANGES_WARNING_S = 60.0
-"""The least time between two warnings that another process appends to the log."""
-
-LOG_TAIL_CHUNK_BYTES = 64 * 1024
-"""What is read at once, backwards, to find the last newline of what another process appended."""
-
-RESUME_PROGRESS_S = 2.0
-"""How often a long resume says how far it is."""
-
-SYNC_INTERVAL_S = 1.0
-"""How often a log that grows is synced, where it is neither never nor always."""
-
-PROBE_CHUNK_BYTES = 1_000_000
-"""What `doctor` reads of a log at either end, to see whether --resume would take it."""
-
-FREE_DISK_BYTES_MIN = 1_000_000_000
-"""Room for a hundred million numbers, below which `doctor` has a word to say."""
-
-THREAD_START_BYTES = 4 * 1024 * 1024
-"""What a thread may need, beside its stack, until it can say that memory is lacking."""
-
-THREAD_START_POLL_S = 0.05
-"""How often it is looked whether a thread that is to begin is still there."""
-
-START_MEMORY_SPARE_BYTES = 8 * 1024 * 1024
-"""What `doctor` wants to be left beside the bitmap and the buffers before it tries to have them."""
-
-RING_SMALL_BUFFERS = 1024
-RING_SMALL_BYTES = 16 * 1024 - 64
-"""What the ring receives packets into from clients that send little at a time."""
-
-RING_LARGE_BUFFERS = 16
-RING_LARGE_BYTES = RECEIVE_BYTES
-"""What the ring receives into from clients that fill small buffers, in turn."""
-
-RING_SUBMISSIONS_MAX = 1024
-RING_QUEUED_MIN = 4096
-"""Room for completions that were not looked at yet; it grows with the number of clients."""
-
-RING_COMPLETIONS_MAX = 4096
-"""The most that one pass of the ring hands out."""
-
-WAIT_S_MAX = 1.0
-"""The longest wait of a loop: whatever a wake-up that failed was for is seen by then."""
-
-SLOW_APPEND_S = 0.005
-GATHER_S_MAX = 0.05
-"""Once an append takes as long as the first, all that is there is taken in before the next one: for
-as long as the last one took, and the second at most."""
-
-CLOSE_POLL_S = 0.0005
-"""How often a loop checks whether the numbers of a client that has left are stored by now."""
-
-IDLE_PASS_S = 0.1
-"""What a pass counts of a client's silence, beyond the time that it was to wait."""
-
-RING_RETRIES_AT_ONCE = 16
-RING_RETRY_S = 0.02
-RING_RETRY_MAX_S = 10.0
-"""How often a failing ring is tried at once, how long before each further try, and in all."""
-
-RING_PROBE_S = 1.0
-"""How long the probe of a ring waits for what comes at once."""
-
-RING_WARNING_INTERVAL_S = 60.0
-"""The least time between two warnings that receives fail."""
-
-NO_SPACE_RETRY_S = 1.0
-"""How often a log that is out of space is tried again."""
-
-STOP_TRIES = 4
-STOP_RETRY_S = 0.1
-"""How often, and how far apart, a stop tries to write to a full disk before it gives up."""
-
-KEEPALIVE_IDLE_S = 60
-KEEPALIVE_INTERVAL_S = 10
-KEEPALIVE_PROBES = 3
-"""A vanished host's slot is free after 60 + 3 * 10 seconds."""
-
-DRAIN_S = 0.5
-"""How long a stop goes on reading what it need not: bytes that arrive after it began."""
-
-DRAIN_USED_S = 0.25
-"""The least that a stop uses of it, in processor time and waits: on a host that is slow, stopped or
-waits for its disk, the time alone would cut off what clients had written before the stop."""
-
-DRAIN_QUIET_S = 0.05
-"""Silence after which a client that was sending when the stop began counts as done."""
-
-DRAIN_FULL_BYTES = 1024
-"""The least that a socket holds whose window is closed: packets of 10 bytes fill it with that."""
-
-DRAIN_PAUSE_S = 0.001
-"""How long a stop waits for more before it looks at all sockets again."""
-
-DRAIN_BYTES_MAX = 32 * 1024 * 1024
-"""The most that a stop takes from one connection beyond what its socket held at the start, and the
-least from all, unless DRAIN_USED_S are over."""
-
-LAST_REPORT_WAIT_S = 0.2
-"""How long the last report waits for a reader of standard output that is behind."""
-
-STREAM_RETRY_S = 0.005
-"""How often a line is tried to be written to a stream that is full, where it is worth a wait."""
-
-STREAM_THREAD_WAIT_S = 0.05
-"""How long a line waits for a file that it is written to, before its thread goes on alone."""
-
-SIGNAL_REPEAT_S = 0.05
-"""Signals this close together are one request: timeout(1) sends each of its signals twice."""
-
-SIGNAL_THREAD_END_S = 0.5
-"""How long the end of a run waits for the thread that takes signals."""
-
-PROFILE_HZ = 499
-PROFILE_PY_SPY_HZ = 100
-"""Samples a second of processor time with perf, of any time with py-spy, which stops us for each.
-
-An odd rate keeps clear of what happens a hundred or a thousand times a second.
-"""
-
-PROFILE_STACK_BYTES = 16 * 1024
-"""What perf copies of a stack where it has no frame pointers to follow; ours need some 12 KB."""
-
-PROFILE_BYTES_MAX = 1024 * 1024 * 1024
-"""A recording ends there: more than an hour of a busy server, or two minutes uncompressed."""
-
-PROFILE_START_S = 10.0
-PROFILE_STOP_S = 10.0
-PROFILE_READ_S = 60.0
-"""How long a stopped server reads its recording; the picture shows what was read by then."""
-
-WATCHDOG_HEARTBEATS = 4
-"""How often the loop tells the service manager that it lives, in the time that it is given."""
-
-RESUME_EXTEND_S = 60.0
-"""What a resume asks the service manager for, each time that it says how far it is."""
-
-SYNC_EXTEND_S = 300.0
-"""What a reload and a stop ask the service manager for: they may have to wait for the disk."""
-
-DIRECTORY_LOCK_TRIES = 50
-DIRECTORY_LOCK_RETRY_S = 0.02
-"""How often, and how far apart, the directory of a unix socket is tried to be locked."""
-
-DIAGNOSTIC_CHARACTERS_MAX = 900
-"""Of one line on standard error: short enough, as UTF-8, for a pipe to take it whole."""
-
-DISCONNECT_LOG_PER_S_MAX = 20
-"""How many disconnects are told of, one by one, with --verbose."""
-
-BROKER_START_S = 5.0
-"""How long a command tries to reach the NATS server of a cluster before it gives up."""
-
-BROKER_REFUSALS_MAX = 3
-"""So often in a row each of the NATS servers may refuse to have a lost connection back, until
-it is gone for good: that one of three has learned of a new password first is no reason."""
-
-BROKER_POLL_S = 0.25
-"""How often it is looked whether the connection is gone for good."""
-
-BROKER_REQUEST_S = 10.0
-"""How long an answer may take: a group of three needs 5-7 s to choose a new leader."""
-
-BROKER_CLOSE_S = 2.0
-"""How long an owner that stops waits for a NATS server that does not answer."""
+# cluster/collector/
 
 OWNER_THREADS_MAX = 32
 """Partitions of one owner that are taken in or synced at the same moment."""
@@ -334,18 +399,6 @@ OWNER_BROKER_RETRY_S = 0.5
 OWNER_BROKER_ANSWER_S = 1.0
 """How long it waits for the answer then: a group without a leader loses what it is asked, and
 answers as soon as it has one only what it is asked anew."""
-
-BROKER_ACK_WAIT_S = 5.0
-"""After this time the NATS server delivers a message again that its owner has not acknowledged."""
-
-DUPLICATE_WINDOW_S = 120.0
-"""How long a stream knows the ids of messages, so that one sent again is stored once."""
-
-STREAM_NUMBERS_TIMES = 4
-"""A stream has room for each number of its partition so often, unless asked for otherwise."""
-
-MESSAGE_BYTES_MAX = 1024 * 1024
-"""The longest message that an owner takes, and that a stream is made for, headers included."""
 
 FETCH_MESSAGES = 16
 """What an owner asks for at once, and puts on disk with one sync if it fits."""
@@ -370,45 +423,58 @@ LEASE_REFRESH_S = 4.0
 """How often an owner says that it is there, and what it has taken in; and how long it waits for the
 answer, before it says so again."""
 
-NODE_STATUS_S = 10.0
-"""What a node said of itself is forgotten after that time."""
+# server/
 
-# The load generator.
+REACTORS_MAX = 64
+"""Of one server, each in a thread of its own."""
 
-LOAD_CLIENTS_MAX = 10_000
-LOAD_SEND_BYTES = 64 * 1024
-LOAD_SEND_BYTES_MAX = 4 * 1024 * 1024
-LOAD_NUMBERS_MAX = 2**53
-"""Beyond this a float can't tell two counts apart."""
+WAIT_S_MAX = 1.0
+"""The longest wait of a loop: whatever a wake-up that failed was for is seen by then."""
 
-LOAD_PREPARE_BYTES = 1024 * 1024 * 1024
-"""Lines made before the clock starts, if all fit; 107 million numbers."""
+SLOW_APPEND_S = 0.005
+GATHER_S_MAX = 0.05
+"""Once an append takes as long as the first, all that is there is taken in before the next one: for
+as long as the last one took, and the second at most."""
 
-LOAD_PREPARE_BYTES_MAX = 2**62
-LOAD_SEED_MAX = 2**64 - 1
-LOAD_RATE_MAX = 10**12
-"""Numbers a second."""
+CLOSE_POLL_S = 0.0005
+"""How often a loop checks whether the numbers of a client that has left are stored by now."""
 
-LOAD_PREPARE_STEP_NUMBERS = 4_000_000
-"""Numbers prepared between two looks at signals and two updates of the progress."""
+IDLE_PASS_S = 0.1
+"""What a pass counts of a client's silence, beyond the time that it was to wait."""
 
-LOAD_ARENA_BYTES = 32 * 1024 * 1024
-"""Lines made on the fly, of all clients together; more only where one send needs it."""
+NO_SPACE_RETRY_S = 1.0
+"""How often a log that is out of space is tried again."""
 
-LOAD_CHUNK_BYTES = 64 * 1024
-"""The most that is made ahead for a client whose sends are smaller."""
+STOP_TRIES = 4
+STOP_RETRY_S = 0.1
+"""How often, and how far apart, a stop tries to write to a full disk before it gives up."""
 
-LOAD_SLICE_S = 0.1
-"""How long signals and progress wait while C runs."""
+HEARTBEAT_INTERVAL_S = 1.0
+"""How often the loop shows that it is alive, where somebody may ask."""
 
-LOAD_PLOT_SLICE_S = 0.05
-"""How often a plot takes a sample of the numbers sent."""
+HEARTBEAT_STALE_S = 10.0
+"""The age of the last sign from which on the loop counts as stuck."""
 
-LOAD_PLOT_INTERVAL_S_MIN = LOAD_PLOT_SLICE_S / 5
-"""A shorter interval is part of its neighbour: its rate would be chance."""
+DISCONNECT_LOG_PER_S_MAX = 20
+"""How many disconnects are told of, one by one, with --verbose."""
 
-LOAD_CONNECT_WAIT_S = 1.0
-"""How long the clock waits for all clients to be connected: a full backlog may keep some out."""
+# doctor/
+
+FREE_DISK_BYTES_MIN = 1_000_000_000
+"""Room for a hundred million numbers, below which `doctor` has a word to say."""
+
+START_MEMORY_SPARE_BYTES = 8 * 1024 * 1024
+"""What `doctor` wants to be left beside the bitmap and the buffers before it tries to have them."""
+
+HUGE_PAGES_SHARE_MIN = 0.95
+"""The share of a bitmap on huge pages that `doctor` is content with: its ends rarely are on one."""
+
+# cli/
+
+CHECK_PROGRESS_BYTES = 16 * 1024 * 1024
+"""How much of a log is read between two updates of the progress bar."""
+
+# Relations.
 
 assert SIGNAL_REPEAT_S < SIGNAL_THREAD_END_S < 1
 assert BITMAP_BYTES * 8 == NUMBERS
@@ -434,6 +500,6 @@ assert OWNER_BROKER_ANSWER_S < BROKER_REQUEST_S
 assert OWNER_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
 assert 2 * max(HEARTBEAT_INTERVAL_S, DRAIN_S, FORWARD_ROOM_ALL_S) < HEARTBEAT_STALE_S
 assert FORWARD_IN_FLIGHT <= FORWARD_BATCHES_MAX
-assert FORWARD_BATCH_BYTES < MESSAGE_BYTES_MAX
+assert FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX < MESSAGE_BYTES_MAX
 assert 3 * NODE_STATUS_INTERVAL_S < NODE_STATUS_S
 assert RING_COMPLETIONS_MAX >= 2 * ACCEPTS_PER_PASS_MAX

@@ -13,12 +13,10 @@ from numbers_uring import __version__
 from numbers_uring.errors import ExitCode, SinkError
 from numbers_uring.ingest.bitmap import allocate
 from numbers_uring.ingest.native import variants
+from numbers_uring.limits import CHECK_PROGRESS_BYTES
 from numbers_uring.log.check import Findings, Progress, check_logs, open_logs
 from numbers_uring.log.repair import Repair, repair_logs
 from numbers_uring.system.stdio import PROGRAM
-
-_BAR_STEP_BYTES = 16 * 1024 * 1024
-"""How much is read between two looks of the progress bar."""
 
 
 def _different_files(
@@ -93,7 +91,7 @@ def _stage(label: str, size_bytes: int) -> Iterator[Progress]:
         yield lambda _size: None
         return
     with click.progressbar(
-        length=size_bytes, label=label, file=sys.stderr, update_min_steps=_BAR_STEP_BYTES
+        length=size_bytes, label=label, file=sys.stderr, update_min_steps=CHECK_PROGRESS_BYTES
     ) as bar:
         yield bar.update
 

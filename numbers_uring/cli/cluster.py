@@ -7,8 +7,7 @@ import click
 
 from numbers_uring import __version__
 from numbers_uring.cli.nats_options import access_of, engine_options
-from numbers_uring.cluster.partitions import PARTITIONS_MAX
-from numbers_uring.limits import MESSAGE_BYTES_MAX
+from numbers_uring.limits import MESSAGE_BYTES_MAX, PARTITIONS_MAX
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.stdio import PROGRAM
 

@@ -9,7 +9,8 @@ from numbers_uring import __version__
 from numbers_uring.cli.nats_options import access_of, engine_options
 from numbers_uring.cli.serve import absolute, diagnostic_options, metrics_option
 from numbers_uring.cli.types import Seconds
-from numbers_uring.cluster.partitions import PARTITIONS_MAX, parse_partitions
+from numbers_uring.cluster.partitions import parse_partitions
+from numbers_uring.limits import PARTITIONS_MAX
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.stdio import PROGRAM
 

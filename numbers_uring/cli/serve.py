@@ -13,10 +13,9 @@ from numbers_uring.addresses import PORT_MAX, Address, TcpAddress, parse_address
 from numbers_uring.cli.commands import ENVIRONMENT_PREFIX
 from numbers_uring.cli.nats_options import ACCESS_NAMES, ACCESS_OPTIONS, access_of, check_url
 from numbers_uring.cli.types import Seconds
-from numbers_uring.cluster.partitions import PARTITIONS_MAX
 from numbers_uring.config import DEFAULT_ADDRESS, Config, Fsync, LogFormat, Terminate, WhenFull
 from numbers_uring.ingest.native import VARIANT_NAMES
-from numbers_uring.limits import DISCONNECT_LOG_PER_S_MAX, REACTORS_MAX
+from numbers_uring.limits import DISCONNECT_LOG_PER_S_MAX, PARTITIONS_MAX, REACTORS_MAX
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.stdio import PROGRAM
 

@@ -4,9 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from numbers_uring.limits import NUMBERS
-
-PARTITIONS_MAX = 1024
+from numbers_uring.limits import NUMBERS, PARTITIONS_MAX
 
 NUMBER_BYTES = 4
 """A batch is a whole count of numbers, each an unsigned 32-bit integer, little-endian."""

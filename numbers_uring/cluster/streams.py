@@ -21,7 +21,6 @@ from numbers_uring.cluster.partitions import (
     LEASES_BUCKET,
     NODES_BUCKET,
     NUMBER_BYTES,
-    PARTITIONS_MAX,
     stream_name,
     subject_name,
 )
@@ -32,7 +31,9 @@ from numbers_uring.limits import (
     MESSAGE_BYTES_MAX,
     NODE_STATUS_S,
     NUMBERS,
+    PARTITIONS_MAX,
     STREAM_NUMBERS_TIMES,
+    STREAM_REQUESTS_MAX,
 )
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ PARTITIONS_KEY = "partitions"
 
 _BUCKETS = {CLUSTER_BUCKET: None, LEASES_BUCKET: LEASE_S, NODES_BUCKET: NODE_STATUS_S}
 """How long each one keeps a value, in seconds; None for ever."""
-
-_ASKED_AT_ONCE = 32
 
 
 def _default_max_bytes(partitions: int) -> int:
@@ -183,8 +182,8 @@ async def each_partition(partitions: int, ask: Callable[[int], Awaitable[T]]) ->
     Raises the first one's error.
     """
     answers: list[T] = []
-    for first in range(0, partitions, _ASKED_AT_ONCE):
-        some = range(first, min(first + _ASKED_AT_ONCE, partitions))
+    for first in range(0, partitions, STREAM_REQUESTS_MAX):
+        some = range(first, min(first + STREAM_REQUESTS_MAX, partitions))
         answers.extend(await asyncio.gather(*map(ask, some)))
     return answers
 

@@ -11,12 +11,15 @@ from numbers_uring.doctor.host_facts import (
 )
 from numbers_uring.errors import StartError
 from numbers_uring.ingest.bitmap import Bitmap
-from numbers_uring.limits import BATCH_BYTES, BITMAP_BYTES, RECEIVE_BYTES, START_MEMORY_SPARE_BYTES
+from numbers_uring.limits import (
+    BATCH_BYTES,
+    BITMAP_BYTES,
+    HUGE_PAGES_SHARE_MIN,
+    RECEIVE_BYTES,
+    START_MEMORY_SPARE_BYTES,
+)
 
 _HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage"
-
-_HUGE_SHARE_MIN = 0.95
-"""A bitmap rarely begins and ends with a huge page."""
 
 
 def require_memory(config: Config, values: dict[str, Value]) -> str:
@@ -62,7 +65,7 @@ def check_huge_pages(bitmap: Bitmap | None) -> Check:
         share, severity, text = None, Severity.NOTE, "not tried, for lack of memory"
     else:
         share = bitmap.huge_bytes / len(bitmap.memory)
-        severity = Severity.OK if share >= _HUGE_SHARE_MIN else Severity.NOTE
+        severity = Severity.OK if share >= HUGE_PAGES_SHARE_MIN else Severity.NOTE
         text = f"{share:.0%} of a bitmap lay on them"
     advice = None
     if severity is not Severity.OK:

@@ -7,10 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from numbers_uring.ingest.kernel import Kernel, Memory, Verdict
-from numbers_uring.limits import HEADROOM_BYTES, LINE_BYTES
-
-CHUNK_BYTES = 256 * 1024
-"""What one read takes: chunk and batch stay in the second-level cache."""
+from numbers_uring.limits import HEADROOM_BYTES, LINE_BYTES, LOG_SCAN_CHUNK_BYTES
 
 # No possessive quantifiers and no atomic groups, here or anywhere: `re` before Python 3.11.5, which
 # Debian 12 has, matches wrongly with them (https://github.com/python/cpython/issues/106052).
@@ -53,7 +50,7 @@ def scan(
     kernel: Kernel,
     bitmap: Memory,
     *,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int = LOG_SCAN_CHUNK_BYTES,
     on_new: Callable[[memoryview], None] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Scan:

@@ -32,6 +32,7 @@ from numbers_uring.limits import (
     HTTP_CLOSE_S,
     HTTP_PAUSE_MAX_S,
     HTTP_PAUSE_S,
+    HTTP_RECEIVE_BYTES,
     HTTP_REQUEST_BYTES_MAX,
     HTTP_RETRY_S,
     HTTP_SHARE,
@@ -49,8 +50,6 @@ from numbers_uring.metrics.messages import (
 )
 from numbers_uring.net.listeners import CLOSE_WITH_FIN
 from numbers_uring.system.threads import start_thread
-
-_RECEIVE_BYTES = 4096
 
 
 class _Client:
@@ -251,7 +250,7 @@ class HttpServer:
             client.events = events
 
     def _receive(self, client: _Client) -> None:
-        data = client.sock.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT)
+        data = client.sock.recv(HTTP_RECEIVE_BYTES, socket.MSG_DONTWAIT)
         if not data:
             self._drop(client)
             return
@@ -275,7 +274,7 @@ class HttpServer:
                 self._drop(client)
 
     def _discard(self, client: _Client) -> None:
-        if not client.sock.recv(_RECEIVE_BYTES, socket.MSG_DONTWAIT):
+        if not client.sock.recv(HTTP_RECEIVE_BYTES, socket.MSG_DONTWAIT):
             self._drop(client)
 
     # Answers.

@@ -28,7 +28,6 @@ from numbers_uring.cluster.connection import (
 from numbers_uring.cluster.partitions import (
     CLUSTER_BUCKET,
     LEASES_BUCKET,
-    PARTITIONS_MAX,
     Range,
     log_name,
     parse_partitions,
@@ -49,6 +48,7 @@ from numbers_uring.limits import (
     LINE_BYTES,
     OWNER_BATCH_BYTES,
     OWNER_THREADS_MAX,
+    PARTITIONS_MAX,
 )
 from numbers_uring.log.resume import resume
 from numbers_uring.log.writer import NumbersLog

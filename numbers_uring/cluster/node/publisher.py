@@ -26,6 +26,7 @@ from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     FORWARD_BATCH_BYTES,
     FORWARD_CLOSE_S,
+    FORWARD_HEADER_BYTES_MAX,
     FORWARD_IN_FLIGHT,
     FORWARD_RESEND_S,
     FORWARD_RETRY_S,
@@ -36,8 +37,6 @@ from numbers_uring.system.threads import start_thread, wait_for_beginning
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js import JetStreamContext
-
-_HEADER_BYTES_MAX = 1024
 
 
 class _ClosedError(Exception):
@@ -137,7 +136,7 @@ class Publisher:
     async def _run(self) -> None:
         name = f"numbers-uring {self._boot_id}"
         async with connected(self._url, name, access=self._access, say=self._note) as client:
-            if client.max_payload < FORWARD_BATCH_BYTES + _HEADER_BYTES_MAX:
+            if client.max_payload < FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX:
                 raise StartError(
                     f"{self.name} takes messages of {client.max_payload} bytes at most "
                     f"(max_payload), and batches have {FORWARD_BATCH_BYTES} and a header"
