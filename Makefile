@@ -68,7 +68,7 @@ soak: $(VENV)/dev.stamp
 # Every system call of a server fails, once and for ever, with every error that fits: half an hour.
 # ARGS="--sample 60" runs some of them, and --help names more. Each session is in build/sweep.jsonl.
 sweep: $(VENV)/dev.stamp
-	PYTHONPATH=tests $(BIN)/python -m sweep.run $(ARGS)
+	PYTHONPATH=tests:perf $(BIN)/python -m sweep.run $(ARGS)
 
 # Random scripts of clients against both backends, one and two reactors, and a model in Python.
 SECONDS ?= 60

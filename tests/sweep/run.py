@@ -18,13 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+from ports import reserve_port
 from sweep.injections import Injection, plan, sample
 from sweep.session import MODES, Launcher, Mode, Outcome, run_session
 from sweep.verdict import Violation, judge
-
-_FIRST_PORT = 12_000
-"""Below the ports that Linux gives to clients."""
-_PORTS_PER_PROCESS = 40
 
 Result = tuple[Outcome, list[Violation]]
 
@@ -33,25 +30,24 @@ class Runner:
     """Runs sessions, `count` at a time, each on ports of its own."""
 
     def __init__(self, count: int, stack: ExitStack) -> None:
-        self._launchers: queue.Queue[tuple[Launcher, int]] = queue.Queue()
+        self._launchers: queue.Queue[tuple[Launcher, tuple[int, int]]] = queue.Queue()
         self._pool = stack.enter_context(ThreadPoolExecutor(count))
-        first = _FIRST_PORT + os.getpid() % 400 * _PORTS_PER_PROCESS
-        for index in range(count):
+        for _ in range(count):
             launcher = stack.enter_context(Launcher())
-            self._launchers.put((launcher, first + index * _PORTS_PER_PROCESS // count))
+            self._launchers.put((launcher, (reserve_port(), reserve_port())))
 
     def run(
         self, mode: Mode, injection: Injection | None = None, record: Path | None = None
     ) -> Outcome:
         """Run one session; waits for a free launcher."""
-        launcher, port = self._launchers.get()
+        launcher, ports = self._launchers.get()
         try:
             if injection is None:
-                return run_session(launcher, mode, port, record=record)
+                return run_session(launcher, mode, ports, record=record)
             option, place = injection.option, injection.place
-            return run_session(launcher, mode, port, option, place=place)
+            return run_session(launcher, mode, ports, option, place=place)
         finally:
-            self._launchers.put((launcher, port))
+            self._launchers.put((launcher, ports))
 
     def run_all(
         self, planned: list[tuple[Mode, Injection]], note: Callable[[Result], None]

@@ -448,26 +448,13 @@ def _stack(pid: int) -> str:
     return done.stdout[-1500:]
 
 
-def free_ports(first: int) -> tuple[int, int]:
-    """Return two free ports from `first` on, which lies below those that Linux hands out."""
-    found: list[int] = []
-    port = first
-    while len(found) < 2:
-        with socket.socket() as attempt, suppress(OSError):
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            attempt.bind(("127.0.0.1", port))
-            found.append(port)
-        port += 1
-    return found[0], found[1]
-
-
 def run_session(
-    launcher: Launcher, mode: Mode, first_port: int, injection: str = "", *, place: str = "",
+    launcher: Launcher, mode: Mode, ports: tuple[int, int], injection: str = "", *, place: str = "",
     record: Path | None = None,
 ) -> Outcome:  # fmt: skip
-    """Run a session in a folder of its own, which is removed."""
+    """Run a session in a folder of its own, which is removed; `ports`: clients', of metrics."""
     with tempfile.TemporaryDirectory(prefix="sweep-") as directory:
         run = Path(directory, "run")
         run.mkdir()
-        session = Session(launcher, mode, free_ports(first_port))
+        session = Session(launcher, mode, ports)
         return session.run(run, injection, place=place, record=record)
