@@ -116,6 +116,9 @@ ACCEPT_BACKOFF_S = 0.5
 ACCEPT_FAILURES_MAX = 16
 """Connections in a row that may be gone before they are accepted, until that is a failure."""
 
+EPOLL_CTL_TRIES = 3
+"""Calls of epoll_ctl(2) that may fail in a row, until that is a failure."""
+
 NEWCOMERS_MAX = 64
 """Clients accepted while all slots are taken, that are not refused yet."""
 

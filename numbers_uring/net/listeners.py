@@ -17,6 +17,7 @@ from numbers_uring.limits import (
     KEEPALIVE_INTERVAL_S,
     KEEPALIVE_PROBES,
 )
+from numbers_uring.net.closing import close_all
 from numbers_uring.net.unix import SocketFile, listen_unix, try_unix
 
 _LINGER = struct.Struct("ii")
@@ -74,8 +75,7 @@ class Listeners:
     def close(self) -> None:
         """Remove the files and close the sockets; what was closed already does not matter."""
         self.remove_files()
-        for listener in self.sockets:
-            listener.close()
+        close_all(*self.sockets)
 
 
 def listen(addresses: Sequence[Address], *, unix_mode: int, unix_group: str | None) -> Listeners:
@@ -172,8 +172,7 @@ def listen_tcp(
         if not listeners and missing is not None:
             raise missing
     except StartError:
-        for listener in listeners:
-            listener.close()
+        close_all(*listeners)
         raise
     return listeners
 

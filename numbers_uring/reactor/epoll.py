@@ -17,7 +17,6 @@ What it stands on:
 """
 
 import fcntl
-import os
 import select
 import socket
 import termios
@@ -37,10 +36,12 @@ from numbers_uring.limits import (
     RECEIVE_BYTES,
     REFUSE_GRACE_S,
 )
+from numbers_uring.net.closing import close_all
 from numbers_uring.net.listeners import CLOSE_WITH_FIN, backlog_connections
 from numbers_uring.reactor.contract import Completion, End, Kind
 from numbers_uring.reactor.drain_bound import DrainBound
 from numbers_uring.reactor.epoll_listeners import Accepted, EpollListeners
+from numbers_uring.reactor.epoll_set import EpollSet
 from numbers_uring.reactor.pacing import Pacing
 
 # Plain integers: comparing and building with enumeration members costs on the hot path.
@@ -90,7 +91,7 @@ class EpollReactor:
         self._waiting: dict[socket.socket, int] = {}
         """Of each listener, the clients in its backlog when the first drain began."""
         self._pacing = Pacing()
-        self._epoll = select.epoll()
+        self._epoll = EpollSet()
         self._epoll.register(wakeup_fd, select.EPOLLIN)
         self._wakeup = select.poll()
         self._wakeup.register(wakeup_fd, select.POLLIN)
@@ -163,9 +164,7 @@ class EpollReactor:
         with suppress(OSError):
             if orderly:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_WITH_FIN)
-        # Linux frees the descriptor whatever close(2) says.
-        with suppress(OSError):
-            sock.close()
+        close_all(sock)
         self._free.append(connection)
         self._listen_if_possible()
 
@@ -245,7 +244,7 @@ class EpollReactor:
         try:
             connection = self._open(sock, peer)
         except OSError as error:
-            sock.close()
+            close_all(sock)
             self._listeners.pause(error)
         else:
             yield _OPENED, connection, 0, 0
@@ -274,7 +273,7 @@ class EpollReactor:
                 return
             else:
                 self._newcomers.popleft()
-                accepted[0].close()
+                close_all(accepted[0])
                 self.refused += 1
         self._listen_if_possible()
 
@@ -415,11 +414,6 @@ class EpollReactor:
 
     def close(self) -> None:
         newcomers = (sock for (sock, _), _ in self._newcomers)
-        for sock in (*self._sockets, *self._closing.values(), *newcomers):
-            if sock is not None:
-                with suppress(OSError):
-                    sock.close()
-        self._listeners.close()
-        for fd, _ in self._adopted:
-            os.close(fd)
-        self._epoll.close()
+        connected = (sock for sock in self._sockets if sock is not None)
+        close_all(*connected, *self._closing.values(), *newcomers, *self._listeners.sockets)
+        close_all(*(fd for fd, _ in self._adopted), self._epoll)

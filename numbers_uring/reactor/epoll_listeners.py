@@ -10,12 +10,12 @@ import errno
 import select
 import socket
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 from numbers_uring.addresses import Peer
 from numbers_uring.limits import ACCEPT_FAILURES_MAX
 from numbers_uring.net.listeners import complete_options
 from numbers_uring.reactor.accept_backoff import AcceptBackoff
+from numbers_uring.reactor.epoll_set import EpollSet
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
 
@@ -26,7 +26,7 @@ class EpollListeners:
     """Takes over the listening `sockets`. `warn` is given one line when accepting fails."""
 
     def __init__(
-        self, epoll: select.epoll, sockets: Sequence[socket.socket], warn: Callable[[str], None]
+        self, epoll: EpollSet, sockets: Sequence[socket.socket], warn: Callable[[str], None]
     ) -> None:
         self.sockets = list(sockets)
         self._epoll = epoll
@@ -112,8 +112,3 @@ class EpollListeners:
         if not left_s:
             self._failed.clear()
         return left_s
-
-    def close(self) -> None:
-        for listener in self.sockets:
-            with suppress(OSError):
-                listener.close()

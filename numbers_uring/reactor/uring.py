@@ -41,6 +41,7 @@ from numbers_uring.limits import (
     RING_SUBMISSIONS_MAX,
     RING_WARNING_INTERVAL_S,
 )
+from numbers_uring.net.closing import close_all
 from numbers_uring.net.listeners import backlog_connections
 from numbers_uring.reactor.accept_backoff import AcceptBackoff
 from numbers_uring.reactor.contract import Completion, End, Kind
@@ -339,7 +340,4 @@ class UringReactor:
     def close(self) -> None:
         lib.nu_ring_close(self._ring)
         self._ring = ffi.NULL
-        for fd, _ in self._to_adopt:
-            os.close(fd)
-        for listener in self._listeners:
-            listener.close()
+        close_all(*(fd for fd, _ in self._to_adopt), *self._listeners)

@@ -12,6 +12,7 @@ from numbers_uring.addresses import Peer
 from numbers_uring.errors import SinkError
 from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.report import Counts
+from numbers_uring.net.closing import close_all
 from numbers_uring.reactor.contract import Reactor
 from numbers_uring.server.loop import Loop, Shared, Statistics
 from numbers_uring.system.threads import start_thread, wait_for_beginning
@@ -56,9 +57,7 @@ class Mailbox:
             os.eventfd_read(self.wakeup_fd)
 
     def close(self) -> None:
-        for fd, _ in self.take():
-            os.close(fd)
-        os.close(self.wakeup_fd)
+        close_all(*(fd for fd, _ in self.take()), self.wakeup_fd)
 
 
 class Worker:

@@ -2,17 +2,19 @@
 
 import errno
 import os
+import re
 import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from support.faults import needs_strace, strace
 from support.logs import lines
-from support.processes import ServerProcess
+from support.processes import CommandProcess, ServerProcess
 from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
@@ -151,3 +153,60 @@ def test_accepts_that_keep_failing_at_the_stop_are_said(
         with pytest.raises(ConnectionResetError):
             waits.recv(1)
     assert server.logged_set() == {1}
+
+
+# epoll_ctl(2), which accepts and receives stand on.
+
+
+@needs_strace
+@pytest.mark.parametrize("nth", range(1, 9))
+@pytest.mark.parametrize("reactors", ["1", "2"])
+def test_one_epoll_ctl_that_fails_costs_no_client(
+    serve: Serve, tmp_path: Path, reactors: str, nth: int
+) -> None:
+    trace = tmp_path / "trace"
+    fault = ("-e", "trace=epoll_ctl", "-e", f"inject=epoll_ctl:error=ENOSPC:when={nth}")
+    server = serve(
+        *("--backend", "epoll", "--reactors", reactors),
+        prefix=("strace", "-f", "-o", str(trace), *fault),
+    )
+    clients = [server.connect() for _ in range(3)]
+    for number, client in enumerate(clients):
+        client.sendall(lines([number]))
+    wait_until(lambda: server.logged_set() == {0, 1, 2}, "all numbers")
+    assert server.terminate() == 0
+    for client in clients:
+        assert client.recv(1) == b""
+        client.close()
+    assert "(INJECTED)" in trace.read_text()
+    assert warnings(server) == []
+
+
+@needs_strace
+@pytest.mark.parametrize("nth", [1, 2, 4, 6])
+@pytest.mark.parametrize("reactors", ["1", "2"])
+def test_epoll_ctl_that_keeps_failing_ends_the_server_or_leaves_it_stoppable(
+    tmp_path: Path, reactors: str, nth: int
+) -> None:
+    fault = ("-e", "trace=epoll_ctl", "-e", f"inject=epoll_ctl:error=EIO:when={nth}+")
+    log = tmp_path / "numbers.log"
+    with CommandProcess(
+        *("serve", "--port", "0", "--log-file", str(log)),
+        *("--backend", "epoll", "--reactors", reactors),
+        prefix=("strace", "-D", "-f", "-o", str(tmp_path / "trace"), *fault),
+    ) as server:
+        wait_until(
+            lambda: "listening on" in server.stderr or server.process.poll() is not None,
+            "its start or its end",
+        )
+        listening = re.search(r"listening on 127.0.0.1:(\d+)", server.stderr)
+        if listening is not None:
+            with (
+                suppress(ConnectionError),
+                socket.create_connection(("127.0.0.1", int(listening[1])), DEADLINE_S) as client,
+            ):
+                client.sendall(lines([1]))
+        assert server.stop() in ({0, 1} if listening else {3})
+    assert "Traceback" not in server.stderr
+    for kind in ("cannot accept connections for now", "the backend failed"):
+        assert server.stderr.count(kind) <= int(reactors)
