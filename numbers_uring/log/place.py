@@ -68,7 +68,8 @@ class LogPlace:
 
     def settle_at_end(self) -> None:
         """The same when nothing more is appended, for which no new file is made."""
-        self._settle_present()
+        if not self._settle_present():
+            self._rename_notice.look_at_end(self.file)
 
     def _settle_present(self) -> bool:
         """Look at what others did to the file; return whether it is removed. Raises SinkError."""
@@ -179,4 +180,12 @@ class _RenameNotice:
             self._say(
                 f"the log {file.path} was renamed or replaced: still appending to the old file; "
                 "send SIGHUP to go on in a new one"
+            )
+
+    def look_at_end(self, file: LogFile) -> None:
+        """Called when nothing more is appended: the last line names where the path leads."""
+        if not self._said and file.lines and file.has_name() is False:
+            self._say(
+                f"the log {file.path} was renamed or replaced: the last {file.lines} lines are in "
+                "the old file"
             )

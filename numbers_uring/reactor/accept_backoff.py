@@ -1,10 +1,17 @@
-"""The pause in accepting after accept(2) has failed, for lack of descriptors or for good."""
+"""What follows a failed accept(2), for lack of descriptors or for good."""
 
 import os
+import select
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from numbers_uring.limits import ACCEPT_BACKOFF_S, ACCEPT_WARNING_INTERVAL_S
+from numbers_uring.limits import (
+    ACCEPT_BACKOFF_S,
+    ACCEPT_WARNING_INTERVAL_S,
+    STOP_RETRY_S,
+    STOP_TRIES,
+)
 
 
 class AcceptBackoff:
@@ -30,3 +37,34 @@ class AcceptBackoff:
         left_s = max(self._until_s - time.monotonic(), 0.0)
         self.active = left_s > 0
         return left_s
+
+
+class StopAccepts:
+    """Accepts that fail at a stop, when nothing of the server's own can be closed any more.
+
+    They are tried STOP_TRIES times; `warn` is then given one line.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self._warn = warn
+        self._tries = 0
+
+    def wait_to_try_again(self, listeners: Iterable[socket.socket]) -> bool:
+        """Return True, after a pause, if these are to be tried again as clients wait there."""
+        if self._tries == STOP_TRIES or not any(map(_has_client, listeners)):
+            return False
+        self._tries += 1
+        if self._tries == STOP_TRIES:
+            self._warn(
+                "clients that waited at the stop cannot be accepted: their numbers are not taken in"
+            )
+            return False
+        time.sleep(STOP_RETRY_S)
+        return True
+
+
+def _has_client(listener: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    # One that another process has shut down is hung up, too.
+    return any(events == select.POLLIN for _, events in poll.poll(0))

@@ -22,7 +22,7 @@ import socket
 import termios
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 
 from numbers_uring.addresses import Peer
@@ -38,6 +38,7 @@ from numbers_uring.limits import (
 )
 from numbers_uring.net.closing import close_all
 from numbers_uring.net.listeners import CLOSE_WITH_FIN, backlog_connections
+from numbers_uring.reactor.accept_backoff import StopAccepts
 from numbers_uring.reactor.contract import Completion, End, Kind
 from numbers_uring.reactor.drain_bound import DrainBound
 from numbers_uring.reactor.epoll_listeners import Accepted, EpollListeners
@@ -90,6 +91,7 @@ class EpollReactor:
         self._draining: DrainBound | None = None
         self._waiting: dict[socket.socket, int] = {}
         """Of each listener, the clients in its backlog when the first drain began."""
+        self._stop_accepts = StopAccepts(warn)
         self._pacing = Pacing()
         self._epoll = EpollSet()
         self._epoll.register(wakeup_fd, select.EPOLLIN)
@@ -342,10 +344,14 @@ class EpollReactor:
             self._ignore(self._wakeup_fd)
         yield from self._take_disconnected()
         yield from self._take_adopted()
+        closed_any = bool(self._closing)
         while True:
-            yield from self._accept_waiting()
+            failed = yield from self._accept_waiting()
             if not (self._slots or self._disconnected):
-                return
+                if closed_any or not self._stop_accepts.wait_to_try_again(failed):
+                    return
+                continue
+            closed_any = True
             yield from self._drain_connected(self._draining)
             for connection in list(self._slots.values()):
                 self.disconnect(connection)
@@ -398,19 +404,26 @@ class EpollReactor:
         bound.waited(min(time.monotonic() - begin_s, timeout_s))
         return [self._slots[fd] for fd, _ in events if fd in self._slots]
 
-    def _accept_waiting(self) -> Iterator[Completion]:
-        """Accept, of those that were in the backlog when the stop began, as many as may come in."""
+    def _accept_waiting(self) -> Generator[Completion, None, list[socket.socket]]:
+        """Accept, of those that were in the backlog when the stop began, as many as may come in.
+
+        Returns the listeners that fail.
+        """
+        failed = []
         while self._newcomers and self._has_room:
             yield from self._open_accepted(self._newcomers.popleft()[0])
         for listener in self._listeners.sockets:
             while self._waiting[listener] > 0 and self._has_room:
                 accepted = self._listeners.accept(listener, expected=False)
                 if accepted is None:
-                    if not self._listeners.paused:
+                    if self._listeners.paused:
+                        failed.append(listener)
+                    else:
                         self._waiting[listener] = 0
                     break
                 self._waiting[listener] -= 1
                 yield from self._open_accepted(accepted)
+        return failed
 
     def close(self) -> None:
         newcomers = (sock for (sock, _), _ in self._newcomers)

@@ -15,7 +15,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from operator import length_hint
 from typing import Any
@@ -43,7 +43,7 @@ from numbers_uring.limits import (
 )
 from numbers_uring.net.closing import close_all
 from numbers_uring.net.listeners import backlog_connections
-from numbers_uring.reactor.accept_backoff import AcceptBackoff
+from numbers_uring.reactor.accept_backoff import AcceptBackoff, StopAccepts
 from numbers_uring.reactor.contract import Completion, End, Kind
 from numbers_uring.reactor.drain_bound import DrainBound
 from numbers_uring.reactor.pacing import Pacing
@@ -90,6 +90,7 @@ class UringReactor:
         self._warn = warn
         self._warned_s = -RING_WARNING_INTERVAL_S
         self._retries = RingRetries(warn)
+        self._stop_accepts = StopAccepts(warn)
         self._pacing = Pacing()
         self._disconnected: set[int] = set()
         self._to_adopt: list[tuple[int, Peer]] = []
@@ -262,10 +263,14 @@ class UringReactor:
             self._waiting = [backlog_connections(listener) for listener in self._listeners]
             lib.nu_ring_begin_drain(self._ring)
         yield from self._take_adopted()
+        closed_any = False
         while True:
-            yield from self._accept_waiting(self._waiting)
+            failed = yield from self._accept_waiting(self._waiting)
             if lib.nu_ring_next_open(self._ring, 0) < 0:
-                return
+                if closed_any or not self._stop_accepts.wait_to_try_again(failed):
+                    return
+                continue
+            closed_any = True
             yield from self._drain_connected(self._draining)
             for connection in self._open_connections():
                 self.disconnect(connection)
@@ -314,18 +319,25 @@ class UringReactor:
         # Where Linux does not say, as much is read as a client may send on top.
         return held_bytes if held_bytes >= 0 else DRAIN_BYTES_MAX
 
-    def _accept_waiting(self, waiting: list[int]) -> Iterator[Completion]:
-        """Accept, of those that were in the backlog when the stop began, as many as may come in."""
+    def _accept_waiting(
+        self, waiting: list[int]
+    ) -> Generator[Completion, None, list[socket.socket]]:
+        """Accept, of those that were in the backlog when the stop began, as many as may come in.
+
+        Returns the listeners that fail.
+        """
+        failed: list[socket.socket] = []
         for listener in range(len(waiting)):
             failures = 0
             while waiting[listener] > 0:
                 connection = lib.nu_ring_accept(self._ring, listener)
                 if connection == -errno.ENOSPC:
-                    return
+                    return failed
                 if connection in _EXHAUSTED:
                     # A close may free what is missing.
                     self._backoff.begin(-connection)
-                    return
+                    failed.append(self._listeners[listener])
+                    break
                 if connection == -errno.EAGAIN:
                     waiting[listener] = 0
                 elif connection >= 0 or connection == -errno.ECONNREFUSED:
@@ -333,9 +345,11 @@ class UringReactor:
                     failures = 0
                 elif (failures := failures + 1) == ACCEPT_FAILURES_MAX:
                     self._backoff.begin(-connection)
-                    waiting[listener] = 0
+                    failed.append(self._listeners[listener])
+                    break
                 if connection >= 0:
                     yield Kind.OPENED, connection, 0, 0
+        return failed
 
     def close(self) -> None:
         lib.nu_ring_close(self._ring)

@@ -148,11 +148,28 @@ def test_accepts_that_keep_failing_at_the_stop_are_said(
         waits.sendall(lines([2]))
         with strace(server, tmp_path / "trace", *failing(error)):
             assert server.stop() == 0
-        (said,) = warnings(server)
-        assert "cannot accept connections for now" in said
+        first_said, said = warnings(server)
+        assert "cannot accept connections for now" in first_said
+        assert "clients that waited at the stop cannot be accepted" in said
         with pytest.raises(ConnectionResetError):
             waits.recv(1)
     assert server.logged_set() == {1}
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["EPERM", "EMFILE", "ENFILE", "ENOMEM"])
+@pytest.mark.parametrize("reactors", ["1", "2"])
+def test_accepts_that_fail_a_few_times_at_the_stop_cost_no_client_that_waits(
+    serve: Serve, backend: str, reactors: str, tmp_path: Path, error: str
+) -> None:
+    server = serve("--backend", backend, "--reactors", reactors, "--max-clients", "1")
+    with serve_one(server), server.connect() as waits, server.connect() as waits_too:
+        waits.sendall(lines([2]))
+        waits_too.sendall(lines([3]))
+        with strace(server, tmp_path / "trace", *failing(error, "1..3")):
+            assert server.stop() == 0
+        assert [client.recv(1) for client in (waits, waits_too)] == [b""] * 2
+    assert server.logged_set() == {1, 2, 3}
 
 
 # epoll_ctl(2), which accepts and receives stand on.

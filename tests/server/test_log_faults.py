@@ -188,6 +188,26 @@ def test_a_log_that_is_renamed_without_a_signal_is_mentioned(server: ServerProce
     assert logged == list(range(sent + 2))
 
 
+@pytest.mark.parametrize("what", ["file", "folder", "replaced"])
+def test_a_log_whose_name_leads_elsewhere_at_the_stop_is_mentioned(
+    server: ServerProcess, what: str
+) -> None:
+    log = server.log_path
+    old = log.with_name("old")
+    server.send(lines(range(100)))
+    wait_until(lambda: server.logged() == list(range(100)), "the numbers")
+    if what == "folder":
+        old = log.parent.rename(log.parent.with_name("moved")) / log.name
+    else:
+        log.rename(old)
+    if what == "replaced":
+        log.write_bytes(b"another one")
+    assert server.stop() == 0
+    said = f"the log {log} was renamed or replaced: the last 100 lines are in the old file"
+    assert server.stderr.count(said) == 1
+    assert old.read_bytes() == lines(range(100))
+
+
 # What others append to it.
 
 
