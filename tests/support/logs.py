@@ -19,6 +19,14 @@ def logged(path: Path) -> list[int]:
     return [int(line) for line in data.split()]
 
 
+def logged_so_far(path: Path) -> list[int]:
+    """Return the log's numbers at this moment: a write(2) under way shows byte by byte."""
+    whole, _, unfinished = path.read_bytes().rpartition(b"\n")
+    assert re.fullmatch(rb"(?:[0-9]{9}(?:\n|$))*", whole), "the log has something else than lines"
+    assert re.fullmatch(rb"[0-9]{0,9}", unfinished), "the log ends with no part of a line"
+    return [int(line) for line in whole.split()]
+
+
 def logged_once(path: Path) -> set[int]:
     """Return the log's numbers, after a check that none is there twice."""
     numbers = logged(path)
