@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, final
@@ -28,26 +27,10 @@ from numbers_uring.server.backpressure import Backpressure
 from numbers_uring.server.closes import Batches, BatchState, PendingCloses
 from numbers_uring.server.disconnect_log import DisconnectLog
 from numbers_uring.server.idle import IdleTimeouts
+from numbers_uring.server.statistics import Statistics
 
 _OPENED, _RECEIVED = int(Kind.OPENED), int(Kind.RECEIVED)
 _MORE, _TERMINATE = int(Verdict.MORE), int(Verdict.TERMINATE)
-
-
-@dataclass(slots=True)
-class Statistics:
-    """What became of the connections of one run, beside the numbers that the intake counts."""
-
-    accepted: int = 0
-    ended: Counter[str] = field(default_factory=Counter)
-    """By reason: eof, reset, incomplete, invalid, idle, stop."""
-    received_bytes: int = 0
-    reports_dropped: int = 0
-    """Reports that were not read, each folded into the next."""
-
-    @property
-    def connected(self) -> int:
-        """Clients that are connected now."""
-        return self.accepted - self.ended.total()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

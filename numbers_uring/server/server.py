@@ -13,7 +13,8 @@ from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.report import Counts, next_due_s, report_line
 from numbers_uring.limits import DRAIN_S
 from numbers_uring.reactor.contract import Reactor
-from numbers_uring.server.loop import Loop, Shared, Statistics
+from numbers_uring.server.loop import Loop, Shared
+from numbers_uring.server.statistics import Statistics
 from numbers_uring.server.workers import Workers
 
 

@@ -1,117 +1,19 @@
 """Further loops, each with a reactor of its own in a thread of its own."""
 
 import math
-import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 
-from numbers_uring.addresses import Peer
 from numbers_uring.errors import SinkError
 from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.report import Counts
-from numbers_uring.net.closing import close_all
 from numbers_uring.reactor.contract import Reactor
-from numbers_uring.server.loop import Loop, Shared, Statistics
+from numbers_uring.server.loop import Loop, Shared
+from numbers_uring.server.mailbox import Mailbox
+from numbers_uring.server.statistics import Statistics, sum_of
+from numbers_uring.server.worker import Worker
 from numbers_uring.system.threads import start_thread, wait_for_beginning
-
-
-class Mailbox:
-    """What passes between a worker and the loop that accepts."""
-
-    def __init__(self) -> None:
-        self.wakeup_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.stop = threading.Event()
-        self.drain_end_s = 0.0
-        # Written to by one thread each, so that both can be read without a lock.
-        self.handed_over = 0
-        self.closed = 0
-        self.came_round_s = math.inf
-        self._clients: deque[tuple[int, Peer]] = deque()
-
-    @property
-    def connected(self) -> int:
-        """Clients that are the worker's, or on their way to it."""
-        return self.handed_over - self.closed
-
-    def hand_over(self, fd: int, peer: Peer) -> None:
-        """Give the worker a connection that another reactor has released."""
-        self.handed_over += 1
-        self._clients.append((fd, peer))
-        self.wake()
-
-    def take(self) -> "list[tuple[int, Peer]]":
-        """Return the clients that were handed over since the last time."""
-        return [self._clients.popleft() for _ in range(len(self._clients))]
-
-    def wake(self) -> None:
-        """Make the worker come round; where that fails, it does within WAIT_S_MAX."""
-        with suppress(OSError):
-            os.eventfd_write(self.wakeup_fd, 1)
-
-    def quiet(self) -> None:
-        """Make the wake-up descriptor unreadable until the next `wake`. Raises OSError."""
-        with suppress(BlockingIOError):
-            os.eventfd_read(self.wakeup_fd)
-
-    def close(self) -> None:
-        close_all(*(fd for fd, _ in self.take()), self.wakeup_fd)
-
-
-class Worker:
-    """Runs a loop that is handed its clients; all but its constructor is for its own thread."""
-
-    def __init__(
-        self,
-        mailbox: Mailbox,
-        reactor: Reactor,
-        intake: Intake,
-        shared: Shared,
-        *,
-        round_s: float,
-        on_close: Callable[[], None],
-    ) -> None:
-        self.loop = Loop(reactor, intake, shared, self)
-        self._reactor = reactor
-        self._mailbox = mailbox
-        self._round_s = round_s
-        self._on_close = on_close
-
-    @property
-    def stopping(self) -> bool:
-        return self._mailbox.stop.is_set()
-
-    def due_s(self) -> float:
-        return time.monotonic() + self._round_s
-
-    def take_over(self, _: int) -> bool:
-        return False
-
-    def connection_closed(self) -> None:
-        self._mailbox.closed += 1
-        self._on_close()
-
-    def run(self) -> None:
-        """Serve until a client of this loop sends `terminate`, or the mailbox says stop."""
-        while True:
-            self._mailbox.quiet()
-            # Asked after that: what was told before is seen now, what comes later wakes the wait.
-            if self.loop.terminated or self.stopping:
-                return
-            self._adopt()
-            self.loop.turn()
-            self._mailbox.came_round_s = time.monotonic()
-
-    def finish(self) -> None:
-        """Drain, and append everything. Raises SinkError and OSError."""
-        self._adopt()
-        self.loop.drain(self._mailbox.drain_end_s)
-
-    def _adopt(self) -> None:
-        for fd, peer in self._mailbox.take():
-            self._reactor.adopt(fd, peer)
 
 
 class Workers:
@@ -286,14 +188,3 @@ class Workers:
         self.stop(time.monotonic())
         while self._mailboxes:
             self._mailboxes.pop().close()
-
-
-def sum_of(statistics: Sequence[Statistics]) -> Statistics:
-    """Return them added up; a copy, whatever their threads do meanwhile."""
-    total = Statistics()
-    for each in statistics:
-        total.accepted += each.accepted
-        total.received_bytes += each.received_bytes
-        total.reports_dropped += each.reports_dropped
-        total.ended.update(dict(each.ended))
-    return total
