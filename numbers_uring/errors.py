@@ -1,6 +1,6 @@
 """What can go wrong for good: one Failure, with the exit code that it means."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from enum import IntEnum
 from pathlib import Path
 
@@ -51,13 +51,31 @@ class UnexpectedError(Failure):
         self.exit_code = exit_code
 
 
+def failure_of(error: Exception, *, has_started: bool, sink_wings: Collection[str]) -> Failure:
+    """Return the error of a run as a Failure, with the exit code that it has at this time.
+
+    After the start one that comes from `sink_wings`, the sub-packages that store numbers, means
+    that numbers can no longer be stored.
+    """
+    # A part that can't be closed is not why a run has failed.
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Failure):
+            return cause
+        cause = cause.__context__
+    if not has_started:
+        return UnexpectedError(error)
+    from_sink = _comes_from(error, sink_wings)
+    return UnexpectedError(error, ExitCode.LOG_FAILED if from_sink else ExitCode.FAILED)
+
+
 def _text(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory (ulimit -v, MemoryMax=, docker run --memory)"
     return f"unexpected {type(error).__name__}{_place(error)}: {error}"
 
 
-def comes_from(error: Exception, *wings: str) -> bool:
+def _comes_from(error: Exception, wings: Collection[str]) -> bool:
     """Return whether one of these sub-packages was on the way to the error."""
     return any(path.parts[0] in wings for path, _ in _frames(error))
 

@@ -310,8 +310,9 @@ def _memory(size_bytes: int) -> Any:
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-    except (socket.gaierror, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, socket.gaierror) else error
+    except (OSError, UnicodeError, LookupError) as error:
+        # Python encodes the host as idna, a codec that may be lacking where memory is.
+        reason = error.strerror if isinstance(error, OSError) else error
         raise StartError(f"cannot connect to host {host!r}: {reason}") from error
     return [(family, address) for family, _, _, _, address in found]
 

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
+from typing import Any
 
 from numbers_uring.addresses import Address, TcpAddress, UnixAddress, tcp_address
 from numbers_uring.errors import StartError
@@ -159,7 +160,7 @@ def listen_tcp(
         found = _addresses(host, port)
         both = port in ipv4_ports or any(family == socket.AF_INET for family, _ in found)
         for family, address in found:
-            chosen = listeners[0].getsockname()[1] if listeners and port == 0 else address[1]
+            chosen = _name(listeners[0])[1] if listeners and port == 0 else address[1]
             complete = (address[0], chosen, *address[2:])
             try:
                 listeners.append(
@@ -186,7 +187,8 @@ def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[s
         found = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
         )
-    except (OSError, UnicodeError) as error:
+    except (OSError, UnicodeError, LookupError) as error:
+        # Python encodes the host as idna, a codec that may be lacking where memory is.
         reason = error.strerror if isinstance(error, OSError) else error
         raise StartError(f"cannot listen on host {host!r}: {reason}") from error
     # A name may be listed twice for the same address.
@@ -256,9 +258,17 @@ def address_text(listener: socket.socket) -> str:
     """Return the listener's address as HOST:PORT, an IPv6 host in brackets, or as unix:PATH.
 
     A link-local address has its zone behind a `%`. An abstract name, which only a service manager
-    passes on, has an @ in front.
+    passes on, has an @ in front. Raises StartError.
     """
-    name = listener.getsockname()
+    name = _name(listener)
     if listener.family == socket.AF_UNIX:
         return str(UnixAddress(os.fsdecode(name).replace("\0", "@")))
     return str(tcp_address(name))
+
+
+def _name(listener: socket.socket) -> Any:
+    """Return what the system calls the listener. Raises StartError."""
+    try:
+        return listener.getsockname()
+    except OSError as error:
+        raise StartError(f"cannot read the address of a listener: {error.strerror}") from error

@@ -7,13 +7,7 @@ import time
 from contextlib import ExitStack
 
 from numbers_uring.config import Config
-from numbers_uring.errors import (
-    ExitCode,
-    Failure,
-    StopRequestedError,
-    UnexpectedError,
-    comes_from,
-)
+from numbers_uring.errors import Failure, StopRequestedError, failure_of
 from numbers_uring.limits import HEARTBEAT_INTERVAL_S, LAST_REPORT_WAIT_S
 from numbers_uring.server.announcements import tell_end, tell_start
 from numbers_uring.server.backpressure import Backpressure
@@ -70,21 +64,7 @@ def _run(
     except (Failure, StopRequestedError):
         raise
     except Exception as error:
-        raise _failure(error, has_started) from error
-
-
-def _failure(error: Exception, has_started: bool) -> Failure:
-    """Return what no one expected as a failure with the exit code that it has at this time."""
-    # A part that can't be closed is not why a run has failed.
-    context = error.__context__
-    while context is not None:
-        if isinstance(context, Failure):
-            return context
-        context = context.__context__
-    if not has_started:
-        return UnexpectedError(error)
-    from_sink = comes_from(error, "log", "cluster")
-    return UnexpectedError(error, ExitCode.LOG_FAILED if from_sink else ExitCode.FAILED)
+        raise failure_of(error, has_started=has_started, sink_wings=("log", "cluster")) from error
 
 
 def _make_server(parts: Parts) -> Server:

@@ -35,7 +35,13 @@ from numbers_uring.cluster.partitions import (
 )
 from numbers_uring.cluster.streams import check_streams, recorded_partitions
 from numbers_uring.config import BrokerAccess, Fsync
-from numbers_uring.errors import SinkError, StartError
+from numbers_uring.errors import (
+    Failure,
+    StartError,
+    StopRequestedError,
+    UnexpectedError,
+    failure_of,
+)
 from numbers_uring.ingest.bitmap import populate, reserve
 from numbers_uring.ingest.kernel import Kernel
 from numbers_uring.ingest.native import variants
@@ -83,11 +89,22 @@ class OwnConfig:
 
 
 def run_owners(config: OwnConfig, say: Diagnostics) -> None:
-    """Own until a signal. Raises StartError, StopRequestedError, SinkError or OwnerError."""
+    """Own until a signal. Raises a Failure, or StopRequestedError."""
     prepare_signals()
     manager = ServiceManager.from_environment(os.environ, say)
     try:
         manager.status("Starting")
+        _run(config, say, manager)
+    except Failure as error:
+        manager.status(str(error))
+        raise
+    finally:
+        manager.close()
+
+
+def _run(config: OwnConfig, say: Diagnostics, manager: ServiceManager) -> None:
+    owners = None
+    try:
         require_nats_library()
         with ExitStack() as parts:
             requests = parts.enter_context(Requests(say))
@@ -95,12 +112,14 @@ def run_owners(config: OwnConfig, say: Diagnostics) -> None:
             if config.metrics is not None:
                 metrics = _serve_metrics(config.metrics, config.partitions, say)
                 parts.callback(metrics.close)
-            asyncio.run(_Owners(config, say, requests, manager, metrics).run())
-    except (StartError, SinkError, OwnerError) as error:
-        manager.status(str(error))
+            owners = _Owners(config, say, requests, manager, metrics)
+            asyncio.run(owners.run())
+    except (Failure, StopRequestedError):
         raise
-    finally:
-        manager.close()
+    except Exception as error:
+        if owners is None:
+            raise UnexpectedError(error) from error
+        raise owners.failure_of(error) from error
 
 
 def _serve_metrics(address: TcpAddress, partitions: str, say: Diagnostics) -> "OwnerMetrics":
@@ -139,7 +158,8 @@ class _Owners:
         self._report_now = asyncio.Event()
         self._reported = Counts(0, 0)
         self._reports_dropped = 0
-        self._failure: Exception | None = None
+        self._has_started = False
+        self._failure: Failure | None = None
 
     async def run(self) -> None:
         """Start, own, and stop."""
@@ -192,6 +212,7 @@ class _Owners:
                     await loop.run_in_executor(pool, self._resume, owner, owned, kernel, bitmap)
                     await owner.prepare(recorded_lines, replay=self._config.replay)
                     await owner.lease.record(owner.progress)
+            self._has_started = True
             self._tell_start(partitions, time.monotonic() - begin_s)
             await self._serve()
             self._report(LAST_REPORT_WAIT_S)
@@ -298,15 +319,26 @@ class _Owners:
             tending.append(asyncio.create_task(tend_lag(self._owners)))
         try:
             tasks = [asyncio.create_task(owner.run(self._stop)) for owner in self._owners]
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            self._fail(*(task.exception() for task in tasks if task in done))
             self._end()
-            results = await asyncio.gather(*tasks, return_exceptions=True)
+            self._fail(*await asyncio.gather(*tasks, return_exceptions=True))
         finally:
             for task in tending:
                 await _cancel(task)
+
+    def failure_of(self, error: Exception) -> Failure:
+        """Return why the run has failed: the first failure, or else this error."""
+        if self._failure is not None:
+            return self._failure
+        return failure_of(error, has_started=self._has_started, sink_wings=("log",))
+
+    def _fail(self, *results: BaseException | None) -> None:
+        """End the run where one of the results is an error; the first one is why."""
         for result in results:
-            if isinstance(result, Exception) and self._failure is None:
-                self._failure = result
+            if isinstance(result, Exception):
+                self._requests.failure = self._failure = self.failure_of(result)
+                self._end()
 
     def _end(self) -> None:
         if not self._stop.is_set():
@@ -331,8 +363,7 @@ class _Owners:
             try:
                 await self._refresh()
             except Exception as error:
-                self._failure = self._failure or error
-                self._end()
+                self._fail(error)
                 return
 
     async def _refresh(self) -> None:
@@ -345,8 +376,7 @@ class _Owners:
         )
         for result in results:
             if isinstance(result, LeaseLostError):
-                self._failure = self._failure or OwnerError(str(result))
-                self._end()
+                self._fail(OwnerError(str(result)))
             elif isinstance(result, BaseException) and not isinstance(
                 result, (nats.errors.Error, TimeoutError, OSError)
             ):
@@ -357,11 +387,13 @@ class _Owners:
         try:
             await until_closed(client)
         except ConnectionError as error:
-            self._failure = self._failure or OwnerError(
-                f"the NATS server at {url_text(self._config.url)} is no longer usable: {error}; "
-                "what was acknowledged is on file, and the next owner is sent the rest"
+            self._fail(
+                OwnerError(
+                    f"the NATS server at {url_text(self._config.url)} is no longer usable: "
+                    f"{error}; what was acknowledged is on file, and the next owner is sent the "
+                    "rest"
+                )
             )
-            self._end()
 
     async def _tend_report(self) -> None:
         interval_s = self._config.report_interval_s

@@ -1,0 +1,108 @@
+"""Failures of an owner that no one expected: one line, and the exit code of its stage and place."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from support.broker import Broker
+from support.owners import own_arguments, publish, sample
+from support.waiting import DEADLINE_S
+
+PROGRAM = """
+import asyncio, os, sys, time
+from numbers_uring.cluster.collector import owner, owners
+from numbers_uring.cluster.collector.lease import Lease
+from numbers_uring.log import file, writer
+
+def fails(*_, **__):
+    raise {error}
+
+async def fails_later(*_, **__):
+    raise {error}
+
+{fault}
+from numbers_uring.cli.main import main
+main()
+"""
+
+PLACES = {
+    "before the start": ("owner.PartitionOwner.prepare = fails_later", 3),
+    "at its announcement": ("owners._Owners._tell_start = fails", 1),
+    "in a fetch": ("owner.PartitionOwner._fetch = fails_later", 1),
+    "in a lease": ("owners.LEASE_REFRESH_S = 0.1; owners._Owners._refresh = fails_later", 1),
+    "in a thread of the pool": ("owner.PartitionOwner._take_in = fails", 1),
+    "in the log": ("file.LogFile.append = lambda *_: fails()", 4),
+}
+
+
+@pytest.fixture
+def failing(
+    broker: Broker, partition: int, tmp_path: Path
+) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """Start owners in which something fails, on a stream with a message."""
+    publish(broker, partition, sample(partition, 100))
+    with ExitStack() as running:
+
+        def start(fault: str, error: str, *options: str) -> "subprocess.Popen[str]":
+            program = PROGRAM.format(fault=fault, error=error)
+            arguments = own_arguments(broker.url, partition, tmp_path / "logs")
+            process = subprocess.Popen(
+                [sys.executable, "-c", program, *arguments, "--quiet", *options],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            running.callback(process.kill)
+            return running.enter_context(process)
+
+        yield start
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [("RuntimeError('two\\nlines')", "RuntimeError"), ("MemoryError", "not enough memory")],
+)
+def test_what_no_one_expected_has_the_exit_code_of_its_time_and_place(
+    failing: Callable[..., "subprocess.Popen[str]"], place: str, error: str, words: str
+) -> None:
+    fault, code = PLACES[place]
+    process = failing(fault, error)
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    (line,) = stderr.splitlines()
+    assert (process.returncode, line[:22]) == (code, "numbers-uring: error: ")
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [(PLACES["in a fetch"][0], 1), (PLACES["in the log"][0], 4)],
+    ids=["broker", "log"],
+)
+def test_a_second_stop_signal_while_a_failed_owner_ends_has_its_exit_code(
+    failing: Callable[..., "subprocess.Popen[str]"], fault: str, code: int
+) -> None:
+    hangs = """
+async def hang(self, client):
+    assert self._requests.failure is not None
+    os.write(1, b"ending\\n")
+    await asyncio.sleep(3600)
+
+owners._Owners._say_goodbye = hang
+"""
+    process = failing(fault + hangs, "RuntimeError('a fault')")
+    assert process.stdout is not None
+    while process.stdout.readline() not in {"ending\n", ""}:
+        pass
+    process.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == code
+    assert "a fault; a second signal, SIGTERM: exiting at once" in stderr
