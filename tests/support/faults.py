@@ -15,11 +15,16 @@ needs_strace = pytest.mark.skipif(shutil.which("strace") is None, reason="strace
 
 
 @contextmanager
-def strace(traced: CommandProcess | int, trace: Path, *options: str) -> Iterator[None]:
-    """Trace, or interfere with, the system calls of a process, which may be given by number."""
+def strace(
+    traced: CommandProcess | int, trace: Path, *options: str, all_threads: bool = True
+) -> Iterator[None]:
+    """Trace, or interfere with, the system calls of a process, which may be given by number.
+
+    Without `all_threads` it is those of the thread with this number.
+    """
     pid = traced if isinstance(traced, int) else traced.process.pid
     tracer = subprocess.Popen(
-        ["strace", "-f", "-o", str(trace), *options, "-p", str(pid)],
+        ["strace", *(["-f"] * all_threads), "-o", str(trace), *options, "-p", str(pid)],
         stderr=subprocess.PIPE,
         text=True,
     )

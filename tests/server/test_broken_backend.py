@@ -1,0 +1,138 @@
+"""A reactor that cannot be had, or that breaks while it serves: in one thread, or in all."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from support.faults import needs_strace, strace
+from support.logs import lines
+from support.processes import ServerProcess, assert_one_line_error
+from support.waiting import DEADLINE_S, wait_until
+
+Serve = Callable[..., ServerProcess]
+
+CLIENTS = 4
+WAITS = {"epoll": ("epoll_wait,epoll_pwait", "EIO"), "uring": ("io_uring_enter", "ENOMEM")}
+
+# The start.
+
+FAILS_IN_A_THREAD = """
+import os, sys, threading
+from numbers_uring.reactor import epoll, uring
+from numbers_uring.server import reactors, workers
+
+def fails_in_a_thread(call):
+    def stand_in(*arguments, **keywords):
+        if threading.current_thread() is not threading.main_thread():
+            raise {error}
+        return call(*arguments, **keywords)
+    return stand_in
+
+def fails(*_, **__):
+    raise {error}
+
+if "{part}" == "reactor":
+    for reactor in (epoll.EpollReactor, uring.UringReactor):
+        reactor.__init__ = fails_in_a_thread(reactor.__init__)
+elif "{part}" == "intake":
+    reactors.Intake = fails_in_a_thread(reactors.Intake)
+elif "{part}" == "mailbox":
+    workers.Mailbox.__init__ = fails
+else:
+    threading.Thread.start = fails
+from numbers_uring.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("part", "error"),
+    [
+        ("reactor", "OSError(12, 'Cannot allocate memory')"),
+        ("reactor", "MemoryError"),
+        ("intake", "MemoryError"),
+        ("mailbox", "OSError(24, 'Too many open files')"),
+        ("thread", 'RuntimeError("can\'t start new thread")'),
+    ],
+)
+def test_a_reactor_that_cannot_be_had_is_one_line_and_leaves_the_old_log(
+    backend: str, part: str, error: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "numbers.log"
+    log.write_bytes(lines([7]))
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", FAILS_IN_A_THREAD.format(part=part, error=error), "serve"),
+            *("--port", "0", "--log-file", str(log), "--backend", backend, "--reactors", "2"),
+        ],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert_one_line_error(done, 3)
+    assert log.read_bytes() == lines([7])
+
+
+# Serving.
+
+
+def further_thread(server: ServerProcess, waits: str, tmp_path: Path) -> int:
+    """Return the number of the thread of the second reactor, once it has come round."""
+    trace = tmp_path / "waits"
+
+    def found() -> set[int]:
+        time.sleep(0.01)
+        with server.connect() as first, server.connect() as second:
+            for client in (first, second):
+                client.sendall(lines([0]))
+                client.shutdown(socket.SHUT_WR)
+                assert client.recv(1) == b""
+        said = re.findall(rf"^(\d+) +(?:{waits.replace(',', '|')})\(", trace.read_text(), re.M)
+        return {int(number) for number in said} - {server.process.pid}
+
+    with strace(server, trace, "-e", f"trace={waits}"):
+        wait_until(lambda: bool(found()), "the second reactor")
+        (number,) = found()
+    return number
+
+
+@needs_strace
+@pytest.mark.parametrize("broken", ["the first", "the second", "all"])
+def test_a_reactor_that_breaks_ends_the_server_with_all_that_was_delivered_on_file(
+    serve: Serve, backend: str, broken: str, tmp_path: Path
+) -> None:
+    waits, error = WAITS[backend]
+    server = serve("--backend", backend, "--reactors", "2", "--max-clients", str(CLIENTS))
+    thread = server.process.pid
+    if broken == "the second":
+        thread = further_thread(server, waits, tmp_path)
+    with ExitStack() as stack:
+        clients = [stack.enter_context(server.connect()) for _ in range(CLIENTS + 1)]
+        for number, client in enumerate(clients):
+            client.sendall(lines([number]))
+        wait_until(lambda: server.logged_set() >= set(range(CLIENTS)), "those that are served")
+        server.process.send_signal(signal.SIGSTOP)
+        for number, client in enumerate(clients):
+            client.sendall(lines([100 + number]))
+        fault = ("-e", f"trace={waits}", "-e", f"inject={waits}:error={error}")
+        with strace(thread, tmp_path / "trace", *fault, all_threads=broken == "all"):
+            server.process.send_signal(signal.SIGCONT)
+            assert server.wait() == 1
+        for client in clients:
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+    assert "(INJECTED)" in (tmp_path / "trace").read_text()
+    assert len(server.stderr_lines) == 2
+    assert server.stderr_lines[-1].startswith("numbers-uring: error: the backend failed: ")
+    expected = {*range(CLIENTS + 1), *range(100, 100 + CLIENTS + 1)}
+    assert server.logged_set() == expected
+    assert server.reported()[2] == len(expected)
