@@ -13,6 +13,10 @@ from numbers_uring.log.calls import FileCalls, again
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
+class NoSpaceError(Exception):
+    """There is no space for the newline that a file needs before the next line."""
+
+
 class LogFile:
     """The file open as `fd`, for one thread at a time. All methods raise OSError.
 
@@ -54,15 +58,19 @@ class LogFile:
     # What others do to it.
 
     def settle(self, size_bytes: int) -> None:
-        """Make a file that others have changed, to this size, end with a whole line."""
+        """Make a file that others have changed, to this size, end with a whole line.
+
+        Raises NoSpaceError, and is then to be called again.
+        """
         if size_bytes < self.end_bytes:
-            self._say(
-                f"the log {self.path} was truncated by another process, from {self.end_bytes} "
-                f"to {size_bytes} bytes: going on at its end"
-            )
+            before_bytes = self.end_bytes
             end = self._line_end(0, size_bytes)
             # Without a look at it, it is taken to be made of our lines.
             self._end_line(size_bytes - size_bytes % LINE_BYTES if end is None else end, size_bytes)
+            self._say(
+                f"the log {self.path} was truncated by another process, from {before_bytes} "
+                f"to {size_bytes} bytes: going on at its end"
+            )
             return
         appended_bytes = size_bytes - self.end_bytes
         begin = self.end_bytes - len(self._torn)
@@ -88,17 +96,25 @@ class LogFile:
 
         Returns what was done, to be said.
         """
+        done = ""
+        if end != size_bytes:
+            size_bytes, done = self._cut_or_end(end, size_bytes)
         self._torn, self.end_bytes = b"", size_bytes
-        if end == size_bytes:
-            return ""
+        return done
+
+    def _cut_or_end(self, end: int | None, size_bytes: int) -> tuple[int, str]:
         if end is not None:
             with suppress(OSError):
                 again(self._calls.ftruncate, self.fd, end)
-                self.end_bytes = end
-                return f", of which {size_bytes - end} without a newline were cut off"
+                return end, f", of which {size_bytes - end} without a newline were cut off"
         # The file may be append-only. A bad line is better than one of ours fused with it.
-        self.end_bytes += again(self._calls.write, self.fd, memoryview(b"\n"))
-        return ", which were ended with a newline"
+        try:
+            size_bytes += again(self._calls.write, self.fd, memoryview(b"\n"))
+        except OSError as error:
+            if error.errno in _NO_SPACE:
+                raise NoSpaceError from error
+            raise
+        return size_bytes, ", which were ended with a newline"
 
     def _line_end(self, begin: int, end: int) -> int | None:
         """Return where the last line ends that ends between two offsets; `begin` if none does.

@@ -10,7 +10,7 @@ from numbers_uring.config import Fsync
 from numbers_uring.errors import SinkError, StartError
 from numbers_uring.limits import LOG_NAME_CHECK_S, LOG_RENAMED_S
 from numbers_uring.log.calls import FileCalls
-from numbers_uring.log.file import LogFile
+from numbers_uring.log.file import LogFile, NoSpaceError
 from numbers_uring.log.opening import open_locked
 
 
@@ -56,7 +56,8 @@ class LogPlace:
     def settle(self) -> str | None:
         """Make sure that the next line is one of its own, in a file that has a name.
 
-        Returns None, or the reason why there is no such file now. Raises SinkError.
+        Returns None, or the reason why there is no such file now. Raises SinkError, and
+        NoSpaceError where it can be tried again.
         """
         if not self._settle_present():
             return None
@@ -68,8 +69,10 @@ class LogPlace:
 
     def settle_at_end(self) -> None:
         """The same when nothing more is appended, for which no new file is made."""
-        if not self._settle_present():
-            self._rename_notice.look_at_end(self.file)
+        # Our own lines are whole where what others have left behind them can't be ended.
+        with suppress(NoSpaceError):
+            if not self._settle_present():
+                self._rename_notice.look_at_end(self.file)
 
     def _settle_present(self) -> bool:
         """Look at what others did to the file; return whether it is removed. Raises SinkError."""
@@ -96,7 +99,12 @@ class LogPlace:
 
         Raises SinkError.
         """
-        if self._settle_present():
+        try:
+            removed = self._settle_present()
+        except NoSpaceError:
+            self._say(f"the log {self._path} ends within a line: not reopened")
+            return
+        if removed:
             # What is to be said of a new file that can't be made is said of the next append.
             self.settle()
         elif not self.file.ends_whole_line():

@@ -14,7 +14,7 @@ from numbers_uring.ingest.report import Counts
 from numbers_uring.limits import LINE_BYTES
 from numbers_uring.log.calls import FileCalls
 from numbers_uring.log.durability import Durability
-from numbers_uring.log.file import LogFile
+from numbers_uring.log.file import LogFile, NoSpaceError
 from numbers_uring.log.place import LogPlace, close_error
 
 
@@ -167,7 +167,11 @@ class NumbersLog:
                 raise
 
     def _append(self, lines: memoryview) -> int:
-        lack = self._place.settle()
+        try:
+            lack = self._place.settle()
+        except NoSpaceError:
+            self._note_no_space()
+            return 0
         if lack is not None:
             self._full_status, self._full_message = "No log can be opened", lack
             self._room_message = f"{self.name} can be written again"
@@ -183,13 +187,16 @@ class NumbersLog:
             self._written_lines += file.lines - before
             self._write_s += time.monotonic() - begin_s
         if written < len(lines):
-            self._full_status = "No space for the log"
-            self._full_message = f"no space for {self.name}"
-            self._room_message = f"there is space for {self.name} again"
+            self._note_no_space()
         if written:
             self._durability.grown(file)
         self._stored_lines = self._written_lines
         return written
+
+    def _note_no_space(self) -> None:
+        self._full_status = "No space for the log"
+        self._full_message = f"no space for {self.name}"
+        self._room_message = f"there is space for {self.name} again"
 
     def mark(self) -> int:
         return self._written_lines

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -253,6 +254,33 @@ def test_what_others_leave_in_an_append_only_log_is_ended(folder: Path, backend:
             assert server.reported() == (2, 1, 2)
             assert "ended with a newline" in server.stderr
     assert log.read_bytes() == lines([7, 8]) + b"12\n" + lines([9])
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["ENOSPC", "EDQUOT"])
+@pytest.mark.parametrize("fsync", ["never", "always"])
+def test_clients_are_held_back_while_there_is_no_space_to_end_what_others_left(
+    serve: Serve, backend: str, tmp_path: Path, error: str, fsync: str
+) -> None:
+    server = serve("--backend", backend, "--fsync", fsync)
+    with server.connect() as client:
+        client.sendall(lines([1]))
+        wait_until(lambda: server.logged() == [1], "the number")
+        with server.log_path.open("ab") as other:
+            other.write(b"123")
+        # As an append-only file on a full disk.
+        faults = ("inject=ftruncate:error=EPERM", f"inject=write:error={error}:when=1..2")
+        options = [word for fault in faults for word in ("-e", fault)]
+        log = ("-P", str(server.log_path))
+        with strace(server, tmp_path / "trace", "-e", "trace=write,ftruncate", *options, *log):
+            client.sendall(lines([2]))
+            server.wait_for("no space for the log")
+            server.wait_for("there is space")
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1) == b""
+            assert server.log_path.read_bytes() == lines([1]) + b"123\n" + lines([2])
+            assert server.stop() == 0
+    assert server.stderr.count("another process appended") == 1
 
 
 @contextmanager
