@@ -39,13 +39,19 @@ BACKLOG_CONNECTIONS = 4096
 """Asked of listen(2); the kernel lowers it to net.core.somaxconn."""
 
 KEEPALIVE_IDLE_S = 60
+"""Silence of a connection before its peer is probed."""
+
 KEEPALIVE_INTERVAL_S = 10
+"""From one probe to the next."""
+
 KEEPALIVE_PROBES = 3
 """A vanished host's slot is free after 60 + 3 * 10 seconds."""
 
 DIRECTORY_LOCK_TRIES = 50
+"""How often a start tries to lock the directory of a unix socket."""
+
 DIRECTORY_LOCK_RETRY_S = 0.02
-"""How often, and how far apart, the directory of a unix socket is tried to be locked."""
+"""The pause between two of these tries."""
 
 # system/
 
@@ -129,14 +135,20 @@ ACCEPT_WARNING_INTERVAL_S = 60.0
 """The least time between two warnings that connections can't be accepted."""
 
 RING_SMALL_BUFFERS = 1024
+"""Buffers of RING_SMALL_BYTES; a power of two, as Linux wants it."""
+
 RING_SMALL_BYTES = 16 * 1024 - 64
 """What the ring receives packets into from clients that send little at a time."""
 
 RING_LARGE_BUFFERS = 16
+"""Buffers of RING_LARGE_BYTES; a power of two, as well."""
+
 RING_LARGE_BYTES = RECEIVE_BYTES
 """What the ring receives into from clients that fill small buffers, in turn."""
 
 RING_SUBMISSIONS_MAX = 1024
+"""Entries of the submission queue."""
+
 RING_QUEUED_MIN = 4096
 """Room for completions that were not looked at yet; it grows with the number of clients."""
 
@@ -144,9 +156,13 @@ RING_COMPLETIONS_MAX = 4096
 """The most that one pass of the ring hands out."""
 
 RING_RETRIES_AT_ONCE = 16
+"""How often a failing ring is tried without a pause."""
+
 RING_RETRY_S = 0.02
+"""The pause before each further try."""
+
 RING_RETRY_MAX_S = 10.0
-"""How often a failing ring is tried at once, how long before each further try, and in all."""
+"""How long a failing ring is tried in all."""
 
 RING_PROBE_S = 1.0
 """How long the probe of a ring waits for what comes at once."""
@@ -209,9 +225,11 @@ RESUME_PROGRESS_S = 2.0
 # metrics/
 
 HTTP_CLIENTS_MIN = 8
+"""Clients of the metrics port at once that there are descriptors for in any case."""
+
 HTTP_CLIENTS_MAX = 512
-"""Clients of the metrics port at once, by how many descriptors there are; one more takes the oldest
-one's place. So many that each has time to send its request also in a flood of connections."""
+"""The most of them, where there are descriptors enough; one more takes the oldest one's place. So
+many that each has time to send its request also in a flood of connections."""
 
 HTTP_CLIENT_S = 5.0
 """How long one of them may take to ask and to read the answer."""
@@ -235,12 +253,16 @@ HTTP_ANSWERS_PER_PASS_S = 0.002
 """Processor time of one pass after which different requests wait for the next pass."""
 
 HTTP_SHARE = 0.1
+"""The share of one processor that the metrics thread may use."""
+
 HTTP_BURST_S = 0.1
-"""The share of one processor that the metrics thread may use, and what it may save for a burst."""
+"""The processor time that it may save for a burst."""
 
 HTTP_PAUSE_S = 0.01
+"""The shortest sleep after a pass: the interpreter is the reactor's meanwhile."""
+
 HTTP_PAUSE_MAX_S = 0.25
-"""The shortest and the longest sleep after a pass: the interpreter is the reactor's meanwhile."""
+"""The longest one."""
 
 HTTP_RETRY_S = 0.1
 """The pause after a failed system call."""
@@ -251,11 +273,13 @@ HTTP_CLOSE_S = 0.75
 # profiling/
 
 PROFILE_HZ = 499
-PROFILE_PY_SPY_HZ = 100
-"""Samples a second of processor time with perf, of any time with py-spy, which stops us for each.
+"""Samples a second of processor time with perf.
 
 An odd rate keeps clear of what happens a hundred or a thousand times a second.
 """
+
+PROFILE_PY_SPY_HZ = 100
+"""Samples a second of any time with py-spy, which stops the server for each."""
 
 PROFILE_STACK_BYTES = 16 * 1024
 """What perf copies of a stack where it has no frame pointers to follow; ours need some 12 KB."""
@@ -264,7 +288,14 @@ PROFILE_BYTES_MAX = 1024 * 1024 * 1024
 """A recording ends there: more than an hour of a busy server, or two minutes uncompressed."""
 
 PROFILE_START_S = 10.0
+"""How long a start waits until the recording runs."""
+
+PROFILE_POLL_S = 0.01
+"""How often it looks whether it does."""
+
 PROFILE_STOP_S = 10.0
+"""How long a stop waits for the recorder to end."""
+
 PROFILE_READ_S = 60.0
 """How long a stopped server reads its recording; the picture shows what was read by then."""
 
@@ -274,8 +305,10 @@ LOAD_CLIENTS_MAX = 10_000
 """Connections of one load generator."""
 
 LOAD_SEND_BYTES = 64 * 1024
+"""What one send(2) is given, unless told otherwise."""
+
 LOAD_SEND_BYTES_MAX = 4 * 1024 * 1024
-"""What one send(2) is given, unless told otherwise and at most."""
+"""The most that --send-bytes takes."""
 
 LOAD_NUMBERS_MAX = 2**53
 """Beyond this a float can't tell two counts apart."""
@@ -336,6 +369,9 @@ NODE_STATUS_S = 10.0
 BROKER_START_S = 5.0
 """How long a command tries to reach the NATS server of a cluster before it gives up."""
 
+BROKER_RECONNECT_S = 1
+"""The pause between two tries to reach a NATS server again whose connection was lost."""
+
 BROKER_REFUSALS_MAX = 3
 """So often in a row each of the NATS servers may refuse to have a lost connection back, until
 it is gone for good: that one of three has learned of a new password first is no reason."""
@@ -345,12 +381,6 @@ BROKER_POLL_S = 0.25
 
 BROKER_REQUEST_S = 10.0
 """How long an answer may take: a group of three needs 5-7 s to choose a new leader."""
-
-BROKER_CLOSE_S = 2.0
-"""How long an owner that stops waits for a NATS server that does not answer."""
-
-BROKER_ACK_WAIT_S = 5.0
-"""After this time the NATS server delivers a message again that its owner has not acknowledged."""
 
 # cluster/node/
 
@@ -379,8 +409,10 @@ FORWARD_RETRY_S = 0.25
 """The pause before a batch that was refused is published again."""
 
 FORWARD_ROOM_S = 1.0
+"""How long clients' lines wait for free bytes in a window that does not move."""
+
 FORWARD_ROOM_ALL_S = 4.0
-"""How long clients' lines wait for room in a window that does not move, and in one that does."""
+"""How long they wait where it moves."""
 
 FORWARD_STOP_ACK_S = 30.0
 """How long a stop waits for the next acknowledgement."""
@@ -392,6 +424,12 @@ NODE_STATUS_INTERVAL_S = 2.0
 """How often a node tells the cluster of itself."""
 
 # cluster/collector/
+
+BROKER_CLOSE_S = 2.0
+"""How long an owner that stops waits for a NATS server that does not answer."""
+
+BROKER_ACK_WAIT_S = 5.0
+"""After this time the NATS server delivers a message again that its owner has not acknowledged."""
 
 OWNER_THREADS_MAX = 32
 """Partitions of one owner that are taken in or synced at the same moment."""
@@ -410,8 +448,10 @@ OWNER_BATCH_BYTES = 12 * 1024 * 1024
 """Lines of one partition that wait for its log: all of a fetch of common size."""
 
 FETCH_BUSY_S = 0.1
+"""How long an owner waits for a full fetch while messages come."""
+
 FETCH_IDLE_S = 2.0
-"""How long an owner waits for messages while they come, and for one when none came."""
+"""How long it waits for one message when none came."""
 
 LAG_INTERVAL_S = 5.0
 """How often the NATS server is asked how far an owner is behind a stream, where that is shown."""
@@ -435,9 +475,10 @@ WAIT_S_MAX = 1.0
 """The longest wait of a loop: whatever a wake-up that failed was for is seen by then."""
 
 SLOW_APPEND_S = 0.005
+"""Once an append takes so long, all that is there is taken in before the next one."""
+
 GATHER_S_MAX = 0.05
-"""Once an append takes as long as the first, all that is there is taken in before the next one: for
-as long as the last one took, and the second at most."""
+"""For as long as the last append took, and this at most."""
 
 CLOSE_POLL_S = 0.0005
 """How often a loop checks whether the numbers of a client that has left are stored by now."""
@@ -449,8 +490,10 @@ NO_SPACE_RETRY_S = 1.0
 """How often a log that is out of space is tried again."""
 
 STOP_TRIES = 4
+"""How often a stop tries to write to a full disk before it gives up."""
+
 STOP_RETRY_S = 0.1
-"""How often, and how far apart, a stop tries to write to a full disk before it gives up."""
+"""The pause between two of these tries."""
 
 HEARTBEAT_INTERVAL_S = 1.0
 """How often the loop shows that it is alive, where somebody may ask."""
@@ -479,30 +522,42 @@ CHECK_PROGRESS_BYTES = 16 * 1024 * 1024
 
 # Relations.
 
-assert SIGNAL_REPEAT_S < SIGNAL_THREAD_END_S < 1
 assert BITMAP_BYTES * 8 == NUMBERS
-assert 4 * DIAGNOSTIC_CHARACTERS_MAX < PIPE_BUF
-assert RESUME_EXTEND_S > 2 * RESUME_PROGRESS_S
 assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * CHUNK_BYTES_MAX
-assert 2 * LOG_NAME_CHECK_S < LOG_RENAMED_S
-assert PROBE_CHUNK_BYTES % LINE_BYTES == 0
 assert STREAM_RETRY_S < STREAM_THREAD_WAIT_S < LAST_REPORT_WAIT_S < 1
-assert 2 * DRAIN_PAUSE_S < DRAIN_QUIET_S < DRAIN_USED_S < DRAIN_S
-assert DRAIN_S + DRAIN_USED_S < 1
-assert SLOW_APPEND_S < GATHER_S_MAX < IDLE_PASS_S
-assert 2 * RING_RETRY_S < RING_RETRY_MAX_S
+assert 4 * DIAGNOSTIC_CHARACTERS_MAX < PIPE_BUF
+assert SIGNAL_REPEAT_S < SIGNAL_THREAD_END_S < 1
+assert ACCEPT_BACKOFF_S < ACCEPT_WARNING_INTERVAL_S
+assert RING_SMALL_BUFFERS & (RING_SMALL_BUFFERS - 1) == 0
+assert RING_LARGE_BUFFERS & (RING_LARGE_BUFFERS - 1) == 0
 assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
+assert RING_COMPLETIONS_MAX >= 2 * ACCEPTS_PER_PASS_MAX
+assert 2 * RING_RETRY_S < RING_RETRY_MAX_S
+assert DRAIN_S + DRAIN_USED_S < 1
+assert 2 * DRAIN_PAUSE_S < DRAIN_QUIET_S < DRAIN_USED_S < DRAIN_S
+assert 2 * LOG_NAME_CHECK_S < LOG_RENAMED_S
+assert LOG_SCAN_CHUNK_BYTES <= CHUNK_BYTES_MAX
+assert PROBE_CHUNK_BYTES % LINE_BYTES == 0
+assert RESUME_EXTEND_S > 2 * RESUME_PROGRESS_S
 assert DESCRIPTORS_RESERVED >= 2 * HTTP_CLIENTS_MIN + 32
 assert HTTP_CLIENTS_MIN <= HTTP_CLIENTS_MAX
-assert HTTP_PAUSE_S <= HTTP_RETRY_S <= HTTP_PAUSE_MAX_S
+assert HTTP_RECEIVE_BYTES <= HTTP_REQUEST_BYTES_MAX
 assert HTTP_BURST_S / HTTP_SHARE <= 1
+assert HTTP_PAUSE_S <= HTTP_RETRY_S <= HTTP_PAUSE_MAX_S
 assert 2 * HTTP_PAUSE_MAX_S < HTTP_CLOSE_S < 1
-assert 3 * LEASE_REFRESH_S < LEASE_S
+assert PROFILE_POLL_S < PROFILE_START_S
+assert NUMBERS <= LOAD_NUMBERS_MAX
+assert LOAD_PREPARE_BYTES <= LOAD_PREPARE_BYTES_MAX
+assert LOAD_SEND_BYTES <= LOAD_SEND_BYTES_MAX <= LOAD_ARENA_BYTES
+assert STREAM_REQUESTS_MAX <= PARTITIONS_MAX
+assert BROKER_RECONNECT_S < BROKER_START_S < BROKER_REQUEST_S
+assert FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX < MESSAGE_BYTES_MAX
+assert FORWARD_IN_FLIGHT <= FORWARD_BATCHES_MAX
+assert 3 * NODE_STATUS_INTERVAL_S < NODE_STATUS_S
 assert OWNER_BROKER_ANSWER_S < BROKER_REQUEST_S
 assert OWNER_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
+assert 3 * LEASE_REFRESH_S < LEASE_S
+assert SLOW_APPEND_S < GATHER_S_MAX < IDLE_PASS_S
 assert 2 * max(HEARTBEAT_INTERVAL_S, DRAIN_S, FORWARD_ROOM_ALL_S) < HEARTBEAT_STALE_S
-assert FORWARD_IN_FLIGHT <= FORWARD_BATCHES_MAX
-assert FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX < MESSAGE_BYTES_MAX
-assert 3 * NODE_STATUS_INTERVAL_S < NODE_STATUS_S
-assert RING_COMPLETIONS_MAX >= 2 * ACCEPTS_PER_PASS_MAX
+assert LOG_SCAN_CHUNK_BYTES <= CHECK_PROGRESS_BYTES

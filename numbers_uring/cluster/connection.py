@@ -20,6 +20,7 @@ from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     BROKER_POLL_S,
+    BROKER_RECONNECT_S,
     BROKER_REFUSALS_MAX,
     BROKER_REQUEST_S,
     BROKER_START_S,
@@ -143,7 +144,7 @@ async def connected(
                 disconnected_cb=events.lost,
                 reconnected_cb=events.found,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=1,
+                reconnect_time_wait=BROKER_RECONNECT_S,
                 **arguments,
             )
     except (OSError, nats.errors.Error, ValueError) as error:

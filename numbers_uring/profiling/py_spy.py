@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from numbers_uring.limits import PROFILE_PY_SPY_HZ, PROFILE_START_S
+from numbers_uring.limits import PROFILE_POLL_S, PROFILE_PY_SPY_HZ, PROFILE_START_S
 from numbers_uring.profiling.flame_graph import Stacks
 from numbers_uring.profiling.reading import Reading
 from numbers_uring.profiling.recording import RecordError, Recording, reason
@@ -54,7 +54,7 @@ class PySpyRecorder:
         while "Sampling process" not in self._recording.messages:
             if time.monotonic() > end_s or not self._recording.runs:
                 raise self._recording.failure()
-            time.sleep(0.01)
+            time.sleep(PROFILE_POLL_S)
         if self._pid == os.getpid():
             _permit_tracing(self._recording.pid)
 
