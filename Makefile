@@ -55,7 +55,7 @@ sanitize: $(VENV)/dev.stamp
 	    tests/native/race_kernel.c $(wildcard native/ingest/*.c) -pthread -o build/sanitize/race_kernel
 	setarch -R build/sanitize/race_kernel
 
-# kill -9 and stops beside floods, many times over, and then nodes, owners and engines of a cluster;
+# kill -9 and stops beside floods, many times over, and then nodes, owners and NATS servers of a cluster;
 # `make ci` does some rounds of each. CLUSTER_SEED=N, which each run prints, repeats its order.
 SOAK_ROUNDS ?= 200
 STOP_ROUNDS ?= 50

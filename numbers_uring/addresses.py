@@ -67,19 +67,19 @@ def parse_tcp_address(text: str) -> TcpAddress:
     """Return what `HOST:PORT` or `[IPV6]:PORT` names. Raises ValueError."""
     host, colon, port = text.rpartition(":")
     if not (colon and port.isascii() and port.isdecimal() and int(port) <= PORT_MAX):
-        raise ValueError(f"{text!r} has no port from 0 to {PORT_MAX} at its end")
+        raise ValueError(f"{text!r} does not end with a port from 0 to {PORT_MAX}")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:
-        raise ValueError(f"{text!r}: an IPv6 address has to be in brackets")
+        raise ValueError(f"{text!r}: an IPv6 address must be in brackets")
     if not host:
-        raise ValueError(f"{text!r} has no host; 0.0.0.0 and [::] are every interface")
+        raise ValueError(f"{text!r} has no host; 0.0.0.0 and [::] stand for every interface")
     return TcpAddress(host, int(port))
 
 
 def _unix_address(path: str) -> UnixAddress:
     if not path:
-        raise ValueError("'unix:' has no path behind it")
+        raise ValueError("'unix:' has no path after it")
     # Where the working directory was removed, bind(2) refuses the path as it is.
     with suppress(FileNotFoundError):
         path = os.path.abspath(path)  # noqa: PTH100 - a Path's parts may not be resolved by name alone

@@ -27,7 +27,7 @@ class WhenFull(StrEnum):
 
 
 class Terminate(StrEnum):
-    """Whose `terminate` stops the server; anybody else's is an invalid line."""
+    """Which clients' `terminate` stops the server; that of others is an invalid line."""
 
     ANY = "any"
     LOCAL = "local"
@@ -68,7 +68,7 @@ class Config:
     """A name or a number; None leaves what the system gives."""
     connections_max: int
     reactors: int
-    """Each in a thread of its own, over one bitmap and one log."""
+    """Each in its own thread, over one bitmap and one log."""
     when_full: WhenFull
     terminate: Terminate
     verbose: bool
@@ -78,7 +78,7 @@ class Config:
     write_behind: bool
     report_interval_s: float
     idle_timeout_s: float
-    """Zero: clients may be silent for ever."""
+    """Zero: clients may be idle without limit."""
     metrics: TcpAddress | None
     """Where metrics are served; None where they are not."""
     forward: str | None = None

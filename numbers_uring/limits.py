@@ -25,7 +25,7 @@ RECEIVE_BYTES = 1024 * 1024
 """The most that one receive takes; a compiled kernel is through with it in two milliseconds."""
 
 RECEIVE_BYTES_PYTHON = 64 * 1024
-"""The same for the kernel in Python, so that nobody waits for long while it takes in a flood."""
+"""The same for the kernel in Python, so that no client waits long while it takes in a flood."""
 
 CHUNK_BYTES_MAX = TAIL_BYTES_MAX + RECEIVE_BYTES
 """The most that a kernel is given at once, and so the most that one call adds to the batch."""
@@ -65,7 +65,7 @@ THREAD_START_BYTES = 4 * 1024 * 1024
 """What a thread may need, beside its stack, until it can say that memory is lacking."""
 
 THREAD_START_POLL_S = 0.05
-"""How often it is looked whether a thread that is to begin is still there."""
+"""How often the start checks that a thread that is to begin still exists."""
 
 STREAM_RETRY_S = 0.005
 """How often a line is tried to be written to a stream that is full, where it is worth a wait."""
@@ -114,13 +114,13 @@ PACING_SIGNS = 8
 """Passes in a row that have to look like it."""
 
 PACING_PASSES = 64
-"""Passes that are slept for before it is looked at anew."""
+"""Passes with a pause before the rate is checked again."""
 
 ACCEPT_BACKOFF_S = 0.5
-"""How long nothing is accepted once accepting fails, most often for lack of descriptors."""
+"""How long accepting pauses after a failed accept, most often for lack of descriptors."""
 
 ACCEPT_FAILURES_MAX = 16
-"""Connections in a row that may be gone before they are accepted, until that is a failure."""
+"""Connections in a row that may be gone before they are accepted, before that is a failure."""
 
 EPOLL_CTL_TRIES = 3
 """Calls of epoll_ctl(2) that may fail in a row, until that is a failure."""
@@ -150,7 +150,7 @@ RING_SUBMISSIONS_MAX = 1024
 """Entries of the submission queue."""
 
 RING_QUEUED_MIN = 4096
-"""Room for completions that were not looked at yet; it grows with the number of clients."""
+"""Space for completions that were not read yet; it grows with the number of clients."""
 
 RING_COMPLETIONS_MAX = 4096
 """The most that one pass of the ring hands out."""
@@ -184,7 +184,7 @@ DRAIN_FULL_BYTES = 1024
 """The least that a socket holds whose window is closed: packets of 10 bytes fill it with that."""
 
 DRAIN_PAUSE_S = 0.001
-"""How long a stop waits for more before it looks at all sockets again."""
+"""How long a stop waits for more before it reads all sockets again."""
 
 DRAIN_BYTES_MAX = 32 * 1024 * 1024
 """The most that a stop takes from one connection beyond what its socket held at the start, and the
@@ -205,7 +205,7 @@ LOG_NAME_CHECK_S = 1.0
 """How often it is checked whether a log that grows still has its name."""
 
 LOG_RENAMED_S = 5.0
-"""How long after a renaming SIGHUP may come before the operator is told that it is needed."""
+"""How long after a renaming SIGHUP may come before the server warns that it is needed."""
 
 LOG_CHANGES_WARNING_S = 60.0
 """The least time between two warnings that another process appends to the log."""
@@ -311,7 +311,7 @@ LOAD_SEND_BYTES_MAX = 4 * 1024 * 1024
 """The most that --send-bytes takes."""
 
 LOAD_NUMBERS_MAX = 2**53
-"""Beyond this a float can't tell two counts apart."""
+"""Beyond this a float cannot represent every count."""
 
 LOAD_PREPARE_BYTES = 1024 * 1024 * 1024
 """Lines made before the clock starts, if all fit; 107 million numbers."""
@@ -326,7 +326,7 @@ LOAD_RATE_MAX = 10**12
 """Numbers a second."""
 
 LOAD_PREPARE_STEP_NUMBERS = 4_000_000
-"""Numbers prepared between two looks at signals and two updates of the progress."""
+"""Numbers prepared between two checks for signals and two updates of the progress."""
 
 LOAD_ARENA_BYTES = 32 * 1024 * 1024
 """Lines made on the fly, of all clients together; more only where one send needs it."""
@@ -377,7 +377,7 @@ BROKER_REFUSALS_MAX = 3
 it is gone for good: that one of three has learned of a new password first is no reason."""
 
 BROKER_POLL_S = 0.25
-"""How often it is looked whether the connection is gone for good."""
+"""How often the state of the connection is checked."""
 
 BROKER_REQUEST_S = 10.0
 """How long an answer may take: a group of three needs 5-7 s to choose a new leader."""
@@ -460,7 +460,7 @@ LAG_PAUSE_S = 0.05
 """The least time between two such questions of one process, however many partitions it owns."""
 
 LEASE_S = 15.0
-"""A partition is free so long after its owner has vanished."""
+"""How long after its owner has vanished a partition is free."""
 
 LEASE_REFRESH_S = 4.0
 """How often an owner says that it is there, and what it has taken in; and how long it waits for the
@@ -472,7 +472,7 @@ REACTORS_MAX = 64
 """Of one server, each in a thread of its own."""
 
 WAIT_S_MAX = 1.0
-"""The longest wait of a loop: whatever a wake-up that failed was for is seen by then."""
+"""The longest wait of a loop: it sees the cause of a failed wake-up by then."""
 
 SLOW_APPEND_S = 0.005
 """Once an append takes so long, all that is there is taken in before the next one."""
@@ -496,13 +496,13 @@ STOP_RETRY_S = 0.1
 """The pause between two of these tries."""
 
 HEARTBEAT_INTERVAL_S = 1.0
-"""How often the loop shows that it is alive, where somebody may ask."""
+"""How often the loop shows that it is alive, where a watchdog or a probe may ask."""
 
 HEARTBEAT_STALE_S = 10.0
 """The age of the last sign from which on the loop counts as stuck."""
 
 DISCONNECT_LOG_PER_S_MAX = 20
-"""How many disconnects are told of, one by one, with --verbose."""
+"""How many disconnects a second are logged one by one with --verbose."""
 
 # doctor/
 

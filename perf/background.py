@@ -14,7 +14,7 @@ DEADLINE_S = 120.0
 """For whatever is waited for: reached only by a failure."""
 
 LOOK_S = 0.002
-"""Between two looks at what is waited for."""
+"""Between two checks of what is waited for."""
 
 PYTHON = sys.executable
 

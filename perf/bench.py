@@ -68,7 +68,7 @@ Command = Callable[[Path], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to take numbers in; `logs` says whether it leaves a log to be checked."""
+    """One way to take numbers in; `logs` is true where it leaves a log to be checked."""
 
     name: str
     command: Command
@@ -168,7 +168,7 @@ def cpu_ns(pid: int) -> int:
 
 
 def has_counters() -> bool:
-    """Say whether perf counts COUNTERS here; virtual machines often have none."""
+    """Return whether perf counts COUNTERS here; virtual machines often have none."""
     try:
         with counting(os.getpid(), COUNTERS) as counts:
             time.sleep(0.01)

@@ -50,5 +50,5 @@ def test_unix_sockets_and_loopback_addresses_are_local(host: str) -> None:
 @pytest.mark.parametrize(
     "host", ["128.0.0.1", "10.0.0.1", "0.0.0.0", "::", "fe80::1%eth0", "::ffff:10.0.0.1", "2001::1"]
 )
-def test_nobody_else_is_local(host: str) -> None:
+def test_no_other_host_is_local(host: str) -> None:
     assert not Peer(host, 1).is_local

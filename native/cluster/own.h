@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* An owner's surroundings and its results.
+/* An owner's inputs and results.
  *
  * The caller sets bitmap (bit n & 7 of byte n >> 3 stands for number n), batch and batch_bytes, and
  * the numbers that are owned, first to end - 1, both at most 1,000,000,000. The kernel appends the

@@ -8,8 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Number n belongs to partition n / width. Set by nu_pack_set, but for used, which whoever takes
- * numbers out of an area sets back to 0. */
+/* Number n belongs to partition n / width. Set by nu_pack_set, but for used: the code that
+ * takes numbers out of an area sets it back to 0. */
 struct nu_pack {
     uint64_t reciprocal; /* of width, as a fraction of 2^64, rounded up */
     uint32_t partitions;

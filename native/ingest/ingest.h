@@ -13,11 +13,11 @@
 
 enum nu_verdict {
     NU_MORE = 0,     /* every line was taken in; fewer than 10 bytes, the tail, may be left */
-    NU_INVALID = 1,  /* the bytes after those consumed can be no line, whatever follows */
+    NU_INVALID = 1,  /* the bytes after those consumed cannot begin a valid line */
     NU_TERMINATE = 2 /* the last line consumed is "terminate" */
 };
 
-/* A kernel's surroundings and its results.
+/* A kernel's inputs and results.
  *
  * The caller sets bitmap (NU_BITMAP_BYTES; bit n & 7 of byte n >> 3 stands for number n), batch and
  * batch_bytes. A kernel appends the lines not seen before at batch + batch_used, adds to

@@ -33,14 +33,14 @@ enum {
  */
 typedef bool parse_block_fn(const uint8_t *lines, uint32_t numbers[BLOCK_LINES]);
 
-/* Sets the number's bit; says whether it was clear.
+/* Sets the number's bit; returns whether it was clear.
  *
  * Little-endian, so bit n & 31 of the 32-bit word at byte n >> 5 << 2 is bit n & 7 of byte n >> 3;
  * shifts and bit tests of words need no masking, and NU_BITMAP_BYTES is a multiple of 4.
  */
 typedef bool test_and_set_fn(uint8_t *bitmap, uint32_t number);
 
-/* For a bitmap that nobody else writes to at the same time. */
+/* For a bitmap that no other thread writes to at the same time. */
 static inline bool test_and_set_alone(uint8_t *bitmap, uint32_t number) {
     uint8_t *place = bitmap + (number >> 5) * sizeof(uint32_t);
     uint32_t word;
@@ -56,7 +56,7 @@ static inline uint64_t *shared_words(uint8_t *bitmap) {
     return (uint64_t *)__builtin_assume_aligned(bitmap, sizeof(uint64_t));
 }
 
-/* For a bitmap that several threads write to: of those that set a bit at once, one is told so.
+/* For a bitmap that several threads write to: of those that set a bit at once, one gets true.
  *
  * A locked instruction takes some 20 cycles and keeps later loads waiting, so a bit that is set
  * already, which it then stays, is only looked at. Nothing but the bits themselves passes from

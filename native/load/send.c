@@ -24,7 +24,7 @@ enum {
     BUDGET_PER_S = 1000, /* with a rate, the least chunk is what this part of a second allows */
     BURST_PER_S = 10,    /* what the rate allowed is kept for this part of a second */
     SAMPLE_NS = 1000000, /* between the begins of two samples */
-    LOOK_NS = 100000,    /* between two looks at samples */
+    LOOK_NS = 100000,    /* between two checks of samples */
     LOOKS = 16
 };
 
@@ -244,7 +244,7 @@ static void start_sample(struct nu_load *load, const struct nu_client *client, i
     load->sample_start_ns = now;
 }
 
-/* True where the sample needs no further look. Failed clients' tell nothing. */
+/* True if the sample is finished. Those of failed clients are dropped. */
 static bool end_sample(struct nu_load *load, const struct nu_sample *sample) {
     const struct nu_client *client = &load->clients[sample->client];
     if (client->state == NU_CLIENT_FAILED)
@@ -265,10 +265,10 @@ static bool end_sample(struct nu_load *load, const struct nu_sample *sample) {
     return true;
 }
 
-/* Looks at some of the samples, at others the next time: a look costs a system call. */
-static void look_at_samples(struct nu_load *load, uint32_t looks, int64_t now) {
+/* Checks some of the samples, others the next time: a check costs a system call. */
+static void check_samples(struct nu_load *load, uint32_t checks, int64_t now) {
     load->sample_look_ns = now;
-    for (; looks > 0 && load->sample_count > 0; looks--) {
+    for (; checks > 0 && load->sample_count > 0; checks--) {
         if (load->sample_next >= load->sample_count)
             load->sample_next = 0;
         struct nu_sample *sample = &load->samples[load->sample_next];
@@ -321,7 +321,7 @@ static int64_t send_pass(struct nu_load *load, int64_t until_ns) {
         if (now >= until_ns)
             return 0;
         if (now - load->sample_look_ns >= LOOK_NS)
-            look_at_samples(load, LOOKS, now);
+            check_samples(load, LOOKS, now);
         if (load->bytes_per_s != 0)
             refill_budget(load, now);
         struct nu_client *client = &load->clients[load->queue[load->queue_first]];
@@ -347,7 +347,7 @@ int nu_load_run(struct nu_load *load, int64_t until_ns) {
             return 0;
         /* Before and after each sleep, so that a sleep hides no more than its own time. */
         if (load->queue_count == 0 || pause_ns > 0)
-            look_at_samples(load, LOOKS, now);
+            check_samples(load, LOOKS, now);
         int64_t wait_ns = until_ns - now;
         if (load->queue_count > 0 && pause_ns < wait_ns)
             wait_ns = pause_ns;
@@ -357,8 +357,8 @@ int nu_load_run(struct nu_load *load, int64_t until_ns) {
         if (result != 0)
             return result == -EINTR ? 0 : result;
         if (load->queue_count == 0)
-            look_at_samples(load, LOOKS, nu_now_ns());
+            check_samples(load, LOOKS, nu_now_ns());
     }
-    look_at_samples(load, NU_LOAD_SAMPLES, nu_now_ns());
+    check_samples(load, NU_LOAD_SAMPLES, nu_now_ns());
     return 0;
 }

@@ -87,7 +87,7 @@ struct nu_load {
     int64_t budget_ns;
     struct nu_sample samples[NU_LOAD_SAMPLES]; /* in no order */
     uint32_t sample_count;
-    uint32_t sample_next;    /* the first to look at next time */
+    uint32_t sample_next;    /* the first to check next time */
     int64_t sample_start_ns; /* of the youngest */
     int64_t sample_look_ns;
 };

@@ -1,4 +1,4 @@
-/* Huge pages for memory that somebody else has allocated and touched, see madvise(2). */
+/* Huge pages for memory that is allocated and touched elsewhere, see madvise(2). */
 #include "os/memory.h"
 
 #include <errno.h>

@@ -91,13 +91,13 @@ void nu_ring_hand_out(struct nu_ring *ring, uint32_t kind, uint32_t connection, 
 /* Puts the connection into the list that its state says. */
 void nu_connection_sort(struct nu_ring *ring, uint32_t index);
 
-/* Hands out what the connections in `ready` have, as far as there is room for completions. */
+/* Returns what the connections in `ready` have, as far as there is space for completions. */
 void nu_connections_serve(struct nu_ring *ring);
 
 /* Accepts from the listeners that are ready. In accept.c, as are the next two. */
 void nu_connections_accept(struct nu_ring *ring);
 
-/* Returns true if the listeners are worth a look: clients are to be accepted, or refused. */
+/* Returns true if the listeners need a check: clients are to be accepted, or refused. */
 bool nu_connections_may_accept(struct nu_ring *ring);
 
 /* Leaves the listener alone until nu_ring_listen, because of an errno. */
@@ -119,7 +119,7 @@ void nu_connection_cancel_failed(struct nu_ring *ring, uint32_t index);
 void nu_connection_keep(struct nu_ring *ring, struct nu_connection *connection, int32_t buffer,
                         uint32_t size);
 
-/* Returns true for an errno by which the network says that the client is gone. */
+/* Returns true for an errno that means that the client is gone. */
 bool nu_is_network_error(int error);
 
 /* Cancels every request and waits for their ends, for at most wait_ns. In drain.c, as is the next.

@@ -9,7 +9,7 @@ enum nu_feature {
     NU_FEATURE_SETUP = 0,   /* io_uring_setup(2) with the flags and features that rings here need */
     NU_FEATURE_WAIT = 1,    /* io_uring_enter(2) that ends after a time (EXT_ARG) */
     NU_FEATURE_BUFFERS = 2, /* a ring of provided buffers */
-    NU_FEATURE_POLL = 3,    /* a descriptor that is told to be readable */
+    NU_FEATURE_POLL = 3,    /* polling a descriptor until it is readable */
     NU_FEATURE_MULTISHOT = 4, /* two chunks received by one request */
     NU_FEATURE_CANCEL = 5,    /* every request ended by one */
     NU_FEATURES = 6

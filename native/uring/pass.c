@@ -15,8 +15,8 @@
  * - Clients are accepted by accept4(2) once the ring has told that some wait: a multishot accept
  *   takes one more than there are slots before it can be cancelled, and that one would have to be
  *   dropped.
- * - The wake-up descriptor and the listeners are polled one-shot: arming one looks at the present
- *   state (io_poll_add), so what still is readable is told of again by the next pass.
+ * - The wake-up descriptor and the listeners are polled one-shot: arming one checks the present
+ *   state (io_poll_add), so the next pass reports again what is still readable.
  */
 #define _GNU_SOURCE
 #include "os/clock.h"

@@ -17,7 +17,7 @@ struct nu_pool {
     uint32_t buffers;
     uint32_t buffer_bytes;
     uint32_t first_buffer; /* its buffers' numbers, among those of all pools, start here */
-    uint32_t available;    /* in the kernel's hands, as far as its completions have told */
+    uint32_t available;    /* owned by Linux, according to its completions so far */
     uint16_t tail;
     int32_t *reserve; /* buffers that no one uses; the last one in is the first one out */
     uint32_t reserve_count;

@@ -17,7 +17,7 @@ enum nu_kind {
 
 enum nu_end {
     NU_EOF = 0,         /* the client closed or shut down its side */
-    NU_RESET = 1,       /* the network says that the client is gone */
+    NU_RESET = 1,       /* the network reports that the client is gone */
     NU_DISCONNECTED = 2 /* nu_ring_disconnect */
 };
 

@@ -1,4 +1,4 @@
-"""The command `check`: which logs, what to do about findings, and how they are told."""
+"""The command `check`: its options, and how it prints findings and repairs."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ def _different_files(
         try:
             same = first.samefile(second)
         except OSError:
-            continue  # Opening it is going to fail, too, and says why.
+            continue  # Opening it fails, too, with an error that says why.
         if same:
             raise click.BadParameter(f"'{first}' and '{second}' are the same file.")
     return paths
@@ -44,22 +44,22 @@ def _different_files(
 @click.option(
     "--repair",
     is_flag=True,
-    help="Replace each file that has findings by a copy with its whole lines of nine digits, each "
-    "number once in all the files, where it comes first. A file in use by a server is refused.",
+    help="Replace each file with findings by a copy of its whole lines of nine digits, without "
+    "numbers that occur earlier in the files. A file that a server uses is refused.",
 )
-@click.option("--json", is_flag=True, help="Tell the findings as one JSON object.")
+@click.option("--json", is_flag=True, help="Print the findings as one JSON object.")
 @click.version_option(__version__, prog_name=PROGRAM)
 def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
-    """Check that FILE is a log as the server writes it: nine digits a line, no number twice.
+    """Check that each line of FILE has nine digits and that no number occurs twice.
 
-    Several files are taken as one log in parts, in the order given, so no number may be in two of
-    them either. A torn tail is what a crash may leave at the end: a part of a line, zero bytes, or
-    both. A log that a server is writing to can be checked, and may then end within a line.
+    Several files are taken as parts of one log, in the order given: no number may occur in two of
+    them. A torn tail is what a crash may leave at the end: a part of a line, zero bytes, or both.
+    The log of a running server can be checked, and may then end within a line.
 
     Every option can also be set from the environment: NUMBERS_URING_CHECK_JSON=1 stands for --json.
 
-    Exit status: 0 clean, or repaired; 1 findings; 2 wrong usage; 3 a file can't be read, or is in
-    use and can't be repaired; 4 the repair failed, and a file not called repaired is as it was.
+    Exit status: 0 clean, or repaired; 1 findings; 2 wrong usage; 3 a file cannot be read, or is in
+    use and cannot be repaired; 4 a repair failed: only files reported as repaired were changed.
     """
     repairs: list[Repair] = []
     failure: SinkError | None = None
@@ -85,7 +85,7 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
 
 @contextmanager
 def _stage(label: str, size_bytes: int) -> Iterator[Progress]:
-    """Show a progress bar where somebody sees it."""
+    """Show a progress bar where standard error is a terminal."""
     # Standard error is None where it was closed at the start.
     if sys.stderr is None or not sys.stderr.isatty():
         yield lambda _size: None

@@ -1,4 +1,4 @@
-"""The command `cluster`: makes a cluster's streams, and tells how the cluster is."""
+"""The command `cluster`: creates a cluster's streams, and shows the cluster's status."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from numbers_uring import __version__
-from numbers_uring.cli.nats_options import access_of, engine_options
+from numbers_uring.cli.nats_options import access_of, broker_options
 from numbers_uring.limits import MESSAGE_BYTES_MAX, PARTITIONS_MAX
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.stdio import PROGRAM
@@ -18,31 +18,31 @@ if TYPE_CHECKING:
 @click.group()
 @click.version_option(__version__, prog_name=PROGRAM)
 def cluster() -> None:
-    """Make and watch a cluster: many nodes that take numbers in, many owners of their logs."""
+    """Create a cluster's streams, and show its status."""
 
 
 @cluster.command(context_settings={"show_default": True})
-@engine_options
+@broker_options
 @click.option(
     "--partitions",
     type=click.IntRange(1, PARTITIONS_MAX),
     required=True,
     metavar="P",
-    help="Into how many ranges all numbers are split, each with a stream and a log of its own. It "
-    "can't be changed afterwards.",
+    help="Split all numbers into this many ranges, each with its own stream and log. It cannot be "
+    "changed later.",
 )
 @click.option(
     "--replicas",
     type=click.Choice(["1", "3", "5"]),
     default="1",
-    help="On how many servers of the NATS server each message is kept.",
+    help="Store each message on this many NATS servers.",
 )
 @click.option(
     "--max-bytes",
     type=click.IntRange(min=MESSAGE_BYTES_MAX),
     metavar="BYTES",
-    help="Most disk space for a stream; when it is full, nodes hold clients back. By default, "
-    "space for each number of the partition four times.",
+    help="Limit each stream to this size on the NATS server's disk; nodes pause at it. The default "
+    "has space for each number of the partition four times.",
 )
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_obj
@@ -55,10 +55,10 @@ def init(
     max_bytes: int | None,
     **options: Any,
 ) -> None:
-    """Make the streams and buckets of a cluster that are not there yet, and check the others.
+    """Create the missing streams and buckets of a cluster, and check the settings of the others.
 
-    Exit status: 0 all is there, 2 wrong usage, 3 the NATS server can't be reached, or has something
-    else than is needed.
+    Exit status: 0 all exist, 2 wrong usage, 3 the NATS server cannot be reached, or has streams or
+    buckets with other settings.
     """
     import asyncio
 
@@ -78,21 +78,21 @@ def init(
 
     made = asyncio.run(run())
     say.info(
-        f"the cluster at {url_text(nats)} is ready: {partitions} partitions, {made} streams made, "
-        f"{partitions - made} there before"
+        f"the cluster at {url_text(nats)} is ready: {partitions} partitions, "
+        f"{made} streams created, {partitions - made} existed before"
     )
 
 
 @cluster.command(context_settings={"show_default": True})
-@engine_options
-@click.option("--json", "as_json", is_flag=True, help="Tell it as one JSON object.")
+@broker_options
+@click.option("--json", "as_json", is_flag=True, help="Print the status as one JSON object.")
 @click.version_option(__version__, prog_name=PROGRAM)
 def status(nats: str, as_json: bool, **options: Any) -> None:
-    """Tell of nodes, partitions, owners, what waits in the streams, and totals.
+    """Show nodes, partitions, owners, the lag of each stream, and totals.
 
-    What owners and nodes say of themselves is some seconds old.
+    What owners and nodes report of themselves may be some seconds old.
 
-    Exit status: 0 told, 2 wrong usage, 3 the NATS server can't be reached or has no cluster.
+    Exit status: 0 shown, 2 wrong usage, 3 the NATS server cannot be reached or has no cluster.
     """
     import asyncio
 

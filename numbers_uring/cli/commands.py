@@ -1,4 +1,4 @@
-"""All commands by name; each one's module is imported when that command is what was asked for."""
+"""All commands by name; the module of a command is imported only when that command is called."""
 
 from importlib import import_module
 
@@ -8,17 +8,17 @@ from numbers_uring import __version__
 from numbers_uring.system.stdio import PROGRAM
 
 ENVIRONMENT_PREFIX = "NUMBERS_URING"
-"""Of the variables that stand for options: PREFIX_COMMAND_OPTION."""
+"""The prefix of the variables for options: PREFIX_COMMAND_OPTION."""
 
 COMPLETE_VARIABLE = f"_{PROGRAM.replace('-', '_').upper()}_COMPLETE"
 """What the completion scripts set, by click's own rule, to ask for completions."""
 
 _SHORT_HELPS = {
-    "check": "Check logs, and repair them.",
-    "cluster": "Set up a cluster, and show its status.",
+    "check": "Check logs and repair them.",
+    "cluster": "Create a cluster's streams, and show its status.",
     "completion": "Print a shell's completion script.",
-    "doctor": "Examine whether a server would start here.",
-    "load": "Send numbers to a server and measure its rate.",
+    "doctor": "Check whether a server would start on this host.",
+    "load": "Send numbers to a server and measure the rate.",
     "own": "Write the logs of a cluster's partitions.",
     "serve": "Run a server.",
 }
@@ -35,7 +35,7 @@ class LazyGroup(click.Group):
         return name, command and self._loaded(command), rest
 
     def load_all(self) -> None:
-        """Replace all stand-ins: for whoever reads the options of all commands."""
+        """Replace all stand-ins, for code that reads the options of all commands."""
         for command in [*self.commands.values()]:
             self._loaded(command)
 
@@ -61,4 +61,4 @@ class _StandIn(click.Command):
 )
 @click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:
-    """A TCP number server for Linux: takes in nine-digit numbers, keeps each once."""
+    """A TCP number server for Linux that receives nine-digit numbers and stores each once."""

@@ -1,4 +1,4 @@
-"""The command `completion`: the script that teaches a shell to complete our command line."""
+"""The command `completion`: prints the script that makes a shell complete our command line."""
 
 import click
 from click.shell_completion import get_completion_class
@@ -13,13 +13,12 @@ SHELLS = ("bash", "zsh", "fish")
 def completion_script(shell: str) -> str:
     """Return the script, with a newline at its end, for one of SHELLS.
 
-    It asks the program itself at each TAB, so it knows every command and option there is, and stays
-    the same when some are added.
+    The script runs the program at each TAB, so it does not change when commands or options do.
     """
     complete = get_completion_class(shell)
     assert complete is not None, shell
-    # Its method source() would look for a bash to ask it for its version, which the bash that is
-    # going to read the script need not be.
+    # Its method source() would check the version of some bash in $PATH, which need not be the bash
+    # that reads the script.
     script = complete(click.Command(PROGRAM), {}, PROGRAM, COMPLETE_VARIABLE)
     return (script.source_template % script.source_vars()).strip() + "\n"
 
@@ -30,14 +29,14 @@ def completion_script(shell: str) -> str:
 def completion(shell: str) -> None:
     """Print the script that makes SHELL (bash, zsh or fish) complete commands, options and values.
 
-    A package or wheel brings these scripts along, where the shells look for those of programs under
-    the same prefix. Elsewhere, for one user:
+    Packages and wheels install these scripts where the shells look for them. To install one for one
+    user:
 
     \b
     bash  numbers-uring completion bash > ~/.local/share/bash-completion/completions/numbers-uring
     zsh   numbers-uring completion zsh > DIRECTORY/_numbers-uring, with DIRECTORY in $fpath
     fish  numbers-uring completion fish > ~/.config/fish/completions/numbers-uring.fish
 
-    Exit status: 0 printed, 2 wrong usage, 3 standard output can't be written to.
+    Exit status: 0 printed, 2 wrong usage, 3 standard output cannot be written.
     """
     click.echo(completion_script(shell), nl=False)

@@ -1,4 +1,4 @@
-"""The command `doctor`: for which server, and how the findings are told."""
+"""The command `doctor`: the options of the server it checks for, and how it prints findings."""
 
 from json import dumps
 from typing import Any
@@ -13,17 +13,17 @@ from numbers_uring.errors import ExitCode
 from numbers_uring.system.stdio import PROGRAM
 
 _HELP = """
-Say whether `serve` with the same options would start here, and what there is to know of this
-system: what it would need is tried, and given back at once.
+Check whether `serve` with the same options would start on this host.
 
-Nothing is made or changed: no log, no socket file. A server that is running goes on; its address
-and its log are then in use, which is a finding. --resume has the log looked at as well, at both of
-its ends.
+The doctor tries each step of the start and undoes it at once. It creates and changes nothing: no
+log, no socket file. A running server is not disturbed; its address and its log are then in use,
+which is a finding. With --resume the doctor also reads both ends of the log.
 
-Options that are set from the environment for `serve` are for this command, too:
+Options that are set from the environment for `serve` apply to this command, too:
 NUMBERS_URING_SERVE_PORT=5000 stands for --port 5000.
 
-Exit status: 0 a server would start, 1 it would not, 2 wrong usage, 3 the findings can't be written.
+Exit status: 0 a server would start, 1 it would not, 2 wrong usage, 3 the findings cannot be
+written.
 """
 
 
@@ -31,7 +31,7 @@ Exit status: 0 a server would start, 1 it would not, 2 wrong usage, 3 the findin
     help=_HELP,
     context_settings={
         "show_default": True,
-        # The server's environment, since it is the server that is asked about.
+        # The server's variables, because the doctor checks the server's options.
         "auto_envvar_prefix": f"{ENVIRONMENT_PREFIX}_SERVE",
     },
 )
@@ -42,7 +42,7 @@ Exit status: 0 a server would start, 1 it would not, 2 wrong usage, 3 the findin
     is_flag=True,
     envvar=f"{ENVIRONMENT_PREFIX}_DOCTOR_JSON",
     allow_from_autoenv=False,
-    help="Tell the findings as one JSON object.",
+    help="Print the findings as one JSON object.",
 )
 @click.version_option(__version__, prog_name=PROGRAM)
 def doctor(*, as_json: bool, **options: Any) -> int:

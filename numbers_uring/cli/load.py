@@ -31,32 +31,32 @@ from numbers_uring.system.stdio import PROGRAM
 
 _HELP = """Send numbers to a server from many clients and measure how fast it takes them in.
 
-A client sends its lines, closes its direction and waits for the server to close the connection:
-only then do its numbers count as taken in. A server that closes earlier, or answers, is an error.
+A client sends its lines, shuts down its side and waits for the server to close the connection: its
+numbers then count as accepted. It is an error if the server closes earlier or sends anything.
 
 \b
-Mixes, all of them a function of --seed, --numbers and --duplicates, whatever the clients:
+Mixes, which depend only on --seed, --numbers and --duplicates, not on --clients:
   unique      each number at most once, in pseudo-random order
-  random      independent and uniform over all 10^9 numbers, repeats as they fall
+  random      independent and uniform over all 10^9 numbers, repeats by chance
   duplicate   numbers - round(numbers * duplicates) different ones; the others repeat some of these
   sequential  0, 1, 2, ...; each client sends a contiguous part
   hot         drawn from 1,000 numbers
 
-Lines are made before the clock starts where all fit in --prepare-bytes, else on the fly by the
-thread that sends; the result says which.
+All lines are prepared before the clock starts if they fit in --prepare-bytes. Otherwise the thread
+that sends makes them during the run; the result says which.
 
 \b
 Times, in milliseconds:
-  drained       from a client's last send until the server's close: how far the server was behind
-                at the end. One sample a client; nothing about single lines on the way.
-  acknowledged  from a send until the server's host had confirmed its bytes: the wait in this host's
-                queue, not that in the server's; the server may not have read them yet. A sample
-                each millisecond at most, seen up to about 0.2 ms late.
+  drained       from a client's last send until the server closes the connection: how far the server
+                was behind at the end. One sample per client, not per line.
+  acknowledged  from a send until the server's host acknowledged the bytes (TCP): the time in this
+                host's send queue; the server may not have read them yet. At most one sample per
+                millisecond, measured up to about 0.2 ms late.
 
 Every option can also be set from the environment: NUMBERS_URING_LOAD_PORT=5000 stands for
 --port 5000.
 
-Exit status: 0 everything was taken in, 1 not everything or not in time, or the plot could not be
+Exit status: 0 all numbers were accepted, 1 some were not, or not in time, or the plot could not be
 written, 2 wrong usage, 3 could not connect, 130 interrupted.
 """
 
@@ -68,67 +68,67 @@ _DEFAULT = LoadParameters()
     "--host",
     metavar="HOST",
     default=_DEFAULT.host,
-    help="The server's address or name, IPv4 or IPv6.",
+    help="Connect to this address or name, IPv4 or IPv6.",
 )
 @click.option(
-    "--port", type=click.IntRange(1, 65535), default=_DEFAULT.port, help="The server's port."
+    "--port", type=click.IntRange(1, 65535), default=_DEFAULT.port, help="Connect to this port."
 )
 @click.option(
     "--clients",
     type=click.IntRange(1, LOAD_CLIENTS_MAX),
     metavar="N",
     default=_DEFAULT.clients,
-    help="Connections at once.",
+    help="Open this many connections at once.",
 )
 @click.option(
     "--numbers",
     type=click.IntRange(1, LOAD_NUMBERS_MAX),
     metavar="N",
     default=_DEFAULT.numbers,
-    help="Numbers to send, of all clients together.",
+    help="Send this many numbers, over all clients.",
 )
 @click.option(
     "--mix",
     type=click.Choice([mix.value for mix in Mix]),
     default=_DEFAULT.mix.value,
-    help="Which numbers are sent; see above.",
+    help="Select the numbers to send; see above.",
 )
 @click.option(
     "--duplicates",
     type=Fraction(0, 1),
     metavar="SHARE",
     default=_DEFAULT.duplicates,
-    help="Share of repeats, from 0 to 1, in the mix duplicate.",
+    help="The share of repeats in the mix duplicate, from 0 to 1.",
 )
 @click.option(
     "--send-bytes",
     type=click.IntRange(1, LOAD_SEND_BYTES_MAX),
     metavar="BYTES",
     default=_DEFAULT.send_bytes,
-    help="Most bytes for one send call, up to 4 MiB; lines are cut wherever that falls.",
+    help="Pass at most this many bytes to one send call, even if that cuts a line.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, LOAD_SEED_MAX),
     metavar="N",
     default=_DEFAULT.seed,
-    help="Another seed gives other numbers, or another order.",
+    help="The seed of the random numbers or of their order.",
 )
 @click.option(
     "--rate",
     type=click.IntRange(0, LOAD_RATE_MAX),
     metavar="N",
     default=_DEFAULT.rate,
-    help="Numbers a second, of all clients together, evenly over each millisecond or more; "
-    "0 sends as fast as they are taken.",
+    help="Send this many numbers a second over all clients, evenly to the millisecond. 0: as fast "
+    "as the server reads them.",
 )
 @click.option(
     "--prepare-bytes",
     type=click.IntRange(0, LOAD_PREPARE_BYTES_MAX),
     metavar="BYTES",
     default=_DEFAULT.prepare_bytes,
-    help="Make all lines ahead, in memory, where they need no more than this; "
-    "0 makes them on the fly.",
+    help="Prepare all lines in memory if they need at most this many bytes. 0: make them during "
+    "the run.",
 )
 @click.option(
     "--timeout",
@@ -136,20 +136,20 @@ _DEFAULT = LoadParameters()
     type=Seconds(min=0),
     metavar="SECONDS",
     default=_DEFAULT.timeout_s,
-    help="End the run, as failed, after this time; 0 never does.",
+    help="Stop the run after this many seconds, with exit status 1. 0: never.",
 )
 @click.option(
     "--terminate",
     is_flag=True,
-    help='At the end, stop the server: one more client sends "terminate".',
+    help='At the end, stop the server by "terminate" from one more client.',
 )
 @click.option(
     "--plot",
     "plot_path",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Draw the rate over the time of the run; the name ends in .svg, .png or .pdf. Needs "
-    "matplotlib: pip install 'numbers-uring[plot]'.",
+    help="Plot the rate over time to FILE, whose name ends in .svg, .png or .pdf. Requires an "
+    "extra: pip install 'numbers-uring[plot]'.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.version_option(__version__, prog_name=PROGRAM)

@@ -1,4 +1,4 @@
-"""The options of all commands that connect to a NATS server: its address and credentials."""
+"""The options of all commands that connect to NATS: its URL, credentials and certificates."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ ACCESS_NAMES = ("nats_credentials", "nats_ca", "nats_cert", "nats_key")
 
 
 def check_url(_ctx: click.Context, _parameter: click.Parameter, url: str | None) -> str | None:
-    """Refuse what is no URL of the NATS servers. Never says it: there may be a password."""
+    """Refuse what is no URL of NATS servers. The error leaves out the password in it."""
     for each in [] if url is None else url.split(","):
         try:
             parts = urlsplit(each.strip())
@@ -39,16 +39,16 @@ def _file(option: str, text: str) -> Callable[[_Command], _Command]:
 ACCESS_OPTIONS = (
     _file(
         "--nats-credentials",
-        "Credentials file with a user's JWT and seed, as nsc writes it (.creds); re-read at each "
-        "connect.",
+        "Authenticate with this credentials file (.creds), as nsc writes it. It is read again at "
+        "each connect.",
     ),
     _file(
         "--nats-ca",
-        "Encrypt, and accept only certificates that this CA has signed; by default, the system's "
-        "CAs.",
+        "Require TLS, and verify the NATS server's certificate with this CA. Without it, the "
+        "system's CAs are used.",
     ),
-    _file("--nats-cert", "Encrypt, and present this client certificate."),
-    _file("--nats-key", "The key of --nats-cert, if it is in a file of its own."),
+    _file("--nats-cert", "Require TLS, and authenticate with this client certificate."),
+    _file("--nats-key", "The private key of --nats-cert, if that file does not contain it."),
 )
 
 _NATS = click.option(
@@ -56,12 +56,12 @@ _NATS = click.option(
     metavar="URL",
     default=DEFAULT_NATS_URL,
     callback=check_url,
-    help="The NATS server: nats://HOST:PORT, or tls:// to encrypt; several servers of one cluster "
-    "with commas between.",
+    help="Connect to NATS at nats://HOST:PORT, or at tls://HOST:PORT with TLS. Separate several "
+    "servers with commas.",
 )
 
 
-def engine_options(command: _Command) -> _Command:
+def broker_options(command: _Command) -> _Command:
     """Decorate a command with --nats and the others."""
     for option in reversed((_NATS, *ACCESS_OPTIONS)):
         command = option(command)
@@ -69,7 +69,7 @@ def engine_options(command: _Command) -> _Command:
 
 
 def access_of(options: dict[str, Any]) -> BrokerAccess:
-    """Return what the options say. Raises click.UsageError."""
+    """Return the BrokerAccess for the options. Raises click.UsageError."""
     if options["nats_key"] is not None and options["nats_cert"] is None:
         raise click.UsageError("--nats-key needs --nats-cert.")
     return BrokerAccess(

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from numbers_uring import __version__
-from numbers_uring.cli.nats_options import access_of, engine_options
+from numbers_uring.cli.nats_options import access_of, broker_options
 from numbers_uring.cli.serve import absolute, diagnostic_options, metrics_option
 from numbers_uring.cli.types import Seconds
 from numbers_uring.cluster.partitions import parse_partitions
@@ -24,31 +24,32 @@ def _partitions(_context: click.Context, _parameter: click.Parameter, text: str)
 
 
 @click.command(context_settings={"show_default": True})
-@engine_options
+@broker_options
 @click.option(
     "--partitions",
     metavar="LIST",
     required=True,
     callback=_partitions,
-    help="The partitions to own, such as 0-3 or 0,2,8-9.",
+    help="Own these partitions, such as 0-3 or 0,2,8-9.",
 )
 @click.option(
     "--log-dir",
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
     metavar="DIR",
-    help="The folder of the logs, numbers.P.log for each partition; made if it is missing.",
+    help="Write the logs, numbers.P.log for each partition P, to this folder. It is created if it "
+    "is missing.",
 )
 @click.option(
     "--replay",
     is_flag=True,
-    help="Take in the streams from their first message, whatever the logs have.",
+    help="Read the streams from their first message, whatever the logs contain.",
 )
 @click.option(
     "--report-interval",
     type=Seconds(min=0, min_open=True),
     default=10.0,
-    help="Seconds between two reports on standard output.",
+    help="Print a report on standard output every this many seconds.",
 )
 @metrics_option
 @diagnostic_options
@@ -57,19 +58,20 @@ def _partitions(_context: click.Context, _parameter: click.Parameter, text: str)
 def own(say: Diagnostics, /, **options: Any) -> None:
     """Own partitions of a cluster: write their numbers to logs, each number once.
 
-    Numbers come from the streams of the NATS server. New ones are on disk before their message is
-    acknowledged. Logs of an earlier run are kept: their numbers count as seen, a torn last line is
-    cut. A log that is missing, or has less than was acknowledged, is rebuilt from its stream.
+    An owner reads the streams of its partitions, and syncs new numbers to disk before it
+    acknowledges a message. It keeps logs of an earlier run: their numbers count as seen, a torn
+    last line is cut. A log that is missing, or has less than was acknowledged, is written again
+    from its stream.
 
-    Counts are reported on standard output; all else is said on standard error. SIGUSR1 asks for a
-    report at once.
+    An owner writes reports to standard output and all other messages to standard error. SIGUSR1
+    requests a report at once.
 
     Every option can also be set from the environment: NUMBERS_URING_OWN_PARTITIONS=0-3 stands for
     --partitions 0-3.
 
-    Exit status: 0 stopped as requested, everything that was acknowledged is on file; 1 the lease of
-    a partition was lost, a message is not a batch of its numbers, or the NATS server has refused
-    the connection for good; 2 wrong usage; 3 could not start; 4 a log failed.
+    Exit status: 0 stopped as requested and all that was acknowledged is in the logs, 1 the lease of
+    a partition was lost, a message is no batch of its numbers, or the NATS server refuses the
+    connection, 2 wrong usage, 3 could not start, 4 a log failed.
     """
     from numbers_uring.cluster.collector.owners import OwnConfig, run_owners
 

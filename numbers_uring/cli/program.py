@@ -1,4 +1,4 @@
-"""Runs the command that was asked for; whatever fails becomes one line and an exit code here."""
+"""Runs the command; turns every failure into one line and an exit code."""
 
 import os
 import sys

@@ -22,24 +22,24 @@ from numbers_uring.system.stdio import PROGRAM
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _HELP = """
-Take in numbers over TCP until a client says "terminate", or SIGTERM or SIGINT comes.
+Receive numbers over TCP until a client sends "terminate", or SIGTERM or SIGINT arrives.
 
-Clients send lines of exactly nine decimal digits, each ended by a newline. Every number that is
-new goes to the log file, repeats are only counted, and any other line ends its client's
-connection. Counts are reported on standard output; all else is said on standard error.
+Clients send lines of exactly nine decimal digits, each ended by a newline. The server writes every
+new number to the log file, counts repeats, and closes the connection of a client that sends any
+other line. It writes reports to standard output and all other messages to standard error.
 
-SIGHUP reopens the log after a rotation, SIGUSR1 asks for a report at once.
+SIGHUP reopens the log after a rotation. SIGUSR1 requests a report at once.
 
 Every option can also be set from the environment: NUMBERS_URING_SERVE_PORT=5000 stands for
 --port 5000.
 
-Exit status: 0 stopped as asked and everything is on file, 1 the system failed the backend, 2
-wrong usage, 3 could not start, 4 the log failed, or the NATS server did not acknowledge everything.
+Exit status: 0 stopped as requested and all numbers are in the log, 1 the backend failed, 2 wrong
+usage, 3 could not start, 4 the log failed, or the NATS server did not acknowledge all numbers.
 """
 
 
 class _Address(click.ParamType):  # type: ignore[type-arg] # generic only in click's newest
-    """What `parse` makes of the text; it raises ValueError where that is no address."""
+    """The result of `parse`, which raises ValueError for a text that is no address."""
 
     name = "address"
 
@@ -72,7 +72,7 @@ class _Mode(click.ParamType):  # type: ignore[type-arg] # as above
 
 
 def _set_format(ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """Write diagnostics so from now on: what is wrong with the other options is said later."""
+    """Set the format at once, so that errors about the other options have it, too."""
     say = ctx.find_object(Diagnostics)
     if say is not None:
         say.form = LogFormat(value)
@@ -93,7 +93,7 @@ _DIAGNOSTIC_OPTIONS = (
         default=LogFormat.TEXT.value,
         is_eager=True,
         callback=_set_format,
-        help="Diagnostics on standard error: text, or each a JSON object on a line of its own.",
+        help="Format of the messages on standard error: text, or one JSON object a line.",
     ),
     click.option(
         "--quiet",
@@ -101,7 +101,7 @@ _DIAGNOSTIC_OPTIONS = (
         is_flag=True,
         is_eager=True,
         callback=_set_level,
-        help="Only warnings and errors on standard error.",
+        help="Print only warnings and errors on standard error.",
     ),
 )
 
@@ -109,8 +109,8 @@ metrics_option = click.option(
     "--metrics",
     type=_Address(parse_tcp_address),
     metavar="HOST:PORT",
-    help="Serve metrics for Prometheus there, and /healthz for probes; or [IPV6]:PORT. Needs "
-    "an extra: pip install 'numbers-uring[metrics]'.",
+    help="Serve metrics for Prometheus, and /healthz for probes, at HOST:PORT or [IPV6]:PORT. "
+    "Requires an extra: pip install 'numbers-uring[metrics]'.",
 )
 """Of `serve` and `own`."""
 
@@ -119,48 +119,48 @@ _OPTIONS = (
         "--backend",
         type=click.Choice(["auto", "epoll", "uring"]),
         default="auto",
-        help="How the sockets are served; auto takes the best one there is.",
+        help="The interface of Linux that serves the sockets; auto selects the best available one.",
     ),
     click.option(
         "--kernel",
         type=click.Choice(["auto", "native", *VARIANT_NAMES, "python"]),
         default="auto",
-        help="What parses and de-duplicates. native: the fastest compiled variant that the CPU "
-        "runs, which auto takes; the variants can be named, too; python: their slow specification.",
+        help="The code that parses and de-duplicates. auto and native: the fastest variant in C "
+        "that the CPU supports; avx2, swar, scalar: that variant; python: the slow specification.",
     ),
     click.option(
         "--listen",
         type=_Address(parse_address),
         multiple=True,
         metavar="ADDRESS",
-        help="An address to listen on: HOST:PORT, [IPV6]:PORT or unix:PATH. Can be given several "
-        "times; --host and --port are then only listened on where they are given, too.",
+        help="Listen on HOST:PORT, [IPV6]:PORT or unix:PATH; can be given several times. With it, "
+        "the address of --host and --port is only used if one of them is given, too.",
     ),
     click.option(
         "--host",
         metavar="HOST",
         default=DEFAULT_ADDRESS.host,
-        help="Short for one --listen: its address or name, IPv4 or IPv6; 0.0.0.0 or :: for every "
+        help="Listen on this address or name, IPv4 or IPv6. 0.0.0.0 and :: stand for every "
         "interface.",
     ),
     click.option(
         "--port",
         type=click.IntRange(0, PORT_MAX),
         default=DEFAULT_ADDRESS.port,
-        help="Short for one --listen: its port; 0 takes a free one, named in the start line.",
+        help="Listen on this port. 0 selects a free one, which the start line names.",
     ),
     click.option(
         "--unix-mode",
         type=_Mode(),
         default="0660",
         metavar="MODE",
-        help="Who may connect to unix:PATH: the mode of its file, in octal.",
+        help="Set the mode of the file of unix:PATH, in octal: it decides who may connect.",
     ),
     click.option(
         "--unix-group",
         metavar="GROUP",
-        help="The group of unix:PATH, a name or a number; without it, the one that the system "
-        "gives.",
+        help="Set the group of the file of unix:PATH, a name or a number. The default is the one "
+        "that Linux gives it.",
     ),
     click.option(
         "--max-clients",
@@ -173,92 +173,91 @@ _OPTIONS = (
             f"{ENVIRONMENT_PREFIX}_SERVE_CONCURRENT_CONNECTIONS",
         ],
         metavar="N",
-        help="Clients served at once.",
+        help="Serve at most this many clients at once.",
     ),
     click.option(
         "--reactors",
         type=click.IntRange(1, REACTORS_MAX),
         default=1,
         metavar="N",
-        help="Threads that serve clients, each with a reactor of its own, to use more processors; "
-        "clients are spread over them.",
+        help="Serve clients from this many threads, to use more processors. Each has its own "
+        "reactor, and clients are spread over them.",
     ),
     click.option(
         "--when-full",
         type=click.Choice([choice.value for choice in WhenFull]),
         default=WhenFull.WAIT.value,
-        help="A client beyond --max-clients waits until one leaves, or is disconnected at once.",
+        help="Make a client beyond --max-clients wait until another one leaves, or disconnect it "
+        "at once.",
     ),
     click.option(
         "--terminate",
         type=click.Choice([choice.value for choice in Terminate]),
         default=Terminate.ANY.value,
-        help="Whose \"terminate\" stops the server: any client's; only a local one's, that is from "
-        "a loopback address or a unix socket; or nobody's. Elsewhere it is an invalid line.",
+        help='Accept "terminate" from any client; only from local ones, on a loopback address or a '
+        "unix socket; or never. From others it is an invalid line.",
     ),
     click.option(
         "--log-file",
         type=click.Path(path_type=Path, readable=False),
         default="numbers.log",
-        help="The file that gets each number once, one a line; created anew at start.",
+        help="Write each number once, one a line, to this file. It is replaced at start unless "
+        "--resume is given.",
     ),
     click.option(
         "--resume",
         is_flag=True,
-        help="Keep the log of an earlier run: its numbers count as seen, a torn last line is cut.",
+        help="Keep the log of an earlier run: its numbers count as seen. A torn last line is cut.",
     ),
     click.option(
         "--fsync",
         type=click.Choice([choice.value for choice in Fsync]),
         default=Fsync.INTERVAL.value,
-        help="What a power cut or a crash of the system may lose (a crash of the server alone "
-        "loses nothing that was taken in before it last waited). always: nothing, the disk has "
-        "each number before the server waits again; interval: about the last second; never: "
-        "whatever the system has not written yet, minutes perhaps.",
+        help="Sync the log to disk before each wait for clients (always), about once a second "
+        "(interval), or leave it to Linux (never). A power cut loses nothing, about the last "
+        "second, or perhaps minutes; a crash of the server alone only what it had not written.",
     ),
     click.option(
         "--write-behind",
         type=click.Choice(["on", "off"]),
         default="on",
-        help="on: have the log written to disk as it grows and drop it from the page cache; faster "
-        "for long runs, small in memory. off: leave that to the system, which takes bursts that "
-        "are faster than the disk for as long as it has memory.",
+        help="on: write the log to disk as it grows and drop it from the page cache, which is "
+        "faster for long runs and needs little memory. off: leave that to Linux, which accepts "
+        "bursts faster than the disk while it has memory.",
     ),
     click.option(
         "--forward",
         metavar="URL",
         callback=check_url,
         help="Run as a node of a cluster: publish new numbers to NATS JetStream at "
-        "nats://HOST:PORT, or at several servers with commas between, instead of writing a log. A "
-        "number is reported once NATS has acknowledged it. Needs an extra: "
-        "pip install 'numbers-uring[cluster]'.",
+        "nats://HOST:PORT, or at a comma-separated list of them, in place of a log. Requires an "
+        "extra: pip install 'numbers-uring[cluster]'.",
     ),
     click.option(
         "--partitions",
         type=click.IntRange(1, PARTITIONS_MAX),
         metavar="P",
-        help="How many streams share the numbers of --forward: as many as the cluster was made "
-        "with.",
+        help="The number of partitions of the cluster at --forward, as given to cluster init.",
     ),
     *ACCESS_OPTIONS,
     click.option(
         "--report-interval",
         type=Seconds(min=0, min_open=True),
         default=10.0,
-        help="Seconds between two reports on standard output.",
+        help="Print a report on standard output every this many seconds.",
     ),
     click.option(
         "--idle-timeout",
         type=Seconds(min=0),
         default=0.0,
-        help="Disconnect a client this many seconds after its last complete line; 0 never does.",
+        help="Disconnect a client this many seconds after its last complete line. 0: never.",
     ),
     click.option(
         "--profile",
         type=click.Path(path_type=Path, dir_okay=False),
         metavar="FILE",
-        help="Record where the time goes with perf, or py-spy where perf is not allowed, and draw "
-        "it as a flame graph (SVG) after the stop.",
+        help="Record a profile with perf, or with py-spy where perf is not allowed. After the "
+        "stop, write it to FILE as a flame graph (SVG).",
     ),
     metrics_option,
     *_DIAGNOSTIC_OPTIONS,
@@ -268,14 +267,14 @@ _OPTIONS = (
         is_flag=True,
         is_eager=True,
         callback=_set_level,
-        help="Tell of every client that is disconnected, and why; at most "
-        f"{DISCONNECT_LOG_PER_S_MAX} of them a second, others are counted.",
+        help="Log every client that is disconnected, and why. At most "
+        f"{DISCONNECT_LOG_PER_S_MAX} a second get a line, others are counted.",
     ),
 )
 
 
 def diagnostic_options(command: _Command) -> _Command:
-    """Decorate a command with the options of what is said on standard error."""
+    """Decorate a command with the options for messages on standard error."""
     for option in reversed(_DIAGNOSTIC_OPTIONS):
         command = option(command)
     return command
@@ -300,9 +299,9 @@ def serve(say: Diagnostics, /, **options: Any) -> None:
 
 
 def absolute(path: Path) -> Path:
-    """Return the path as it is from the root; as it is where the working directory is gone.
+    """Return the absolute path, or `path` itself where the working directory was removed.
 
-    Then the system refuses it where it is used.
+    In that case opening it fails later.
     """
     try:
         return path.absolute()
@@ -311,9 +310,9 @@ def absolute(path: Path) -> Path:
 
 
 def serve_config(options: dict[str, Any]) -> Config:
-    """Return what the options of the current command say. Raises click.UsageError."""
+    """Return the Config for the options of the current command. Raises click.UsageError."""
     if options["quiet"] and options["verbose"]:
-        raise click.UsageError("--quiet and --verbose exclude each other.")
+        raise click.UsageError("--quiet and --verbose cannot be used together.")
     _check_forward(options)
     return Config(
         backend=options["backend"],
@@ -353,7 +352,9 @@ def _check_forward(options: dict[str, Any]) -> None:
     for name in ("log_file", "resume", "fsync", "write_behind"):
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             option = "--" + name.replace("_", "-")
-            raise click.UsageError(f"{option} and --forward exclude each other: there is no log.")
+            raise click.UsageError(
+                f"{option} and --forward cannot be used together: there is no log."
+            )
 
 
 def _listen_addresses(options: dict[str, Any]) -> list[Address]:

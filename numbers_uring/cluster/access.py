@@ -65,7 +65,7 @@ def client_for(url: str, access: BrokerAccess) -> "tuple[Client, dict[str, Any]]
         # The last step before anything of ours is sent, passwords among it.
         def _connect_command(self) -> bytes:
             if encrypt and not self._server_info.get("tls_required"):
-                raise NoTlsError("it does not ask for TLS, which is not done without")
+                raise NoTlsError("it does not offer TLS, which is required")
             return super()._connect_command()
 
         # Credentials that have expired may have been replaced: no reason to give up at once.
@@ -86,7 +86,7 @@ def client_for(url: str, access: BrokerAccess) -> "tuple[Client, dict[str, Any]]
 
 
 def is_refusal(text: str) -> bool:
-    """Say whether these words of the NATS server mean that it will not have us."""
+    """Return whether these words of the NATS server mean that it will not have us."""
     return any(words in text.lower() for words in _REFUSED)
 
 
@@ -100,7 +100,7 @@ def _tls(access: BrokerAccess) -> ssl.SSLContext:
     if access.certificate is not None:
 
         def refuse() -> NoReturn:
-            raise ValueError("its key is encrypted, and there is nobody to ask for the passphrase")
+            raise ValueError("its key is encrypted, and a service cannot ask for the passphrase")
 
         try:
             context.load_cert_chain(access.certificate, access.key, password=refuse)

@@ -204,5 +204,5 @@ def broker_errors(doing: str) -> Iterator[None]:
 
 
 def jetstream(client: "Client") -> "JetStreamContext":
-    """Return JetStream as a cluster uses it."""
+    """Return JetStream with the timeouts of a cluster."""
     return client.jetstream(timeout=BROKER_REQUEST_S)

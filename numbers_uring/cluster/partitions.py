@@ -66,7 +66,7 @@ def parse_partitions(text: str, partitions: int) -> list[int]:
     for part in text.split(","):
         match = re.fullmatch(r"([0-9]{1,4})(?:-([0-9]{1,4}))?", part)
         if match is None:
-            raise ValueError(f"{text!r} is no list of partitions such as 0-3,8")
+            raise ValueError(f"{text!r} is not a list of partitions such as 0-3,8")
         first, last = int(match[1]), int(match[2] or match[1])
         if first > last or last >= partitions:
             raise ValueError(f"{part!r} is not within partitions 0 to {partitions - 1}")

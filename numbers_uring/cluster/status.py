@@ -26,7 +26,7 @@ class PartitionStatus:
 
     partition: int
     owner: str | None
-    """Who holds its lease; None where nobody does."""
+    """The holder of its lease; None where there is none."""
     log: str | None
     numbers: int
     """In its log, as its owner said last."""
@@ -34,9 +34,9 @@ class PartitionStatus:
     duplicates: int
     """Taken in by this run of its owner, as is the one above."""
     per_s: float
-    """Numbers that its owner took in a second, of late."""
+    """The rate at which its owner took numbers in recently."""
     lag_messages: int
-    """Messages that nobody has acknowledged yet."""
+    """Messages that are not acknowledged yet."""
     messages: int
     bytes: int
     max_bytes: int

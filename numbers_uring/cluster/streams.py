@@ -45,7 +45,7 @@ T = TypeVar("T")
 PARTITIONS_KEY = "partitions"
 
 _BUCKETS = {CLUSTER_BUCKET: None, LEASES_BUCKET: LEASE_S, NODES_BUCKET: NODE_STATUS_S}
-"""How long each one keeps a value, in seconds; None for ever."""
+"""How long each one keeps a value, in seconds; None: without limit."""
 
 
 def _default_max_bytes(partitions: int) -> int:
@@ -55,7 +55,7 @@ def _default_max_bytes(partitions: int) -> int:
 async def init_cluster(
     js: "JetStreamContext", partitions: int, *, replicas: int, max_bytes: int | None
 ) -> int:
-    """Make what is missing of streams and buckets; return how many streams that were.
+    """Create missing streams and buckets; return the number of streams created.
 
     What is there already stays as it is, and is checked. `max_bytes` is of each stream; None
     stands for room for each number of its partition STREAM_NUMBERS_TIMES. Raises StartError.
@@ -112,7 +112,7 @@ async def _make_stream(
         ):
             if wanted not in {None, value}:
                 raise StartError(
-                    f"the stream {stream_name(partition)} is there with {setting} {value}, not "
+                    f"the stream {stream_name(partition)} exists with {setting} {value}, not "
                     f"{wanted}: 'nats stream edit {stream_name(partition)}' changes it"
                 )
     except NotFoundError:
@@ -145,7 +145,7 @@ async def recorded_partitions(js: "JetStreamContext") -> int:
             entry = await (await js.key_value(CLUSTER_BUCKET)).get(PARTITIONS_KEY)
         except (NotFoundError, KeyNotFoundError) as error:
             raise StartError(
-                "the NATS server has no cluster yet: 'numbers-uring cluster init' makes it"
+                "the NATS server has no cluster yet: run 'numbers-uring cluster init'"
             ) from error
     try:
         partitions = int(entry.value or b"")
@@ -153,7 +153,7 @@ async def recorded_partitions(js: "JetStreamContext") -> int:
         partitions = 0
     if not 1 <= partitions <= PARTITIONS_MAX:
         raise StartError(
-            f"{entry.value!r} in the bucket {CLUSTER_BUCKET} is no number of partitions"
+            f"{entry.value!r} in the bucket {CLUSTER_BUCKET} is not a number of partitions"
         )
     return partitions
 
@@ -197,13 +197,13 @@ async def _check_stream(js: "JetStreamContext", partition: int) -> None:
             info = await js.stream_info(name)
         except NotFoundError as error:
             raise StartError(
-                f"the NATS server has no stream {name}: 'numbers-uring cluster init' makes it"
+                f"the NATS server has no stream {name}: run 'numbers-uring cluster init'"
             ) from error
     for setting, value, wanted, right in _settings(info.config, partition):
         if not right:
             raise StartError(
-                f"the stream {name} has {setting} {value}, where it has to be {wanted}: "
-                f"change it with 'nats stream edit {name}', or delete it and make it anew"
+                f"the stream {name} has {setting} {value} but needs {wanted}: "
+                f"change it with 'nats stream edit {name}', or delete it and create it again"
             )
 
 

@@ -1,1 +1,1 @@
-"""Tries the start steps of `serve`, and looks at the host around it."""
+"""Tries the start steps of `serve`, and checks the host."""

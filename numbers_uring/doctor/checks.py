@@ -20,7 +20,7 @@ Value = bool | int | float | str | None | Sequence[str] | Mapping[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     """The same in every release: programs look for it."""

@@ -50,7 +50,7 @@ def examine(config: Config) -> Diagnosis:
 
 
 def _parts(config: Config, stack: ExitStack) -> Parts:
-    """Return what the steps begin with; no one is told of anything."""
+    """Return the parts that the steps begin with; nothing is logged."""
     silent = Diagnostics(LineWriter(STDERR), level_min=logging.CRITICAL)
     manager = ServiceManager(None, watchdog_s=None, warn=silent)
     return Parts(config, stack, silent, manager, inherited=[])

@@ -56,7 +56,7 @@ def _check_disk(config: Config) -> Check:
     folder = config.log_path.parent
     found = file_system(folder)
     if found is None:
-        return Check(name="disk", severity=Severity.NOTE, text=f"{folder} can't be looked at")
+        return Check(name="disk", severity=Severity.NOTE, text=f"{folder} cannot be examined")
     kind = found.type or "an unknown file system"
     text = (
         f"{megabytes(found.free_bytes)} free for {folder} on {kind}: "
@@ -66,9 +66,9 @@ def _check_disk(config: Config) -> Check:
     if found.read_only:
         severity, advice = Severity.NOTE, "it is mounted read-only"
     elif found.free_bytes < FREE_DISK_BYTES_MIN or found.free_files == 0:
-        text += ", no room for further files" if found.free_files == 0 else ""
+        text += ", no space for further files" if found.free_files == 0 else ""
         severity = Severity.NOTE
-        advice = "make room: a server without any holds its clients back until there is some"
+        advice = "free some space: a full disk makes a server hold its clients back"
     elif found.is_memory and config.fsync is not Fsync.NEVER:
         severity = Severity.NOTE
         advice = (
@@ -77,7 +77,7 @@ def _check_disk(config: Config) -> Check:
     elif found.is_network:
         severity = Severity.NOTE
         advice = (
-            "it is a network's: locks and syncs are what its server makes of them, "
+            "it is a network file system: locks and syncs depend on its server, "
             "and each write may wait for it"
         )
     return Check(

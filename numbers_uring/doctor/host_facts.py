@@ -81,7 +81,7 @@ def seccomp_mode() -> str | None:
 
 
 def may_lock_memory() -> bool:
-    """Say whether we have CAP_IPC_LOCK, see capabilities(7)."""
+    """Return whether this process has CAP_IPC_LOCK, see capabilities(7)."""
     try:
         return bool(int(status("CapEff") or "0", 16) >> _CAP_IPC_LOCK & 1)
     except ValueError:
@@ -89,7 +89,7 @@ def may_lock_memory() -> bool:
 
 
 def container() -> str | None:
-    """Return what kind of container this looks like; None also where it looks like none."""
+    """Return the kind of container that this host seems to be; None where it seems to be none."""
     for kind, path in _CONTAINER_FILES:
         try:
             if Path(path).exists():
@@ -131,7 +131,7 @@ def known(value: object) -> object:
 
 
 def available_bytes() -> int | None:
-    """Return how much memory can be had without swapping, and the free swap on top."""
+    """Return the memory that is available without swapping, plus the free swap."""
     text = read_text("/proc/meminfo")
     found = [_field(text, field) for field in ("MemAvailable", "SwapFree")]
     kibibytes = [_integer(value.split()[0]) if value else None for value in found]

@@ -42,13 +42,13 @@ def require_memory(config: Config, values: dict[str, Value]) -> str:
     if group is not None and group.left_bytes < needed:
         raise StartError(
             f"the memory control group {group.path} leaves {megabytes(group.left_bytes)} of "
-            f"{megabytes(group.limit_bytes)}, {megabytes(needed)} are needed: the system "
+            f"{megabytes(group.limit_bytes)}, {megabytes(needed)} are needed: Linux "
             "would kill the server"
         )
     if available is not None and available < needed:
         raise StartError(
             f"{megabytes(available)} of memory are available, {megabytes(needed)} are "
-            "needed: the system might kill the server"
+            "needed: Linux might kill the server"
         )
     text = f"{megabytes(needed)} needed"
     text += f", {megabytes(available)} available" if available is not None else ""

@@ -1,4 +1,4 @@
-"""Checks which of the features of io_uring work that --backend uring stands on."""
+"""Checks the features of io_uring that --backend uring needs."""
 
 import os
 
@@ -24,9 +24,9 @@ def check_ring() -> Check:
     failed = {name: error for name, error in outcomes.items() if error is not None}
     values = {name: error or "works" for name, error in outcomes.items()}
     told = {name: error for name, error in failed.items() if error != "ECANCELED"}
-    text = "every feature that --backend uring stands on works"
+    text = "all features that --backend uring needs work"
     if failed:
-        text = "not to be had: " + ", ".join(f"{name} {error}" for name, error in told.items())
+        text = "not available: " + ", ".join(f"{name} {error}" for name, error in told.items())
     return Check(
         name="io_uring",
         severity=Severity.NOTE if failed else Severity.OK,
@@ -40,7 +40,7 @@ def _ring_advice(errors: set[str], switch: int | None) -> str:
     """Say what most likely stands behind the errors, and what to do about it."""
     if errors & {"EPERM", "EACCES"}:
         if switch:
-            whom = "anybody" if switch > 1 else "all but the group of kernel.io_uring_group"
+            whom = "everyone" if switch > 1 else "all but the group of kernel.io_uring_group"
             return (
                 f"kernel.io_uring_disabled is {switch}, which forbids it to {whom}: "
                 "sysctl kernel.io_uring_disabled=0, as root"

@@ -140,9 +140,9 @@ def _log(parts: Parts, probe: Callable[[], None], values: dict[str, Value]) -> C
             values["size_bytes"] = parts.log_bytes
     severity, advice, size = Severity.OK, None, parts.log_bytes
     if size is None:
-        text = "would be made"
+        text = "would be created"
     elif config.resume and not parts.have("kernel", "bitmap"):
-        text = f"has {size} bytes, not looked at"
+        text = f"has {size} bytes, not read"
     elif config.resume:
         text = (
             f"would be resumed: {size} bytes, numbers alone at both ends "

@@ -57,7 +57,7 @@ def reserve(size_bytes: int = BITMAP_BYTES) -> mmap:
 
 
 def populate(reserved: mmap, first: int, end: int) -> None:
-    """Have bytes first to end - 1 of it in memory, on huge pages where the system grants them.
+    """Touch bytes first to end - 1 of it, on huge pages if Linux grants them.
 
     What is read before it is written would lie on the page of zeros, and on small pages once it
     is written, before Linux 6.13.
@@ -84,7 +84,7 @@ def huge_bytes_within(smaps: Iterable[str], first: int, end: int) -> int:
     """Sum up what proc_pid_smaps(5) says of the mappings that overlap first to end - 1.
 
     It counts huge pages by mapping, not where they are; so a mapping is taken to have them inside
-    of the range first, which is right unless somebody else's huge pages share the mapping.
+    of the range first, which is right unless huge pages of other memory share the mapping.
     """
     overlap = huge = 0
     for line in smaps:

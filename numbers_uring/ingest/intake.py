@@ -34,7 +34,7 @@ class Intake:
         """The first bytes of the line that was INVALID last, at most LINE_BYTES of them."""
 
     def open(self, connection: int) -> None:
-        """Forget whatever an earlier connection left in this slot."""
+        """Drop what an earlier connection left in this slot."""
         self._tails[connection] = b""
 
     def receive(self, connection: int, start: int, size: int) -> int:
@@ -61,7 +61,7 @@ class Intake:
         return verdict
 
     def has_tail(self, connection: int) -> bool:
-        """Say whether the connection's stream, as received so far, ends within a line."""
+        """Return whether the connection's stream, as received so far, ends within a line."""
         return bool(self._tails[connection])
 
     @property

@@ -21,9 +21,9 @@ class Verdict(IntEnum):
     MORE = 0
     """Every line was taken in; at most 9 bytes, the start of a further line, are left."""
     INVALID = 1
-    """The bytes after the consumed ones can be no line, whatever follows them."""
+    """The bytes after the consumed ones cannot begin a valid line."""
     TERMINATE = 2
-    """The last consumed line is `terminate`; what follows it was not looked at."""
+    """The last consumed line is `terminate`; what follows it was not parsed."""
 
 
 class Result(NamedTuple):
@@ -38,10 +38,10 @@ class Result(NamedTuple):
 
 
 class BoundKernel(Protocol):
-    """A kernel with its arena, bitmap and batch at hand: the hot path's form.
+    """A kernel bound to its arena, bitmap and batch, for the hot path.
 
-    `batch_used`, `unique` and `duplicate` grow with each call; `batch_used` is lowered by whoever
-    takes the lines away. `consumed` is the last call's.
+    `batch_used`, `unique` and `duplicate` grow with each call; the code that
+    takes the lines away lowers `batch_used`. `consumed` is the last call's.
     """
 
     batch_used: int

@@ -175,7 +175,7 @@ class _Run:
         try:
             connection = socket.socket(family, socket.SOCK_STREAM)
         except OSError as error:
-            raise StartError(f"cannot make client {index + 1}: {error.strerror}") from error
+            raise StartError(f"cannot create client {index + 1}: {error.strerror}") from error
         connection.setblocking(False)
         code = connection.connect_ex(address)
         if code in (0, errno.EINPROGRESS):

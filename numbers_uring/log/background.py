@@ -11,7 +11,7 @@ from numbers_uring.system.threads import start_thread
 
 
 class LogBackground:
-    """Looks after a file that grows.
+    """Syncs and writes back a file that grows.
 
     With `behind`, what was written is written back, window by window. With `syncs`, the file is
     synced soon after it has grown and then once in SYNC_INTERVAL_S: what a power cut can lose is

@@ -24,7 +24,7 @@ _ZEROS = bytes(BITMAP_BYTES // 125)
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """A log that is open for a check, and locked where it is to be repaired."""
+    """A log that is open for a check, and locked if it is to be repaired."""
 
     path: Path
     fd: int
@@ -33,7 +33,7 @@ class Log:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Findings:
-    """What is in one log; duplicates are told apart by the log that has the number first."""
+    """The contents of one log; `repeated` counts numbers that an earlier log has."""
 
     log: Log
     scan: Scan
@@ -87,7 +87,7 @@ def _open(path: Path, access: int) -> int:
 def _lock(path: Path, fd: int) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever had the lock until now may have put another file in this one's place.
+        # The process that had the lock until now may have put another file in this one's place.
         replaced = not os.path.samestat(os.fstat(fd), path.stat())
     except BlockingIOError as error:
         raise StartError(f"cannot repair {path}: it is in use by another process") from error
@@ -108,7 +108,7 @@ def check_logs(
     clear(bitmap)
     with stage("checking", total_bytes(logs)) as progress:
         scans = [_read(log, kernel, bitmap, progress) for log in logs]
-    # What repeats an earlier log is told from what repeats itself by reading the log again, alone:
+    # Repeats of an earlier log and of this one are separated by reading this log again, alone:
     # a second bitmap would be dearer, and only a broken log needs it.
     unclear = [at for at, found in enumerate(scans) if at and found.duplicates]
     repeated = [0] * len(logs)

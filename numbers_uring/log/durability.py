@@ -16,7 +16,7 @@ from numbers_uring.log.writeback import WriteBehind
 
 
 class Durability:
-    """Syncs one log, in whatever file it is, as `fsync` says. For one thread at a time.
+    """Syncs one log, also across files, as `fsync` says. For one thread at a time.
 
     `wake` is called, from another thread, when a sync in the background has failed, which `check`
     raises from then on. Raises StartError if that thread can't be started.
@@ -50,7 +50,7 @@ class Durability:
 
     @property
     def sync_s(self) -> float:
-        """Seconds spent in fdatasync(2), in whatever thread."""
+        """Seconds spent in fdatasync(2), in all threads."""
         return self._sync_s + (0 if self._background is None else self._background.sync_s)
 
     @property

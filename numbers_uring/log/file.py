@@ -1,4 +1,4 @@
-"""One log file, open and locked: whole lines are appended to it, whatever others do to it."""
+"""One log file, open and locked: appends whole lines, even if other processes change it."""
 
 import errno
 import os
@@ -36,7 +36,7 @@ class LogFile:
         """What the file ends with of a line that could be neither finished nor cut off."""
         self._warning_due_s = 0.0
         self.end_bytes = self.state().st_size
-        """Where the file ends, as far as we know."""
+        """The end of the file after our last write or check."""
 
     def state(self) -> os.stat_result:
         """Return what the system knows of the file now."""
@@ -65,11 +65,11 @@ class LogFile:
         if size_bytes < self.end_bytes:
             before_bytes = self.end_bytes
             end = self._line_end(0, size_bytes)
-            # Without a look at it, it is taken to be made of our lines.
+            # Not read: it is assumed to consist of our lines.
             self._end_line(size_bytes - size_bytes % LINE_BYTES if end is None else end, size_bytes)
             self._say(
                 f"the log {self.path} was truncated by another process, from {before_bytes} "
-                f"to {size_bytes} bytes: going on at its end"
+                f"to {size_bytes} bytes; appending at its new end"
             )
             return
         appended_bytes = size_bytes - self.end_bytes
@@ -77,7 +77,7 @@ class LogFile:
         fused = begin > 0 and self._line_end(begin - 1, begin) == begin - 1
         done = self._end_line(self._line_end(begin, size_bytes), size_bytes)
         if fused:
-            # They came between our look at the file and our write.
+            # They came between our check of the file and our write.
             done += "; a number may be fused with them, which 'numbers-uring check' finds"
         now_s = time.monotonic()
         if now_s >= self._warning_due_s:
@@ -161,7 +161,7 @@ class LogFile:
             else:
                 position += size
                 if size == 0:
-                    failure = OSError(errno.EIO, "write(2) took nothing")
+                    failure = OSError(errno.EIO, "write(2) wrote nothing")
         torn_bytes = position % LINE_BYTES
         whole_bytes = position - torn_bytes
         self.end_bytes += position - start

@@ -54,7 +54,7 @@ class LogPlace:
             raise StartError(f"cannot open the log {self._path}: {error.strerror}") from error
 
     def settle(self) -> str | None:
-        """Make sure that the next line is one of its own, in a file that has a name.
+        """Make sure that the next line starts a new line, in a file that has a name.
 
         Returns None, or the reason why there is no such file now. Raises SinkError, and
         NoSpaceError where it can be tried again.
@@ -84,14 +84,16 @@ class LogPlace:
             if not self.removed:
                 self.removed = True
                 self.removed_lines += self.file.lines
-                self._say(f"the log {self._path} was removed, and the lines in it with it")
+                self._say(f"the log {self._path} was removed with all lines in it")
             return True
         self._rename_notice.look(self.file)
         if state.st_size != self.file.end_bytes:
             try:
                 self.file.settle(state.st_size)
             except OSError as error:
-                raise SinkError(f"cannot mend the log {self._path}: {error.strerror}") from error
+                raise SinkError(
+                    f"cannot repair the end of the log {self._path}: {error.strerror}"
+                ) from error
         return False
 
     def reopen(self) -> None:
@@ -105,7 +107,7 @@ class LogPlace:
             self._say(f"the log {self._path} ends within a line: not reopened")
             return
         if removed:
-            # What is to be said of a new file that can't be made is said of the next append.
+            # If a new file cannot be created, the next append reports it.
             self.settle()
         elif not self.file.ends_whole_line():
             self._say(f"the log {self._path} ends within a line: not reopened")
@@ -115,7 +117,7 @@ class LogPlace:
             try:
                 self._switch(self._open_next())
             except StartError as error:
-                self._say(f"{error}: going on in the old file")
+                self._say(f"{error}; still writing to the old file")
 
     def _open_next(self) -> LogFile:
         """Open the file that is to take this one's place. Raises StartError."""
@@ -158,7 +160,7 @@ def close_error(path: Path, error: OSError) -> SinkError:
 
 
 class _RenameNotice:
-    """Tells the operator, once, of a log that lost its name and that nobody had reopened."""
+    """Warns once that the log was renamed and not reopened."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say = say
@@ -171,7 +173,7 @@ class _RenameNotice:
         self._said = False
 
     def look(self, file: LogFile) -> None:
-        """Called before each append; looks at the name now and then.
+        """Called before each append; checks the name at intervals.
 
         The first seconds are those between the renaming and the signal of an ordinary rotation.
         """
@@ -187,7 +189,7 @@ class _RenameNotice:
             self._said = True
             self._say(
                 f"the log {file.path} was renamed or replaced: still appending to the old file; "
-                "send SIGHUP to go on in a new one"
+                "send SIGHUP to open a new one"
             )
 
     def look_at_end(self, file: LogFile) -> None:

@@ -22,8 +22,8 @@ _FS_APPEND_FL = 0x20
 def try_log(path: Path, fsync: Fsync, *, resume: bool) -> int | None:
     """Return the size, in bytes, of the log that a server would find at `path`; None: a new one.
 
-    The lock is held for the moment that it takes to see that it can be had. Raises StartError as a
-    server would.
+    Takes the lock and gives it back at once, to see that it is free. Raises StartError as a server
+    would.
     """
     try:
         # Through links, since a server would write, or make, what they lead to.

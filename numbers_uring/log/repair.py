@@ -72,7 +72,7 @@ def _read_again(
     try:
         again = scan(found.log.fd, kernel, bitmap, on_new=on_new, progress=progress)
     except OSError as error:
-        raise SinkError(f"cannot repair {path}: {error.strerror}; it is as it was") from error
+        raise SinkError(f"cannot repair {path}: {error.strerror}; it was not changed") from error
     if again != found.scan:
         raise SinkError(f"cannot repair {path}: another process is changing it")
 
@@ -96,7 +96,9 @@ def _replace(found: Findings, kernel: Kernel, bitmap: bytearray, progress: Progr
                 progress(0)
                 copy.rename(target)
         except OSError as error:
-            raise SinkError(f"cannot repair {path}: {error.strerror}; it is as it was") from error
+            raise SinkError(
+                f"cannot repair {path}: {error.strerror}; it was not changed"
+            ) from error
         try:
             sync_directory(directory_fd)
         except OSError as error:
@@ -126,7 +128,7 @@ def _write(fd: int, lines: memoryview) -> None:
     while lines:
         size = os.write(fd, lines)
         if size == 0:
-            raise OSError(errno.EIO, "write(2) took nothing")
+            raise OSError(errno.EIO, "write(2) wrote nothing")
         lines = lines[size:]
 
 
@@ -169,5 +171,5 @@ class _StopRequest:
         """Raise SinkError if a signal has come."""
         if self._received is not None:
             raise SinkError(
-                f"stopped by {self._received.name}: a log that is not called repaired is as it was"
+                f"stopped by {self._received.name}: only logs reported as repaired were changed"
             )

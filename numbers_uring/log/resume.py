@@ -20,7 +20,7 @@ def resume(
     warn: Callable[[str], None],
     stop_requested: Callable[[], bool],
 ) -> Scan:
-    """Set the bits of the log's numbers in `bitmap`, and have `log` go on behind its last line.
+    """Set the bits of the log's numbers in `bitmap`, and make `log` append after its last line.
 
     Returns what was found.
 
@@ -41,12 +41,12 @@ def resume(
         raise StartError(f"cannot read the log {log.path}: {error.strerror}") from error
     if found.first_bad_offset is not None:
         raise StartError(
-            f"cannot resume the log {log.path}: the line at byte {found.first_bad_offset} is no "
-            "number; 'numbers-uring check --repair' takes it out"
+            f"cannot resume the log {log.path}: the line at byte {found.first_bad_offset} is not a "
+            "number; remove it with 'numbers-uring check --repair'"
         )
     log.keep(found.consumed_bytes)
-    tell = warn if found.torn_bytes else say
-    tell(f"resumed {log.path}: {_summary(found)} in {time.monotonic() - begin_s:.1f} s")
+    report = warn if found.torn_bytes else say
+    report(f"resumed {log.path}: {_summary(found)} in {time.monotonic() - begin_s:.1f} s")
     return found
 
 

@@ -57,9 +57,9 @@ def scan(
     """Read the file open as `fd` from its start to its end and set its numbers' bits in `bitmap`.
 
     `on_new` is given the lines of new numbers, in the file's order; the view is valid until it
-    returns. `progress` is told the size of each chunk, in bytes, once all of it was taken in. The
+    returns. `progress` is called with the size of each chunk, in bytes, once it was parsed. The
     descriptor's position is neither used nor moved. Raises OSError where the file can't be read,
-    and whatever the two functions raise.
+    and what the two functions raise.
     """
     scanner = _Scanner(kernel, bitmap, chunk_bytes, on_new)
     with suppress(OSError):  # It is advice.
@@ -76,7 +76,7 @@ class _Scanner:
     """Takes a log chunk by chunk; what a chunk's last line has of it is carried to the next.
 
     The start of a line that may become a number, at most nine bytes, is laid in front of the next
-    chunk. Of a longer line without an end only its offset is kept, and whether it looks torn.
+    chunk. Of a longer line without an end only its offset is kept, and whether it may be torn.
     """
 
     def __init__(

@@ -45,6 +45,6 @@ class WriteBehind:
     def _check(self, result: int) -> None:
         if -result in _LOST:
             raise OSError(-result, os.strerror(-result))
-        # All else says something of the call, not of the file, which does without it.
+        # Other errors concern the call, not the file; writeback is optional.
         if result < 0 and -result != errno.EINTR:
             self._supported = False

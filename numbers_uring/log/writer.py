@@ -81,7 +81,7 @@ class NumbersLog:
 
     @property
     def sync_s(self) -> float:
-        """Seconds spent in fdatasync(2), in whatever thread."""
+        """Seconds spent in fdatasync(2), in all threads."""
         return self._durability.sync_s
 
     @property
@@ -115,7 +115,7 @@ class NumbersLog:
     # Opening.
 
     def truncate(self) -> None:
-        """Drop whatever an earlier run left in the file. Raises StartError."""
+        """Truncate the file that an earlier run left. Raises StartError."""
         self.keep(0)
 
     def keep(self, size: int) -> None:
@@ -271,10 +271,10 @@ class NumbersLog:
     # The file as others see it.
 
     def reopen(self) -> None:
-        """Go on in whatever the path names now, as after a rotation.
+        """Switch to the file that the path names now, as after a rotation.
 
         Each line is in the old file or in the new one, whole. If the new one can't be opened,
-        locked or appended to, the old one stays in use and the operator is told. Raises SinkError.
+        locked or appended to, the old one stays in use, with a warning. Raises SinkError.
         """
         with self._final():
             self._place.reopen()

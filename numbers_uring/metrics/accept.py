@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-# One that is not closed goes on to the end: whatever a client sends is read in linear time.
+# One that is not closed ends with the text, so that any input is read in linear time.
 _QUOTED = r'"(?:[^"\\]|\\.|\\$)*(?:"|$)'
 _ELEMENT = re.compile(rf'(?:[^,"]|{_QUOTED})+', re.DOTALL)
 _PART = re.compile(rf'(?:[^;"]|{_QUOTED})+', re.DOTALL)

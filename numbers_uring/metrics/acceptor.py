@@ -40,7 +40,7 @@ class Acceptor:
             except OSError as error:
                 if error.errno in _OUT_OF_DESCRIPTORS:
                     if not _has_connection(listener):
-                        # Linux takes a descriptor before it looks for a connection.
+                        # Linux takes a descriptor before it checks for a connection.
                         return
                     if self._drop_oldest() or self._use_reserve():
                         continue

@@ -26,7 +26,7 @@ HEALTHY = frozenset({State.OK, State.HELD_BACK})
 
 
 class Loop(Protocol):
-    """The server, or the owners, as far as health needs them."""
+    """The part of a server, or of owners, that a health check reads."""
 
     @property
     def stopping(self) -> bool: ...

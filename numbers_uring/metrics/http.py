@@ -1,4 +1,4 @@
-"""A small HTTP server in a thread of its own: bounded in clients, bytes, time and processor time.
+"""A small HTTP server in its own thread: bounded in clients, bytes, time and processor time.
 
 The libraries weighed are http.server (which prometheus_client.start_http_server uses) and wsgiref:
 a thread for each client, with no bound on clients or on what they take of the interpreter, which is
@@ -6,8 +6,8 @@ the reactor's. Ours buys that a probe is answered within a second, and the react
 whatever others do on this port: idle or slow clients, half requests, floods of connections.
 
 How it does that:
-- One thread waits for no client. Whoever comes when all places are taken costs the oldest its
-  place, and no more than a reset: SO_LINGER {1, 0} is inherited from the listener.
+- One thread waits for no client. When all places are taken, a new client takes
+  the place of the oldest, which is reset: SO_LINGER {1, 0} is inherited from the listener.
 - A request that came with the connection is answered in the pass that accepts it, so the queue of
   connections moves at the speed of accept(2). Equal requests of one pass share one answer.
 - After each pass the thread sleeps: HTTP_PAUSE_S, and longer once its Budget is used up.
@@ -128,7 +128,7 @@ class HttpServer:
             os.eventfd_write(self._wakeup_fd, 1)
         self._thread.join(HTTP_CLOSE_S)
         if self._thread.is_alive():
-            # In a system call that Python repeats for ever; the process is about to end.
+            # It is in a system call that Python repeats without end; the process is about to exit.
             return
         for client in list(self._clients.values()):
             self._drop(client)
@@ -164,7 +164,7 @@ class HttpServer:
             self._warned_s = now_s
             reason = error.strerror if isinstance(error, OSError) else repr(error)
             with suppress(Exception):
-                self._say(f"the metrics port {what}: {reason}; trying again")
+                self._say(f"the metrics port {what}: {reason}; retrying")
 
     def _pass(self) -> None:
         """Wait until there is something to do, and do it once for each client that is ready."""
@@ -210,7 +210,7 @@ class HttpServer:
         return False
 
     def _drop(self, client: _Client) -> None:
-        # First, so that whatever fails, it is not there any more; epoll forgets what is closed.
+        # First, so that it is removed even if a later step fails; epoll drops closed descriptors.
         self._clients.pop(client.sock.fileno(), None)
         with suppress(OSError):
             if client.answered:
@@ -220,7 +220,7 @@ class HttpServer:
         self._acceptor.restore_reserve()
 
     def _attend(self, client: _Client) -> None:
-        """Receive, send, or see the client off, as far as that is possible at once."""
+        """Receive, send or close, as far as that is possible at once."""
         try:
             with suppress(BlockingIOError):
                 if client.unsent:

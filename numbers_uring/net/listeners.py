@@ -102,8 +102,8 @@ def listen(addresses: Sequence[Address], *, unix_mode: int, unix_group: str | No
 def try_listening(addresses: Sequence[Address], *, unix_group: str | None) -> None:
     """Raise StartError where `listen` would; nothing is left behind.
 
-    TCP addresses are bound for a moment. To listen on them, too, would have clients connect and be
-    reset; only where two of them share a port it takes that to see whether both can be had.
+    TCP addresses are bound for a moment. Listening on them, too, would let clients connect and then
+    reset them; that is done only where two addresses share a port, because bind does not tell.
     """
     tcp = [address for address in addresses if isinstance(address, TcpAddress)]
     ports = [address.port for address in tcp if address.port]

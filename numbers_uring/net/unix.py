@@ -27,7 +27,7 @@ class SocketFile:
     def remove(self) -> None:
         """Remove the file, unless that was done or another has its place.
 
-        To be called while the socket still listens: then nobody takes the file for a stale one.
+        To be called while the socket still listens: then no other server takes the file for stale.
         """
         with suppress(OSError):
             if not self._removed and os.path.samestat(self._path.lstat(), self._state):
@@ -40,8 +40,8 @@ def listen_unix(
 ) -> tuple[socket.socket, SocketFile]:
     """Listen on a unix socket, whose file gets `mode` and, unless it is None, `group`.
 
-    A file that a dead server left is replaced. Raises StartError where somebody listens there, or
-    where it is no socket.
+    A file that a dead server left is replaced. Raises StartError where another process
+    listens there, or where it is no socket.
     """
     path = Path(address.path)
     with _failures_of(address), _locked(path.parent):
@@ -91,7 +91,7 @@ def _bind(path: Path, mode: int, group_id: int | None) -> tuple[socket.socket, S
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     file = None
     try:
-        # Nobody can connect before listen(2), so the mode and the group are in time.
+        # No client can connect before listen(2), so the mode and the group are in time.
         listener.bind(os.fspath(path))
         file = SocketFile(path)
         if group_id is not None:
@@ -131,13 +131,13 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _is_stale(path: Path) -> bool:
-    """Say whether a dead server left the file. Raises StartError where it is in use."""
+    """Return whether a dead server left the file. Raises StartError where it is in use."""
     try:
         state = path.lstat()
     except FileNotFoundError:
         return False
     if not stat.S_ISSOCK(state.st_mode):
-        raise StartError("there is a file already that is no socket")
+        raise StartError("the file exists and is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         # EAGAIN, for instance, is a listener whose backlog is full.
@@ -152,4 +152,4 @@ def _group_id(group: str) -> int:
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError as error:
-        raise StartError(f"there is no group {group!r}") from error
+        raise StartError(f"group {group!r} does not exist") from error

@@ -44,7 +44,7 @@ CHARACTER = 0.602 * FONT
 
 HEADER = 62
 NARROW = 1.0
-"""Narrower frames are left out: nobody could tell them apart, and they are the most."""
+"""Narrower frames are left out: they are too small to read, and most frames are so narrow."""
 
 
 @dataclass(slots=True)
@@ -156,7 +156,7 @@ def _box(frame: Frame, node: _Node, row: int, left: float, width: float, samples
 
 
 def _colour(frame: Frame) -> str:
-    """A shade of the origin's colour: neighbours differ, and a name always looks the same."""
+    """A shade of the origin's colour: neighbours differ, and a name always has the same one."""
     lighter = (crc32(frame.name.encode()) % 5) * 0.08
     red, green, blue = (round(part + (255 - part) * lighter) for part in frame.origin.value[1])
     return f"#{red:02x}{green:02x}{blue:02x}"

@@ -56,7 +56,7 @@ class PerfRecorder:
                 raise
             self._kept_fds = (control, answers)
         except OSError as error:
-            raise RecordError(f"perf has no pipe: {error.strerror}") from error
+            raise RecordError(f"cannot create a pipe for perf: {error.strerror}") from error
         try:
             self._recording.start(
                 self._command(control_read, answers_write), pass_fds=(control_read, answers_write)
@@ -76,7 +76,7 @@ class PerfRecorder:
     def _command(self, control: int, answers: int) -> list[str]:
         perf = shutil.which("perf")
         if perf is None:
-            raise RecordError("there is no perf")
+            raise RecordError("perf is not installed")
         unwind = "fp" if self._names is Names.FRAME_POINTERS else f"dwarf,{PROFILE_STACK_BYTES}"
         return [
             *(perf, "record", "--output", str(self._recording.data), "--pid", str(self._pid)),

@@ -86,7 +86,7 @@ class Profile:
             return ""
         offered = names_offered()
         if offered is Names.NONE:
-            return ", without names of Python's functions: this Python can't give them"
+            return ", without names of Python's functions: this Python does not provide them"
         return (
             ", without names of Python's functions: they need "
             f"'{Path(sys.executable).name} -X {offered.value} -m numbers_uring serve'"
@@ -97,7 +97,7 @@ class Profile:
         recorder.wait()
         if not self._stopping:
             self._say(
-                f"the profile's recording has ended early: {recorder.tool} was stopped, or had "
+                f"the recording of the profile ended early: {recorder.tool} was stopped, or had "
                 f"written {PROFILE_BYTES_MAX // 2**20} MiB"
             )
 

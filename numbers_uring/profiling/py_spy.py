@@ -40,7 +40,7 @@ class PySpyRecorder:
         beside = Path(sys.executable).with_name("py-spy")
         py_spy = shutil.which("py-spy") or shutil.which(beside)
         if py_spy is None:
-            raise RecordError("there is no py-spy")
+            raise RecordError("py-spy is not installed")
         if self._pid == os.getpid():
             _permit_tracing(_PR_SET_PTRACER_ANY)
         data = str(self._recording.data)

@@ -18,7 +18,7 @@ from numbers_uring.profiling.recording import RecordError
 
 
 class Recorder(Protocol):
-    """A recording under way, in a process of its own that signals from a terminal don't reach."""
+    """A running recording, in a separate process that signals from a terminal do not reach."""
 
     tool: str
     hz: int
@@ -51,6 +51,6 @@ def start_recorder(pid: int, names: Names) -> Recorder:
         except RecordError as error:
             reasons.append(str(error).rstrip("."))
     raise StartError(
-        f"cannot record a profile: {'; '.join(reasons)} (to have one: install perf, as root "
+        f"cannot record a profile: {'; '.join(reasons)} (install perf, as root "
         "'sysctl kernel.perf_event_paranoid=1'; or pip install py-spy)"
     )

@@ -25,7 +25,9 @@ class Recording:
         try:
             self._folder = tempfile.TemporaryDirectory(prefix="numbers-uring-profile-")
         except OSError as error:
-            raise RecordError(f"{tool} has no folder for its files: {error.strerror}") from error
+            raise RecordError(
+                f"{tool} cannot create a folder for its files: {error.strerror}"
+            ) from error
         self.data = Path(self._folder.name) / "recording"
         self._messages = Path(self._folder.name) / "messages"
         self._process: subprocess.Popen[bytes] | None = None

@@ -1,4 +1,4 @@
-"""What follows a failed accept(2), for lack of descriptors or for good."""
+"""The reaction to a failed accept(2), temporary or permanent."""
 
 import os
 import select

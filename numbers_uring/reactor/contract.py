@@ -95,7 +95,7 @@ class Reactor(Protocol):
         """Return who was accepted into this slot; valid until the next one is."""
 
     def release(self, connection: int) -> int:
-        """Give away a connection whose OPENED is at hand, and return its descriptor.
+        """Detach a connection whose OPENED was just returned, and return its descriptor.
 
         To be called before the next completion is asked for; there is no CLOSED for it.
         """

@@ -6,7 +6,7 @@ What it stands on:
   one receive per ready connection per pass is fair and forgets nothing, and a pass may be left
   early.
 - epoll hands out ready sockets in rotation when there are more than fit into one answer
-  (epoll_wait(2), NOTES), so a bounded answer starves nobody.
+  (epoll_wait(2), NOTES), so a bounded answer starves no client.
 - Closing a descriptor removes it from the set as long as it was never duplicated (epoll(7),
   questions and answers); ours never are. Its number is free at once, and the next accept takes the
   lowest free one: an event that was fetched before then speaks of another connection. Here nothing
@@ -196,7 +196,7 @@ class EpollReactor:
     def _forget(self, connection: int, sock: socket.socket) -> None:
         del self._slots[sock.fileno()]
         self._sockets[connection] = None
-        # Open but not read from, it would be ready for ever.
+        # If it stayed open and unread, it would always be ready.
         self._ignore(sock.fileno())
 
     def _ignore(self, fd: int) -> None:
@@ -358,7 +358,7 @@ class EpollReactor:
             yield from self._take_disconnected()
 
     def _drain_connected(self, bound: DrainBound) -> Iterator[Completion]:
-        """Receive what each socket holds now, and what its client goes on to send within `bound`.
+        """Receive what each socket holds now, and what its client still sends within `bound`.
 
         A client that has written all and left may have part of that in its own send buffer, because
         the window was closed: it comes as soon as there is room. So silence ends this, and for a
@@ -385,7 +385,7 @@ class EpollReactor:
                 if kind == _RECEIVED and enough and not self._is_over(connection):
                     self.disconnect(connection)
             if late and not received:
-                # A descriptor that epoll_ctl(2) failed to take out is ready for ever.
+                # A descriptor that epoll_ctl(2) failed to remove is always ready.
                 return
 
     def _is_over(self, connection: int) -> bool:

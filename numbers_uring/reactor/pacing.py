@@ -16,7 +16,7 @@ class Pacing:
     Where each brings a few bytes and the next follows at once, the passes are the load. Sleeping
     for PACING_SLEEP_S first lets packets pile up in the sockets, and one pass takes them all. A
     stream with pauses is never slept for: in PACING_SIGNS passes in a row, events must have come
-    within PACING_INTERVAL_S of each other. That is looked at anew after PACING_PASSES passes.
+    within PACING_INTERVAL_S of each other. It is checked again after PACING_PASSES passes.
     """
 
     def __init__(self) -> None:

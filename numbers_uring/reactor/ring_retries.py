@@ -40,7 +40,6 @@ class RingRetries:
             raise OSError(error, f"io_uring fails: {os.strerror(error)}")
         if not self.pause_s:
             self._warn(
-                f"io_uring fails for now: {os.strerror(error)}; "
-                f"trying again for {RING_RETRY_MAX_S:g} s"
+                f"io_uring fails for now: {os.strerror(error)}; retrying for {RING_RETRY_MAX_S:g} s"
             )
         self.pause_s = RING_RETRY_S

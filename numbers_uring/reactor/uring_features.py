@@ -1,4 +1,4 @@
-"""What a ring stands on, feature by feature: each tried by itself, for finding out what is missing.
+"""The features of io_uring that a ring needs, tried one by one to find which are missing.
 
 Whether a server's ring works is ring_probe's to say; this is for the one who wants to know why not.
 """

@@ -6,7 +6,7 @@ from numbers_uring.server.server import Server
 
 
 def tell_start(parts: Parts, took_s: float) -> None:
-    """Tell the operator where and how clients are served from now on."""
+    """Log the start line: where and how clients are served."""
     config, kernel, sink = parts.config, parts.kernel.variant, parts.sink
     reactors = "" if config.reactors == 1 else f"{config.reactors} reactors, "
     urls = [] if parts.metrics is None else parts.metrics.urls
@@ -34,7 +34,7 @@ def _bitmap_text(bitmap: Bitmap) -> str:
 
 
 def tell_end(parts: Parts, server: Server) -> None:
-    """Tell the operator, and the service manager, what the run has done."""
+    """Log the last line, for the service manager too: the results of the run."""
     statistics, sink, refused = server.statistics, parts.sink, parts.reactor.refused
     ended = statistics.ended
     summary = (

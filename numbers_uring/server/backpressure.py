@@ -49,10 +49,10 @@ class Backpressure:
                 return
             if before:
                 self._held_back.stop()
-                self._say(f"{self._sink.room_message}: going on")
+                self._say(f"{self._sink.room_message}: continuing")
             else:
                 self._held_back.start()
                 self._say(
                     f"{self._sink.full_message}: holding the clients back, "
-                    f"trying again every {NO_SPACE_RETRY_S:g} s"
+                    f"retrying every {NO_SPACE_RETRY_S:g} s"
                 )

@@ -1,4 +1,4 @@
-"""Tells of disconnected clients, a line each, no more of them than somebody can read."""
+"""Logs a line for each disconnected client, at a limited rate."""
 
 import math
 import threading
@@ -24,7 +24,7 @@ class _Say(Protocol):
 
 
 class DisconnectLog:
-    """At most DISCONNECT_LOG_PER_S_MAX clients a second are told of, one by one; others counted.
+    """Logs at most DISCONNECT_LOG_PER_S_MAX clients a second one by one, and counts the others.
 
     How many were left out is told with the first line of a later second, or by `flush`.
     """
@@ -40,7 +40,7 @@ class DisconnectLog:
         self._lock = threading.Lock()
 
     def note(self, peer: Peer, reason: str, rejected: bytes | None) -> None:
-        """Tell that the client was disconnected; `rejected` is what an invalid line begins with.
+        """Log that the client was disconnected; `rejected` is the beginning of an invalid line.
 
         For any thread.
         """
@@ -64,13 +64,13 @@ class DisconnectLog:
             self._say(f"{text} {line}", peer=str(peer), reason=reason, line=line)
 
     def note_refused(self, refused: int) -> None:
-        """Tell, once a second at most, that `refused` clients have been refused since the start."""
+        """Log, at most once a second, that `refused` clients have been refused since the start."""
         if refused != self._refused and self._clock() - self._refused_from_s >= 1:
             self._refused_from_s = self._clock()
             self._tell_refused(refused)
 
     def flush(self, refused: int) -> None:
-        """Tell of everything that was not told yet."""
+        """Log all counts that were not logged yet."""
         self._tell_left_out()
         if refused != self._refused:
             self._tell_refused(refused)

@@ -41,7 +41,7 @@ class Shared:
     backpressure: Backpressure
     connections_max: int
     idle_timeout_s: float
-    """Zero: clients may be silent for ever."""
+    """Zero: clients may be idle without limit."""
     terminate: Terminate = Terminate.ANY
     disconnects: DisconnectLog | None = None
     batches: Batches = field(default_factory=Batches)
@@ -55,7 +55,7 @@ class Runner(Protocol):
         """Whether the loop is to end; asked after each completion."""
 
     def due_s(self) -> float:
-        """Return when the loop has to come round for something else than clients."""
+        """Return when the loop must wake up without an event of a client."""
 
     def take_over(self, connection: int) -> bool:
         """Move a connection that was just OPENED to another loop; return False if it stays."""

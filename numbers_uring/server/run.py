@@ -53,7 +53,7 @@ def _run(
             server = _make_server(parts)
             if parts.requests.stop is not None:
                 raise StopRequestedError
-            # The last step that can fail: until now an earlier run's log is as it was.
+            # The last step that can fail: until now an earlier run's log is unchanged.
             parts.take_over()
             has_started = True
             _watch(parts, server)

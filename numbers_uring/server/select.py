@@ -12,7 +12,7 @@ from numbers_uring.reactor.probe import why_not
 from numbers_uring.reactor.uring import UringReactor
 
 AUTO_BACKEND = "epoll"
-"""What --backend auto takes where a ring can be had: perf/RESULTS.md has the figures."""
+"""What --backend auto takes where io_uring is available: perf/RESULTS.md has the figures."""
 
 
 def choose_kernel(name: str, *, shared: bool = False) -> Kernel:
@@ -28,7 +28,9 @@ def choose_kernel(name: str, *, shared: bool = False) -> Kernel:
     for kernel in found:
         if name in {"auto", "native", kernel.variant}:
             return kernel.shared if shared else kernel
-    raise StartError(f"this CPU does not run the kernel {name}, only {found[0].variant} and slower")
+    raise StartError(
+        f"this CPU does not support the kernel {name}, only {found[0].variant} and slower"
+    )
 
 
 def choose_backend(
@@ -45,7 +47,7 @@ def choose_backend(
     if reason is not None and name == "uring":
         raise StartError(f"cannot use io_uring (--backend epoll works): {reason}")
     if reason is not None:
-        say(f"cannot use io_uring, taking epoll: {reason}")
+        say(f"cannot use io_uring, using epoll instead: {reason}")
     elif name == "uring" or auto == "uring":
         return "uring", UringReactor
     return "epoll", EpollReactor
@@ -53,7 +55,7 @@ def choose_backend(
 
 @contextmanager
 def room_for_buffers(backend: str) -> Iterator[None]:
-    """Turn whatever keeps the backend and its buffers from being made into a StartError."""
+    """Turn errors in creating the backend and its buffers into a StartError."""
     try:
         yield
     except MemoryError as error:

@@ -19,7 +19,7 @@ from numbers_uring.server.workers import Workers
 
 
 class Phase(StrEnum):
-    """What a server is about, as far as whoever runs it is concerned."""
+    """The state of a server, as its operator sees it."""
 
     SERVING = "serving"
     HELD_BACK = "held back"
@@ -40,13 +40,13 @@ class Requests(Protocol):
     def stop(self) -> Signals | None: ...
 
     def take_reopen(self) -> bool:
-        """Say whether the log is to be reopened; asked before each wait."""
+        """Return whether the log is to be reopened; called before each wait."""
 
     def take_report(self) -> bool:
-        """Say whether a report is wanted now; asked before each wait."""
+        """Return whether a report is wanted now; called before each wait."""
 
     def quiet(self) -> None:
-        """Have the wake-up descriptor be readable no more, until the next request."""
+        """Make the wake-up descriptor unreadable until the next request."""
 
 
 @final
@@ -162,7 +162,7 @@ class Server:
         self._sink.finish()
 
     def _stop_workers(self) -> None:
-        """Serve the workers' clients to the end, whatever has failed here."""
+        """Serve the workers' clients to the end, even if this loop has failed."""
         if self._workers is not None:
             self._workers.stop(time.monotonic() + DRAIN_S)
 
@@ -238,7 +238,7 @@ class Server:
         self._loop.turn()
         if self._backpressure.full != self._phase_held_back:
             self._enter_serving_phase()
-        self._report_and_beat(self._clock())
+        self._report_and_show_alive(self._clock())
         if self._disconnects is not None:
             self._disconnects.note_refused(self._reactor.refused)
 
@@ -247,7 +247,7 @@ class Server:
         self._on_phase(Phase.HELD_BACK if self._phase_held_back else Phase.SERVING)
 
     def _reopen(self) -> None:
-        """Leave everything so far in the old file, and go on in what the path names now."""
+        """Write everything so far to the old file, and switch to the file that the path names."""
         self._loop.append()
         self._on_phase(Phase.RELOADING)
         self._sink.reopen()
@@ -276,7 +276,7 @@ class Server:
         """Nothing to do: the reactor that accepts knows its own slots."""
 
     def _look_at(self, workers: Workers) -> None:
-        """Tell the reactor how many clients the others have."""
+        """Set how many clients the other reactors have."""
         if workers.take_notice():
             self._requests.quiet()
         self._reactor.set_connections_elsewhere(workers.connected)
@@ -288,7 +288,7 @@ class Server:
 
     # Timers.
 
-    def _report_and_beat(self, now_s: float) -> None:
+    def _report_and_show_alive(self, now_s: float) -> None:
         if now_s >= self._heartbeat_due_s:
             self._heartbeat_due_s = now_s + self._heartbeat_interval_s
             since_s = now_s - 2 * self._heartbeat_interval_s

@@ -58,8 +58,8 @@ def _try_resuming(parts: Parts) -> None:
         raise StartError(f"cannot read the log {path}: {error.strerror}") from error
     if offset is not None:
         raise StartError(
-            f"cannot resume the log {path}: the line at byte {offset} is no number; "
-            "'numbers-uring check --repair' takes it out"
+            f"cannot resume the log {path}: the line at byte {offset} is not a number; "
+            "remove it with 'numbers-uring check --repair'"
         )
 
 
@@ -67,7 +67,7 @@ LOG_STEP = Step(
     name="log",
     take=_open_log,
     probe=_try_log,
-    advice="give another file with --log-file, or put right what is said of this one",
+    advice="give another file with --log-file, or fix the error of this one",
 )
 
 
@@ -106,7 +106,7 @@ def _try_connecting(parts: Parts) -> None:
     asyncio.run(connect())
 
 
-ENGINE_STEP = Step(
+BROKER_STEP = Step(
     name="engine",
     take=_connect,
     probe=_try_connecting,

@@ -1,4 +1,4 @@
-"""What the service manager is told of a running server."""
+"""The status of a running server, for the service manager."""
 
 import time
 from collections.abc import Callable

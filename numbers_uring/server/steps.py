@@ -12,7 +12,7 @@ from numbers_uring.net.listeners import address_text, listen, listen_for_metrics
 from numbers_uring.server.parts import Parts, Step
 from numbers_uring.server.reactors import open_reactors
 from numbers_uring.server.select import choose_backend, choose_kernel
-from numbers_uring.server.sink_steps import ENGINE_STEP, LOG_STEP
+from numbers_uring.server.sink_steps import BROKER_STEP, LOG_STEP
 from numbers_uring.system.descriptors import (
     SpareDescriptor,
     descriptors_needed,
@@ -40,13 +40,13 @@ def start_steps(config: Config) -> list[Step]:
             name="kernel",
             take=_choose_kernel,
             probe=_choose_kernel,
-            advice="--kernel auto takes the fastest that runs here",
+            advice="--kernel auto selects the fastest one that this CPU supports",
         ),
         Step(
             name="backend",
             take=_choose_backend,
             probe=_choose_backend,
-            advice="--backend epoll needs nothing but Linux; io_uring, above, says what is missing",
+            advice="--backend epoll works on every Linux; io_uring, above, says what is missing",
         ),
         Step(
             name="signals",
@@ -58,7 +58,7 @@ def start_steps(config: Config) -> list[Step]:
             name="profile",
             take=_start_profile,
             probe=_try_profile,
-            advice="give another file with --profile, or put right what is said of perf and py-spy",
+            advice="give another file with --profile, or fix what perf and py-spy report",
         ),
         Step(
             name="metrics",
@@ -70,15 +70,15 @@ def start_steps(config: Config) -> list[Step]:
             name="memory",
             take=_allocate,
             probe=_allocate,
-            advice="raise the limit (ulimit -v, MemoryMax=, docker run --memory) or end what uses "
-            "it",
+            advice="raise the limit (ulimit -v, MemoryMax=, docker run --memory) or end processes "
+            "that use memory",
         ),
         Step(
             name="listen",
             take=_listen,
             probe=_try_listening,
-            advice="stop what has the address (ss -ltnp, ss -lxp), make what is missing, or give "
-            "another with --port, --host or --listen",
+            advice="stop the process that has the address (ss -ltnp, ss -lxp), create a missing "
+            "folder, or give another address with --port, --host or --listen",
         ),
         Step(
             name="buffers",
@@ -87,7 +87,7 @@ def start_steps(config: Config) -> list[Step]:
             advice=_MEMORY_AND_TASKS,
             needs=("kernel", "make_reactor", "bitmap"),
         ),
-        LOG_STEP if config.forward is None else ENGINE_STEP,
+        LOG_STEP if config.forward is None else BROKER_STEP,
     ]
 
 

@@ -1,4 +1,4 @@
-"""Streams that others opened, written to without ever waiting, whatever they are.
+"""Non-blocking writes to inherited streams of any kind.
 
 What it stands on:
 
@@ -33,7 +33,7 @@ class Stream(Protocol):
     """Takes data one piece at a time: `begin` may be called once `finish` has returned True."""
 
     def begin(self, data: bytes) -> None:
-        """Take `data`, to be written at once as far as possible, and by `finish` as to the rest.
+        """Write `data` as far as possible at once; `finish` writes the rest.
 
         Raises OSError where nothing of it was written, nor will be; BlockingIOError where that is
         because the reader is behind.

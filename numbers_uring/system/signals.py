@@ -116,7 +116,7 @@ class Requests:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ignore all of them from now until the process is gone: nothing is left to stop."""
+        """Ignore all of them until the process ends: nothing is left to stop."""
         if self._over:
             return
         self._over = True
@@ -165,7 +165,7 @@ class Requests:
                     return
                 self._take_signal(number)
         except OSError as error:
-            self._warn(f"cannot wait for signals, they are taken late: {error.strerror}")
+            self._warn(f"cannot wait for signals, which are handled late: {error.strerror}")
             # From now on they reach _catch, between two waits of the main thread.
             unblock_signals()
             threading.Event().wait()

@@ -46,7 +46,7 @@ class LineWriter:
         self._writing = False
 
     def write(self, line: str, *, wait_s: float = 0) -> bool:
-        """Write the line and a newline; return False where the reader is behind or gone.
+        """Write the line and a newline; return False if the reader is too slow or gone.
 
         Waits at most `wait_s`, until all of it is written.
         """
@@ -74,7 +74,7 @@ class LineWriter:
         while not _begin(self._stream, data):
             if not _pause(end_s):
                 return False
-        # It is taken: whatever becomes of the rest, it is not to be written a second time.
+        # Part of it is written: it must not be written a second time.
         with suppress(OSError):
             while not _finish(self._stream) and _pause(end_s):
                 pass
@@ -82,7 +82,7 @@ class LineWriter:
 
 
 def _begin(stream: "Stream", data: bytes) -> bool:
-    """Return whether the stream took the line; raises OSError where another try is in vain."""
+    """Return whether the stream took the line; raises OSError if a retry cannot succeed."""
     if not _finish(stream):
         return False
     try:

@@ -30,7 +30,7 @@ def take_inherited(environment: MutableMapping[str, str]) -> list[socket.socket]
     if count_text is None or pid_text != str(os.getpid()):
         return []
     if not _COUNT.fullmatch(count_text):
-        raise StartError(f"LISTEN_FDS={count_text} is no number of descriptors")
+        raise StartError(f"LISTEN_FDS={count_text} is not a number of descriptors")
     names = dict(enumerate((names_text or "").split(":"), FIRST_FD))
     fds = range(FIRST_FD, FIRST_FD + int(count_text))
     return [_take(fd, names.get(fd, "")) for fd in fds]
@@ -45,7 +45,7 @@ def _take(fd: int, name: str) -> socket.socket:
         listens = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         families = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
         if not (listens and listener.type == socket.SOCK_STREAM and listener.family in families):
-            raise StartError(f"{called} is no listening stream socket of TCP or unix(7)")
+            raise StartError(f"{called} is not a listening stream socket of TCP or unix(7)")
         set_options(listener)
     except (OSError, OverflowError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

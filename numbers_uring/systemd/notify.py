@@ -1,4 +1,4 @@
-"""Tells the service manager the state of the service: sd_notify(3), by hand.
+"""Notifies the service manager of the service's state: sd_notify(3), by hand.
 
 PyPI's sdnotify and systemd-python were weighed: both send from a socket that blocks while the
 manager's queue is full, and drop, or raise, what could not be sent. Ours never waits, sends a state
@@ -27,7 +27,7 @@ from numbers_uring.limits import RESUME_EXTEND_S, SYNC_EXTEND_S, WATCHDOG_HEARTB
 _VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 _WATCHDOG_US = re.compile("[1-9][0-9]{0,17}")
 _TRANSIENT = {errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
-"""Errors that tell nothing of the manager: the next message may reach it."""
+"""Temporary errors: the next message may reach the manager."""
 
 
 class ServiceManager:
@@ -74,7 +74,10 @@ class ServiceManager:
             if _WATCHDOG_US.fullmatch(watchdog_us):
                 watchdog_s = int(watchdog_us) / 1e6
             else:
-                warn(f"WATCHDOG_USEC={watchdog_us} is no number of microseconds: no heartbeats")
+                warn(
+                    f"WATCHDOG_USEC={watchdog_us} is not a number of microseconds: "
+                    "sending no heartbeats"
+                )
         return cls(address or None, watchdog_s=watchdog_s, warn=warn)
 
     def ready(self, status: str) -> None:
@@ -86,7 +89,7 @@ class ServiceManager:
         self._put(f"{self._unsent}{_status(status)}")
 
     def starting(self, status: str) -> None:
-        """Send that the start goes on, and at most RESUME_EXTEND_S until the next call."""
+        """Send that the start continues, for at most RESUME_EXTEND_S until the next call."""
         self._put(f"{_extend_timeout(RESUME_EXTEND_S)}\n{_status(status)}")
 
     def reloading(self, status: str) -> None:
@@ -148,10 +151,7 @@ class ServiceManager:
     def _warn_once(self, reason: str) -> None:
         if not self._warned:
             self._warned = True
-            self._warn(
-                "the service manager is not told of our state: "
-                f"NOTIFY_SOCKET={self._address} {reason}"
-            )
+            self._warn(f"cannot notify the service manager: NOTIFY_SOCKET={self._address} {reason}")
 
     def close(self) -> None:
         """Send no more."""

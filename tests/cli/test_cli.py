@@ -1,4 +1,4 @@
-"""The command line: usage errors, bad surroundings, environment, help."""
+"""The command line: usage errors, hosts where it cannot start, environment, help."""
 
 import errno
 import os
@@ -272,7 +272,7 @@ def test_without_a_ring_auto_is_epoll_and_says_why(error: int, hint: str) -> Non
     assert done.returncode == 0, done.stderr
     name, make, said = done.stdout.splitlines()
     assert (name, make) == ("epoll", "EpollReactor")
-    for word in ("io_uring", os.strerror(error), hint, "taking epoll"):
+    for word in ("io_uring", os.strerror(error), hint, "using epoll instead"):
         assert word in said
 
 

@@ -48,7 +48,7 @@ def need(shell: str) -> None:
 
 
 class Terminal:
-    """A shell that believes that somebody types to it."""
+    """A shell that takes its input for a terminal's."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

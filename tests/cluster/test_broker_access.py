@@ -195,7 +195,7 @@ def test_nothing_is_said_to_a_nats_server_without_tls_where_tls_is_asked_for(
         options = [f"{option}={certificates.path(files[option])}"] if option in files else []
         done = run_command(*STATUS, "--nats", url, *options)
         thread.join(DEADLINE_S)
-    assert_one_line_error(done, 3, "it does not ask for TLS")
+    assert_one_line_error(done, 3, "it does not offer TLS")
     assert said == [b""]
 
 

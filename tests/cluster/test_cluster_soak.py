@@ -266,12 +266,12 @@ class Cluster:
         log.look()
         return bool(self.ask(find))
 
-    def ask(self, use: Callable[[JetStreamContext], Any], patience_s: float = 2.0) -> Any:
+    def ask(self, use: Callable[[JetStreamContext], Any], timeout_s: float = 2.0) -> Any:
         """Return what the NATS server answers, as soon as it has a leader that does."""
         answers: list[Any] = []
 
         async def ask(js: JetStreamContext) -> Any:
-            async with asyncio.timeout(patience_s):
+            async with asyncio.timeout(timeout_s):
                 return await use(js)
 
         def answered() -> bool:

@@ -218,7 +218,7 @@ def test_a_nats_server_that_stands_still_gets_each_number_once(
             own_broker.resume()
         for words in (
             "has acknowledged everything that was resent",
-            "accepts batches again: going on",
+            "accepts batches again: continuing",
         ):
             wait_until(lambda words=words: words in server.stderr, words)  # type: ignore[misc]
         assert server.terminate() == 0
@@ -341,7 +341,7 @@ def test_a_full_stream_holds_clients_back_and_leaves_room_for_others(tmp_path: P
 
                 broker.run(make_room)
             assert server.terminate() == 0
-            assert "accepts batches again: going on" in server.stderr
+            assert "accepts batches again: continuing" in server.stderr
             assert server.reported()[0] == len(first) + len(more) + len(others)
         assert stored_once(broker, 2) == {*first, *more, *others}
 

@@ -226,7 +226,7 @@ def test_a_torn_tail_is_cut_and_a_bad_line_refused(
     owned = range_of(partition, PARTITIONS)
     elsewhere = owned.first - 1 if owned.first else owned.end
     for bad, words in (
-        (b"no number\n", "the line at byte 2000 is no number"),
+        (b"no number\n", "the line at byte 2000 is not a number"),
         (b"%09d\n" % elsewhere, "numbers of another partition"),
     ):
         log.write_bytes(good + bad)
@@ -290,11 +290,11 @@ def test_an_owner_whose_lease_was_taken_stops(
 
     async def take(js: JetStreamContext) -> None:
         bucket = await js.key_value(LEASES_BUCKET)
-        await bucket.put(str(partition), b'{"owner": "somebody", "run": "x"}')
+        await bucket.put(str(partition), b'{"owner": "another", "run": "x"}')
 
     broker.run(take)
     assert owner.wait() == 1
-    assert f"partition {partition} is owned by somebody now" in owner.stderr_lines[-1]
+    assert f"partition {partition} is owned by another now" in owner.stderr_lines[-1]
     publish(broker, partition, sample(partition, 10))
     assert logged(tmp_path, partition) == set()
 

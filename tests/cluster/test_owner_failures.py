@@ -93,7 +93,7 @@ async def hang(self, client):
     os.write(1, b"ending\\n")
     await asyncio.sleep(3600)
 
-owners._Owners._say_goodbye = hang
+owners._Owners._release_leases = hang
 """
     process = failing(fault + hangs, "RuntimeError('a fault')")
     assert process.stdout is not None

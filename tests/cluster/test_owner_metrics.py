@@ -311,7 +311,7 @@ def test_a_stop_of_an_owner_is_seen_as_long_as_it_lasts(
         assert owner.wait() == 0
 
 
-# What is said where metrics can't be had.
+# Errors where metrics are not available.
 
 
 def test_a_port_in_use_is_said_and_nothing_made(

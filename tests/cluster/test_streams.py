@@ -42,14 +42,14 @@ def test_a_cluster_is_made_once_and_its_number_of_partitions_stays(cluster: Brok
 
     done = init("--partitions", "3")
     assert done.returncode == 0, done.stderr
-    assert "3 partitions, 0 streams made, 3 there before" in done.stderr
+    assert "3 partitions, 0 streams created, 3 existed before" in done.stderr
     assert_one_line_error(init("--partitions", "4"), 3, "has 3 partitions, not 4")
     assert_one_line_error(init("--partitions", "3", "--replicas", "3"), 3, "replicas 1, not 3")
     done = init("--partitions", "3", "--max-bytes", "3000000")
     assert_one_line_error(done, 3, "max_bytes 2000000, not 3000000")
     cluster.run(lambda js: js.delete_stream("numbers-1"))
     done = init("--partitions", "3", "--max-bytes", "2000000")
-    assert "1 streams made, 2 there before" in done.stderr
+    assert "1 streams created, 2 existed before" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,12 @@ def test_a_missing_stream_and_a_missing_cluster_are_told_with_the_remedy(cluster
         with pytest.raises(StartError, match="has 3 partitions, not 2"):
             await check_streams(js, 2)
         await js.delete_stream("numbers-2")
-        with pytest.raises(StartError, match="no stream numbers-2: 'numbers-uring cluster init'"):
+        with pytest.raises(
+            StartError, match="no stream numbers-2: run 'numbers-uring cluster init'"
+        ):
             await check_streams(js, PARTITIONS)
         await js.delete_key_value("numbers-cluster")
-        with pytest.raises(StartError, match="no cluster yet: 'numbers-uring cluster init'"):
+        with pytest.raises(StartError, match="no cluster yet: run 'numbers-uring cluster init'"):
             await check_streams(js, PARTITIONS)
 
     cluster.run(spoil)

@@ -1,4 +1,4 @@
-"""`numbers-uring doctor` says what `serve` does, whatever the surroundings, and leaves no trace."""
+"""`numbers-uring doctor` says what `serve` does, on any host, and leaves no trace."""
 
 import ast
 import errno
@@ -119,7 +119,7 @@ def test_a_name_of_a_file_cannot_forge_a_line(tmp_path: Path) -> None:
     assert len(re.findall("^serve would", done.stdout, re.MULTILINE)) == 1
 
 
-# What can't be had, or found out.
+# What is not available, or cannot be found out.
 
 
 def ring_finding(tmp_path: Path, error: int, *options: str) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def test_a_kernel_that_this_cpu_does_not_run_is_a_problem(
     monkeypatch.setattr(select, "variants", lambda: slow)
     monkeypatch.setattr(step_checks, "variants", lambda: slow)
     diagnosis = examine(tmp_path, "--kernel", "avx2")
-    assert diagnosis.error == "this CPU does not run the kernel avx2, only swar and slower"
+    assert diagnosis.error == "this CPU does not support the kernel avx2, only swar and slower"
     assert diagnosis.kernel is None
     assert examine(tmp_path).kernel == "swar"
 

@@ -34,13 +34,13 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
         yield Scene(tmp_path, undo)
 
 
-@pytest.mark.parametrize("surroundings", STARTS, ids=lambda case: case.__name__)
+@pytest.mark.parametrize("host", STARTS, ids=lambda case: case.__name__)
 def test_where_a_server_starts_the_doctor_says_so(
-    scene: Scene, surroundings: Callable[[Scene], None], request: pytest.FixtureRequest
+    scene: Scene, host: Callable[[Scene], None], request: pytest.FixtureRequest
 ) -> None:
-    if surroundings is a_ring:
+    if host is a_ring:
         request.getfixturevalue("ring")
-    prepare(scene, surroundings)
+    prepare(scene, host)
     before = scene.traces()
     done = scene.run("doctor")
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
@@ -51,12 +51,12 @@ def test_where_a_server_starts_the_doctor_says_so(
 
 
 @pytest.mark.parametrize(
-    ("surroundings", "finding"), DOES_NOT.items(), ids=[case.__name__ for case in DOES_NOT]
+    ("host", "finding"), DOES_NOT.items(), ids=[case.__name__ for case in DOES_NOT]
 )
 def test_where_no_server_starts_the_doctor_says_the_same_as_the_server(
-    scene: Scene, surroundings: Callable[[Scene], None], finding: str
+    scene: Scene, host: Callable[[Scene], None], finding: str
 ) -> None:
-    prepare(scene, surroundings)
+    prepare(scene, host)
     before = scene.traces()
     done = scene.run("doctor", "--json")
     assert (done.returncode, done.stderr) == (1, ""), done.stdout

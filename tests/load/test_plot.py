@@ -103,7 +103,7 @@ def test_the_ending_of_the_name_says_the_format(ending: str, sink: int, tmp_path
 
 
 def test_a_plot_that_cannot_be_written_is_refused_before_the_load(tmp_path: Path) -> None:
-    # Nobody listens there: a load that had begun would say so.
+    # No server listens there: a load that had begun would say so.
     for name, code in (
         ("plot.gif", ExitCode.USAGE),
         ("plot", ExitCode.USAGE),

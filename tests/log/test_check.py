@@ -327,7 +327,7 @@ def test_progress_is_shown_on_a_terminal_only(log: Path) -> None:
     done = run_process(log, stderr=program_side)
     os.close(program_side)
     shown = b""
-    # Reading fails once nobody has the other side open any more.
+    # Reading fails once no process has the other side open any more.
     while piece := _read_or_nothing(terminal):
         shown += piece
     os.close(terminal)
@@ -606,7 +606,7 @@ def test_a_repair_that_fails_is_one_line_and_exit_4(
     second.write_bytes(BROKEN + lines([9]))
     monkeypatch.setattr(os, "rename", Failing(os.rename, errno.EBUSY, 2))
     done = run("--repair", first, second)
-    assert_error(done, 4, f"cannot repair {second}", os.strerror(errno.EBUSY), "as it was")
+    assert_error(done, 4, f"cannot repair {second}", os.strerror(errno.EBUSY), "was not changed")
     assert [line.endswith("; repaired") for line in done.lines[:2]] == [True, False]
     assert first.read_bytes() == REPAIRED
     assert second.read_bytes() == BROKEN + lines([9])
@@ -652,14 +652,14 @@ def test_short_writes_are_finished_and_empty_ones_are_a_failure(
     with monkeypatch.context() as patched:
         patched.setattr(os, "write", lambda fd, data: 0 if fd > 2 else write(fd, data))
         done = run("--repair", log)
-    assert_error(done, 4, "took nothing")
+    assert_error(done, 4, "wrote nothing")
     assert log.read_bytes() == BROKEN
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:7] if fd > 2 else data))
     assert run("--repair", log).code == 0
     assert log.read_bytes() == REPAIRED
 
 
-def test_a_log_that_somebody_changes_meanwhile_is_not_replaced(
+def test_a_log_that_another_process_changes_meanwhile_is_not_replaced(
     run: Run, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log.write_bytes(BROKEN)
@@ -695,7 +695,9 @@ def test_a_signal_during_a_repair_leaves_the_log_as_it_was(
         return original(*arguments)
 
     monkeypatch.setattr(os, call, interrupted)
-    assert_error(run("--repair", log), 4, number.name, "as it was")
+    assert_error(
+        run("--repair", log), 4, number.name, "only logs reported as repaired were changed"
+    )
     assert log.read_bytes() == LONG
     assert list(log.parent.iterdir()) == [log]
     assert signal.getsignal(number) == handler

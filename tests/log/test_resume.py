@@ -61,7 +61,7 @@ def test_a_bad_line_is_refused_with_its_place_and_the_file_left_as_it_is(
         timeout=DEADLINE_S,
     )
     assert done.returncode == 3
-    assert f"the line at byte {len(OLD)} is no number" in done.stderr
+    assert f"the line at byte {len(OLD)} is not a number" in done.stderr
     assert log.read_bytes() == OLD + bad + OLD
 
 

@@ -100,7 +100,9 @@ def test_a_failed_write_back_is_final(
 
 
 @pytest.mark.parametrize("fsync", list(Fsync))
-def test_a_growing_log_is_whole_whoever_looks_after_its_pages(tmp_path: Path, fsync: Fsync) -> None:
+def test_a_growing_log_is_whole_whichever_thread_writes_it_back(
+    tmp_path: Path, fsync: Fsync
+) -> None:
     """The real calls, with a rotation; which pages stay is the file system's business."""
     path = tmp_path / "numbers.log"
     log = NumbersLog(path, say=lambda _line: None, fsync=fsync, write_behind=True)

@@ -117,7 +117,7 @@ def test_any_other_failure_is_final_and_leaves_whole_lines(
 
 def test_a_write_that_takes_nothing_is_a_failure_and_no_endless_loop(path: Path) -> None:
     log = open_log(path, write=lambda _fd, _data: 0)
-    with pytest.raises(SinkError, match="took nothing"):
+    with pytest.raises(SinkError, match="wrote nothing"):
         log.append(memoryview(LINES))
 
 
@@ -305,7 +305,7 @@ def test_a_new_file_that_cannot_be_used_leaves_the_old_one_in_use(path: Path) ->
         log.reopen()
     log.append(memoryview(LINES))
     assert old.read_bytes() == LINES
-    assert [line.rsplit(": ", 1)[1] for line in said] == ["going on in the old file"] * 3
+    assert [line.rsplit("; ", 1)[1] for line in said] == ["still writing to the old file"] * 3
 
 
 @contextmanager
@@ -743,7 +743,7 @@ def test_a_file_that_is_replaced_before_it_is_locked_is_refused(
     assert path.read_bytes() == LINES
 
 
-def test_a_lock_of_somebody_else_counts_too(path: Path) -> None:
+def test_a_lock_of_another_program_counts_too(path: Path) -> None:
     path.write_bytes(LINES)
     with path.open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_SH)

@@ -33,7 +33,7 @@ def test_no_more_than_a_burst_is_saved() -> None:
     assert budget.pause_s() == pytest.approx(1.0)
 
 
-def test_whoever_sleeps_as_told_keeps_to_the_share() -> None:
+def test_a_thread_that_sleeps_as_told_keeps_to_the_share() -> None:
     time = Time()
     budget = budget_of(time)
     for step in range(1000):

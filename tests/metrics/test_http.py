@@ -161,7 +161,7 @@ def test_a_long_answer_arrives_whole(endpoint: Endpoint) -> None:
 
 
 def test_what_is_urgent_is_answered_first_and_equal_requests_once(endpoint: Endpoint) -> None:
-    # All requests are there before the thread looks: it is busy with another answer until then.
+    # All requests are there before the thread accepts: it is busy with another answer until then.
     busy, go_on = threading.Event(), threading.Event()
     answer = endpoint.server._answer
 
@@ -326,7 +326,7 @@ def test_an_accept_that_fails_is_tried_again_without_a_spin(
         endpoint.server._listeners[fd] = listener
         assert received(client) == (b"HTTP/1.1 200 OK", BODY)
     assert endpoint.warnings == [
-        f"the metrics port cannot accept connections: {os.strerror(number)}; trying again"
+        f"the metrics port cannot accept connections: {os.strerror(number)}; retrying"
     ]
 
 

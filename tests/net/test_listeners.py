@@ -76,7 +76,7 @@ def test_the_file_has_the_group_by_name_or_number(path: Path, group: str) -> Non
 
 
 def test_a_group_that_is_not_there_is_refused(path: Path) -> None:
-    with pytest.raises(StartError, match=r"no group 'no\.such'"):
+    with pytest.raises(StartError, match=r"group 'no\.such' does not exist"):
         listen_on(path, group="no.such")
     assert not path.exists()
 
@@ -113,7 +113,7 @@ def test_what_is_no_socket_is_refused_and_left_alone(
     path: Path, make: Callable[[Path], None]
 ) -> None:
     make(path)
-    with pytest.raises(StartError, match="no socket"):
+    with pytest.raises(StartError, match="not a socket"):
         listen_on(path)
     assert path.exists() or path.is_symlink()
 

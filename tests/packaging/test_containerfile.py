@@ -127,7 +127,7 @@ def test_the_health_check_passes_where_the_answer_is_200_alone(
     assert (probe(image, port) == 0) == (status == 200)
 
 
-def test_the_health_check_fails_where_nobody_listens(image: Stage) -> None:
+def test_the_health_check_fails_where_no_server_listens(image: Stage) -> None:
     assert probe(image, 1) == 1
 
 

@@ -101,7 +101,7 @@ def test_the_legend_says_in_whose_own_code_the_samples_were_taken() -> None:
     assert {"Python 10 %", "numbers-uring's C 60 %", "kernel 30 %", "libraries 0 %"} <= set(texts)
 
 
-def test_a_frame_that_nobody_could_see_is_left_out() -> None:
+def test_a_frame_too_narrow_to_see_is_left_out() -> None:
     found = boxes(drawn(Counter({(RUN, PARSE): 99_999, (RUN, RECEIVE): 1})))
     assert not [title for title in found if title.startswith("tcp_recvmsg")]
     assert len(found) == 2

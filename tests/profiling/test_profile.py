@@ -174,7 +174,7 @@ def test_a_profile_that_cannot_be_recorded_is_refused_at_the_start(
     assert tried.returncode == ExitCode.NOT_STARTED
     assert tried.stderr.startswith(
         "numbers-uring: error: cannot record a profile: perf is not allowed; "
-        "Error: py-spy is not allowed (to have one: "
+        "Error: py-spy is not allowed (install perf, as root "
     )
     assert tried.stderr.count("\n") == 1
     assert log.read_bytes() == lines([7])
@@ -216,7 +216,7 @@ def test_a_recording_that_dies_is_one_warning_and_the_server_goes_on(
     server = serve_profiled()
     (recorder,) = children(server.process.pid)
     os.kill(recorder, signal.SIGKILL)
-    warning = "the profile's recording has ended early"
+    warning = "the recording of the profile ended early"
     wait_until(lambda: warning in server.stderr, "the warning")
     run_busily(server)
     assert server.stderr.count(warning) == 1
@@ -325,7 +325,9 @@ def test_without_a_folder_for_its_files_no_tool_is_started(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    with pytest.raises(StartError, match=r"perf has no folder .*; py-spy has no folder "):
+    with pytest.raises(
+        StartError, match=r"perf cannot create a folder .*; py-spy cannot create a folder "
+    ):
         start_recorder(os.getpid(), Names.NONE)
 
 
@@ -336,7 +338,9 @@ def test_without_any_tool_the_hint_says_how_to_get_one(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(StartError) as refused:
         start_recorder(os.getpid(), Names.NONE)
-    assert str(refused.value).startswith("cannot record a profile: there is no perf; there is no")
+    assert str(refused.value).startswith(
+        "cannot record a profile: perf is not installed; py-spy is not installed"
+    )
     assert "pip install py-spy" in str(refused.value)
 
 

@@ -70,7 +70,7 @@ class Bench:
             assert size > 0
             assert start >= HEADROOM_BYTES
             self.streams[connection] += bytes(self.reactor.arena[start : start + size])
-            # The headroom and the piece are ours: nobody else's bytes may be hurt by this.
+            # The headroom and the chunk are ours: writing there must not change other bytes.
             self.reactor.arena[start - HEADROOM_BYTES : start + size] = b"#" * (
                 HEADROOM_BYTES + size
             )
@@ -295,11 +295,11 @@ def test_a_wait_ends_early_when_the_wakeup_descriptor_is_readable(make_bench: Ma
 def test_sleeping_hands_out_nothing_and_loses_nothing(make_bench: MakeBench) -> None:
     bench = make_bench()
     client, connection = bench.opened_client()
-    client.sendall(b"patience")
+    client.sendall(b"later")
     bench.client()
     bench.reactor.sleep(PASS_S)
     assert bench.streams[connection] == b""
-    bench.turn_until(lambda: bench.streams[connection] == b"patience" and len(bench.open) == 2)
+    bench.turn_until(lambda: bench.streams[connection] == b"later" and len(bench.open) == 2)
 
 
 def test_an_iterator_left_early_loses_nothing(make_bench: MakeBench) -> None:
@@ -394,7 +394,7 @@ def test_a_client_that_comes_after_another_has_left_is_not_refused(
     bench = make_bench(connections_max=1, when_full=WhenFull.REFUSE)
     client, _ = bench.opened_client()
     for opened in range(2, 12):
-        # All of that is there when the reactor looks.
+        # All of that is there when the reactor polls.
         client.sendall(b"x" * sent_bytes)
         leave(client)
         client = bench.client()
@@ -616,7 +616,7 @@ def test_a_drain_goes_on_with_the_backlog_when_closes_have_freed_slots(
     assert len(bench.order) == 7
 
 
-def test_a_drain_with_nobody_connected_takes_in_the_backlog(make_bench: MakeBench) -> None:
+def test_a_drain_without_connections_takes_in_the_backlog(make_bench: MakeBench) -> None:
     bench = make_bench()
     client = bench.client()
     client.sendall(b"early")

@@ -97,7 +97,7 @@ class Ring:
             )
             if kind == Kind.RECEIVED:
                 rows.append((kind, connection, bytes(self.arena[start : start + size])))
-                # The headroom and the piece are ours: nobody else's bytes may be hurt by this.
+                # The headroom and the chunk are ours: writing there must not change other bytes.
                 begin = start - self.headroom_bytes
                 assert begin >= 0
                 self.arena[begin : start + size] = b"#" * (start + size - begin)
@@ -168,12 +168,12 @@ def test_more_connections_than_buffers_are_armed_before_a_wait(
     closed = 0
     while closed < 20:
         rows = ring.turn(DEADLINE_S)
-        assert rows, "nobody was waited for"
+        assert rows, "the turn ended without a completion"
         closed += len(rows)
 
 
 def test_with_an_empty_pool_all_are_served_in_turn(make_ring: MakeRing) -> None:
-    """One of two buffers each pass may be taken by whoever sends without end, but not both."""
+    """A client that sends without end may take one of two buffers each pass, but not both."""
     ring = make_ring(small=(2, 64), large=(1, 1024))
     flood, quiet = ring.client(), ring.client()
     ring.settle()

@@ -68,7 +68,7 @@ class Clients:
     def assert_all_is_true(self, staying: bool | None, half_closed: bool | None) -> None:
         """Check what they see: a FIN (True), a reset (False) or either of them (None).
 
-        Whoever sees a FIN has everything on file at that moment.
+        When a client sees a FIN, all its numbers are in the file.
         """
         for number, client in enumerate(self.sockets):
             fin = number not in self.reset and sees_fin(client)
@@ -303,7 +303,7 @@ def test_a_unix_socket_cannot_reset(serve: Serve, backend: str, tmp_path: Path) 
         assert sees_fin(client)
 
 
-# What delays a stop, or makes it forget somebody.
+# What delays a stop, or makes it forget a client.
 
 
 @pytest.fixture

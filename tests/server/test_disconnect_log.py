@@ -1,4 +1,4 @@
-"""Disconnects are told of one by one, but not more than somebody can read."""
+"""Each disconnect gets a line, at a limited rate."""
 
 from numbers_uring.addresses import Peer
 from numbers_uring.limits import DISCONNECT_LOG_PER_S_MAX

@@ -419,31 +419,31 @@ def test_whatever_ends_the_run_is_a_stop(tmp_path: Path) -> None:
 # Signs of life.
 
 
-def test_the_loop_beats_in_time_while_nothing_comes_and_while_much_does(tmp_path: Path) -> None:
-    beats: list[float] = []
+def test_heartbeats_are_in_time_while_nothing_comes_and_while_much_does(tmp_path: Path) -> None:
+    at_s: list[float] = []
     passes: list[list[Step]] = [[], [], [0]]
     run: Run = Run(
         tmp_path,
         passes,
-        heartbeat=lambda: beats.append(run.reactor.now_s),
+        heartbeat=lambda: at_s.append(run.reactor.now_s),
         heartbeat_interval_s=2.0,
     )
     passes += [[run.stall(0.5), (0, lines([number]))] for number in range(8)]
     passes.append([(0, b"terminate\n")])
     run.server.run()
-    assert beats == [1002.0, 1004.0, 1006.0, 1008.0]
+    assert at_s == [1002.0, 1004.0, 1006.0, 1008.0]
     assert max(run.reactor.waits) == 2.0
 
 
-def test_the_loop_beats_while_clients_are_held_back(tmp_path: Path) -> None:
-    beats: list[float] = []
+def test_the_loop_sends_heartbeats_while_clients_are_held_back(tmp_path: Path) -> None:
+    at_s: list[float] = []
     disk = Disk(0)
     passes: list[list[Step]] = [[0, (0, lines(range(5)))], [(0, b"terminate\n")]]
     run: Run = Run(
         tmp_path,
         passes,
         calls={"write": disk},
-        heartbeat=lambda: beats.append(run.reactor.now_s),
+        heartbeat=lambda: at_s.append(run.reactor.now_s),
         heartbeat_interval_s=0.25,
     )
 
@@ -453,26 +453,26 @@ def test_the_loop_beats_while_clients_are_held_back(tmp_path: Path) -> None:
 
     run.reactor.on_sleep = make_room_later
     run.server.run()
-    assert max(later - sooner for sooner, later in pairwise([1000.0, *beats])) <= 0.25
+    assert max(later - sooner for sooner, later in pairwise([1000.0, *at_s])) <= 0.25
 
 
-def test_a_loop_that_is_stuck_does_not_beat(tmp_path: Path) -> None:
-    beats: list[float] = []
+def test_a_loop_that_is_stuck_sends_no_heartbeat(tmp_path: Path) -> None:
+    at_s: list[float] = []
 
     def stuck(fd: int, data: memoryview) -> int:
         run.reactor.now_s += 60
-        assert not beats
+        assert not at_s
         return os.write(fd, data)
 
     run: Run = Run(
         tmp_path,
         [[0, (0, lines([1]))], [(0, b"terminate\n")]],
         calls={"write": stuck},
-        heartbeat=lambda: beats.append(run.reactor.now_s),
+        heartbeat=lambda: at_s.append(run.reactor.now_s),
         heartbeat_interval_s=1.0,
     )
     run.server.run()
-    assert beats == [1060.0]
+    assert at_s == [1060.0]
 
 
 # Who may stop it.

@@ -345,7 +345,7 @@ def test_ipv6_and_names_work(serve: Serve) -> None:
     assert server.terminate() == 0
 
 
-# What is said where it can't be had.
+# Errors where metrics are not available.
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_the_same_numbers_from_all_clients_at_once_are_each_on_file_once(
     assert "9 clients served" in server.stderr
 
 
-def test_the_limit_is_one_for_all_and_whoever_waits_is_served(
+def test_the_limit_is_one_for_all_and_clients_that_wait_are_served(
     serve: Serve, backend: str, reactors: str
 ) -> None:
     server = serve("--backend", backend, "--reactors", reactors, "--max-clients", "3")

@@ -101,7 +101,7 @@ class Broker:
         return self.tried(_account)
 
     def tried(self, use: Callable[[JetStreamContext], Coroutine[Any, Any, object]]) -> bool:
-        """Say whether the NATS server did it."""
+        """Return whether the NATS server did it."""
         try:
             self.run(use)
         except Exception:  # whatever is said for as long as there is no leader

@@ -6,7 +6,7 @@ import os
 
 
 class Guarded:
-    """Memory between two pages that nobody may touch: a read or write beyond it is fatal."""
+    """Memory between two inaccessible pages: a read or write beyond it is fatal."""
 
     def __init__(self) -> None:
         page = mmap.PAGESIZE

@@ -1,4 +1,4 @@
-"""Surroundings in which a server starts, or does not, for the doctor and the server to see."""
+"""Hosts on which a server starts, or does not, for tests of the doctor and of the server."""
 
 import errno
 import fcntl
@@ -30,7 +30,7 @@ ROOT_WITHOUT_POWERS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search
 
 @dataclass
 class Scene:
-    """Surroundings for a server: its options, and how it is run."""
+    """A host for a server: its options, and how it is run."""
 
     folder: Path
     undo: ExitStack
@@ -110,7 +110,7 @@ def wants(tool: str, *arguments: str) -> None:
         pytest.skip(f"{tool} {' '.join(arguments)}: {done.stderr.strip()}")
 
 
-# Surroundings in which a server starts.
+# Hosts on which a server starts.
 
 
 def plain(scene: Scene) -> None:
@@ -180,7 +180,7 @@ def metrics_and_a_profile(scene: Scene) -> None:
     scene.options += ["--metrics", "127.0.0.1:0", "--profile", str(scene.folder / "flames.svg")]
 
 
-# Surroundings in which it does not.
+# Hosts on which it does not.
 
 
 def a_port_in_use_for_metrics(scene: Scene) -> None:
@@ -543,7 +543,7 @@ FAULTS: dict[Callable[[Scene], None], str] = {
 }
 
 
-def prepare(scene: Scene, surroundings: Callable[[Scene], None]) -> None:
-    surroundings(scene)
+def prepare(scene: Scene, host: Callable[[Scene], None]) -> None:
+    host(scene)
     if not {"--port", "--listen"} & set(scene.options):
         scene.options += ["--port", "0"]

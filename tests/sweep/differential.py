@@ -330,7 +330,7 @@ def _compare(play: Play, server: ServerProcess, expected: Expected) -> list[str]
     logged = server.logged_set()
     if logged != expected.numbers:
         lost, more = len(expected.numbers - logged), len(logged - expected.numbers)
-        found.append(f"the log lacks {lost} numbers, and has {more} that nobody sent")
+        found.append(f"the log lacks {lost} numbers, and has {more} that no client sent")
     unique, duplicate, _ = server.reported()
     wanted = len(expected.numbers), expected.lines - len(expected.numbers)
     if (unique, duplicate) != wanted:

@@ -106,7 +106,7 @@ _ARGUMENTS = {"getsockopt": 3, "setsockopt": 3, "mmap": 4, "openat": 2, "newfsta
 """How many arguments tell one place from another; of other calls the first two, or one."""
 _FIRST_ONLY = {"accept4", "epoll_wait", "getcwd", "poll", "preadv2", "read", "recvfrom", "sendto"}
 _NOT_OURS = ("/lib/python", "messages.mo", "/encodings", ".pyc")
-"""What the interpreter looks for by itself."""
+"""Files that the interpreter opens by itself."""
 
 
 def _place(call: str, arguments: str) -> str:

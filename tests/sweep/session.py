@@ -20,7 +20,7 @@ START_S = 15.0
 """A start that takes longer hangs."""
 SAID_S = 4.0
 """When the start line has not come, and the port answers, the line itself was refused."""
-PATIENCE_S = 3.0
+WAIT_S = 3.0
 """What a client waits for an answer; longer than a retry of a full disk."""
 STOP_S = 10.0
 """A stop that takes longer hangs: it is a second without a tracer on a quiet machine."""
@@ -86,7 +86,7 @@ class Client:
 
 @dataclass
 class Outcome:
-    """What came of a session: everything that the verdict looks at."""
+    """The outcome of a session: everything that the verdict needs."""
 
     mode: str
     injection: str = ""
@@ -166,7 +166,7 @@ class Session:
         self._mode = mode
         self._port, self._metrics_port = ports
         self._next = 0
-        self._patience_s = PATIENCE_S
+        self._wait_s = WAIT_S
         self._sockets: dict[str, socket.socket] = {}
 
     def run(
@@ -341,17 +341,17 @@ class Session:
     def _client(self, name: str) -> Client:
         return next(each for each in self._outcome.clients if each.name == name)
 
-    def _await(self, name: str, patience_s: float | None = None) -> None:
+    def _await(self, name: str, wait_s: float | None = None) -> None:
         """Wait for the server's FIN or reset."""
         connection, client = self._sockets.get(name), self._client(name)
         if connection is None or client.end not in {"none", "open"}:
             return
-        connection.settimeout(self._patience_s if patience_s is None else patience_s)
+        connection.settimeout(self._wait_s if wait_s is None else wait_s)
         try:
             client.end = "fin" if connection.recv(1) == b"" else "data"
         except TimeoutError:
             client.end = "open"
-            self._patience_s = 0.5
+            self._wait_s = 0.5
         except OSError:
             client.end = "reset"
 
@@ -363,8 +363,8 @@ class Session:
         with suppress(OSError):
             self._log.rename(self._log.with_suffix(".log.1"))
         self._kill(signal.SIGHUP)
-        if not self._wait(self._log.exists, min(self._patience_s, 1)):
-            self._patience_s = 0.5
+        if not self._wait(self._log.exists, min(self._wait_s, 1)):
+            self._wait_s = 0.5
 
     def _probe(self) -> None:
         if not self._mode.has_metrics:

@@ -1,7 +1,7 @@
 """Everything at once, for as long as asked: floods, rotation, a full disk, failing calls, kills.
 
 Each round is a server of a random kind on a file system of its own, with clients that come, send
-numbers nobody has sent before, and wait for the FIN. Meanwhile the log is rotated, the disk is
+numbers that were not sent before, and wait for the FIN. Meanwhile the log is rotated, the disk is
 filled and emptied, calls fail, the process stands still; in the end it is stopped, or killed. After
 each round the log, the reports and what the clients saw must agree. Needs root, for the file
 system; a seed, which is printed, makes the same rounds.
@@ -121,7 +121,7 @@ class _Clients:
             assert not thread.is_alive(), "a client neither sees a FIN nor a reset"
 
 
-class _Trouble:
+class _Faults:
     """What happens to the server: one thing after another, at random."""
 
     def __init__(
@@ -135,7 +135,7 @@ class _Trouble:
         self.injected = ""
 
     def go_on(self, end_s: float) -> None:
-        """Make trouble until that time; leaves the disk with room."""
+        """Inject faults until that time; leaves the disk with room."""
         kinds = [self._rotate, self._fill, self._stand_still, self._fail, self._report]
         while time.monotonic() < end_s and self._server.process.poll() is None:
             self._chance.choice(kinds)(end_s)
@@ -225,8 +225,8 @@ def run_round(asked: Round) -> tuple[Outcome, list[Violation]]:
         outcome.started = True
         clients = _Clients(server, chance)
         archive = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
-        trouble = _Trouble(server, disk, archive, chance)
-        trouble.go_on(time.monotonic() + asked.seconds)
+        faults = _Faults(server, disk, archive, chance)
+        faults.go_on(time.monotonic() + asked.seconds)
         _end(server, asked.end)
         try:
             outcome.code = server.process.wait(_STOP_S)
@@ -235,7 +235,7 @@ def run_round(asked: Round) -> tuple[Outcome, list[Violation]]:
             outcome.hang = "stop"
             server.kill()
         clients.stop()
-        outcome.injection = trouble.injected
+        outcome.injection = faults.injected
         outcome.clients = clients.sent
         outcome.stdout, outcome.stderr = server.reports, server.stderr_lines
         rotated = [*archive.iterdir(), *disk.glob("numbers.log.*")]
@@ -264,7 +264,7 @@ def _judge(asked: Round, outcome: Outcome) -> list[Violation]:
         outcome.logs[-1:] = [last[: len(last) // 10 * 10]]
         kinds = {"a FIN that lies", "log", "traceback", "something else on stdout"}
         return [each for each in judge(outcome) if each.kind in kinds]
-    # Trouble may be said more often than a single failure, and clients that come after the stop are
+    # Faults may be said more often than a single failure, and clients that come after the stop are
     # reset.
     allowed = {"flood", "less service without a word"}
     return [each for each in judge(outcome) if each.kind not in allowed]

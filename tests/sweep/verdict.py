@@ -18,7 +18,7 @@ _OF_PYTHON = "Exception ignored when trying to write to the signal wakeup fd:"
 _REPEATS_MAX = 5
 _EXIT_CODES = {0, 1, 3, 4}
 _NETWORK = ("ECONNRESET", "ECONNABORTED", "ENOTCONN", "EPIPE", "recvfrom", "sendto")
-"""What a peer or the network did, or looks like it: that ends its connection with a reset, which is
+"""What a peer or the network did, or seems to do: that ends its connection with a reset, which is
 counted, and nothing needs to be said."""
 
 
@@ -156,7 +156,7 @@ def _numbers(outcome: Outcome) -> list[int] | Violation:
         number for client in outcome.clients for number in [*client.sent, *client.tried]
     }
     if wrong:
-        return Violation("log", f"numbers that nobody sent: {sorted(wrong)[:5]}")
+        return Violation("log", f"numbers that no client sent: {sorted(wrong)[:5]}")
     if len(set(numbers)) != len(numbers):
         return Violation("log", "a number is there twice")
     return numbers

@@ -41,7 +41,7 @@ def pair(
         yield pair
 
 
-def test_a_stream_that_nobody_reads_is_not_waited_for_and_what_it_took_is_whole(
+def test_a_stream_that_no_one_reads_is_not_waited_for_and_what_it_took_is_whole(
     pair: StreamPair,
 ) -> None:
     writer = LineWriter(pair.write_fd)

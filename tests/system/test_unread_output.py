@@ -1,4 +1,4 @@
-"""Real servers whose standard output or error nobody reads, or many threads write to."""
+"""Real servers whose standard output or error no one reads, or many threads write to."""
 
 import contextlib
 import os
@@ -105,7 +105,7 @@ def _whole_lines(data: bytes) -> list[str]:
 
 
 @pytest.mark.parametrize("is_read_again", [True, False])
-def test_reports_that_nobody_reads_hold_nothing_up_and_add_up(
+def test_reports_that_no_one_reads_hold_nothing_up_and_add_up(
     tmp_path: Path, pair: StreamPair, is_read_again: bool
 ) -> None:
     sent = 0
@@ -132,7 +132,7 @@ def test_reports_that_nobody_reads_hold_nothing_up_and_add_up(
 
 
 @pytest.mark.parametrize("reactors", ["1", "2"])
-def test_diagnostics_that_nobody_reads_hold_nothing_up(
+def test_diagnostics_that_no_one_reads_hold_nothing_up(
     tmp_path: Path, pair: StreamPair, backend: str, reactors: str
 ) -> None:
     write_until_full(pair.writer())
@@ -146,7 +146,7 @@ def test_diagnostics_that_nobody_reads_hold_nothing_up(
     assert logged_once(server.log_path) == set(range(100))
 
 
-def test_both_streams_on_one_terminal_that_nobody_reads(tmp_path: Path, backend: str) -> None:
+def test_both_streams_on_one_terminal_that_no_one_reads(tmp_path: Path, backend: str) -> None:
     options = ("--verbose", "--report-interval", "0.001", "--backend", backend)
     with (
         closing(STREAM_KINDS["terminal"](tmp_path)) as pair,

@@ -139,7 +139,7 @@ def test_addresses_that_are_asked_for_come_in_addition(serve: Serve, backend: st
 
 
 def test_clients_that_come_between_two_runs_lose_nothing(serve: Serve, backend: str) -> None:
-    """The socket stays open while nobody runs, and who connects waits for the next one."""
+    """The socket stays open while no server runs; clients that connect wait for the next one."""
     with ExitStack() as stack, tcp_listener() as listener:
         prefix, fds, environment = handed_down(stack, [listener.fileno()])
         for run in range(2):

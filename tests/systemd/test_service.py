@@ -138,28 +138,28 @@ def test_the_watchdog_is_fed_while_idle_under_load_and_while_clients_are_held_ba
             while not over.is_set():
                 client.sendall(lines(range(5000)))
 
-    def wait_for_beats() -> None:
-        beats = len(manager.values("WATCHDOG"))
-        manager.wait_for("WATCHDOG", "1", count=beats + 6)
+    def wait_for_heartbeats() -> None:
+        seen = len(manager.values("WATCHDOG"))
+        manager.wait_for("WATCHDOG", "1", count=seen + 6)
 
     with ServerProcess(
         small_disk / "numbers.log",
         *("--backend", backend, *NEVER),
         environment=told(manager, WATCHDOG_S),
     ) as server:
-        wait_for_beats()
+        wait_for_heartbeats()
         flooding = threading.Thread(target=flood, args=(server,), daemon=True)
         flooding.start()
-        wait_for_beats()
+        wait_for_heartbeats()
         over.set()
         flooding.join(DEADLINE_S)
         with server.connect() as client:
             client.sendall(lines(range(60_000)))
             manager.wait_for("STATUS", "No space for the log, clients are held back; 1 client, ")
-            wait_for_beats()
+            wait_for_heartbeats()
             filler.unlink()
             manager.wait_for("STATUS", "Listening on ", count=2)
-            wait_for_beats()
+            wait_for_heartbeats()
         assert server.terminate() == 0
         assert manager.values("READY") == ["1"]
 
@@ -210,7 +210,7 @@ def test_a_manager_that_goes_away_does_not_matter(
     assert "service manager" not in server.stderr
 
 
-def test_a_manager_that_does_not_read_holds_nobody_up_and_learns_of_the_state_later(
+def test_a_manager_that_does_not_read_delays_no_client_and_learns_of_the_state_later(
     serve: Serve, backend: str, manager: NotifySocket
 ) -> None:
     filled = manager.fill()

@@ -74,7 +74,7 @@ class OwnKernel:
         return self._own.duplicate  # type: ignore[no-any-return]
 
     def room(self, packed_bytes: int) -> bool:
-        """Say whether the batch has room for all of a message of that size."""
+        """Return whether the batch has room for all of a message of that size."""
         free_bytes = len(self._lines) - self._own.batch_used
         return packed_bytes // NUMBER_BYTES * LINE_BYTES <= free_bytes  # type: ignore[no-any-return]
 

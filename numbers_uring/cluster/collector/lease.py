@@ -1,6 +1,6 @@
 """The lease of a partition: who owns it, said again and again, and known to all.
 
-A lease keeps a second owner from starting. It fences nobody: a process that is paused for longer
+A lease keeps a second owner from starting. It does not fence: a process that is paused for longer
 than the lease lasts, and wakes up in the middle of a write, finishes it.
 """
 
@@ -27,7 +27,7 @@ _RUN = uuid.uuid4().hex
 
 
 class LeaseLostError(Exception):
-    """Somebody else may own the partition; its text is the one line for the user."""
+    """Another process may own the partition; its text is the one line for the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +40,7 @@ class Progress:
     duplicates: int = 0
     """Of this run, as is the one above."""
     per_s: float = 0.0
-    """How many came of late, a second."""
+    """The recent rate."""
 
 
 class Lease:
@@ -94,7 +94,7 @@ class Lease:
         """Take it; return how many numbers its last owner said the log has.
 
         A process that holds the lock of the very same log follows its predecessor, which must be
-        dead, at once. Raises StartError where somebody else has the lease.
+        dead, at once. Raises StartError where another process has the lease.
         """
         from nats.js.errors import KeyWrongLastSequenceError  # noqa: PLC0415
 
@@ -114,7 +114,7 @@ class Lease:
                 )
             except KeyWrongLastSequenceError as error:
                 raise StartError(
-                    f"partition {self._partition} was taken by somebody else just now"
+                    f"partition {self._partition} was taken by another owner just now"
                 ) from error
         self._refreshed_s = began_s
         return int((await self._record()).get("numbers", 0))
@@ -132,7 +132,7 @@ class Lease:
     async def refresh(self, progress: Progress) -> None:
         """Renew the lease. Raises LeaseLostError, and what the NATS client raises.
 
-        A lease that ran out while the NATS server was away, and that nobody has had since, is taken
+        A lease that ran out while the NATS server was away, and that no one has had since, is taken
         anew. Replicas without a leader lose what they are sent, so there is a TimeoutError
         as soon as it is time to say it again.
         """
@@ -168,18 +168,18 @@ class Lease:
                 holder, _ = await self._held()
             else:
                 self._say(
-                    f"the lease of partition {self._partition} had run out, and nobody has had it "
-                    "since: going on"
+                    f"the lease of partition {self._partition} had expired, and no other owner "
+                    "took it: continuing"
                 )
                 return
         raise LeaseLostError(
             f"partition {self._partition} is owned by "
-            f"{'somebody else' if holder is None else holder.get('owner')} now: "
+            f"{'another owner' if holder is None else holder.get('owner')} now: "
             "what this owner has acknowledged is on file, and it stops"
         )
 
     async def release(self) -> None:
-        """Give it up at once, unless somebody else has it."""
+        """Give it up at once, unless another process has it."""
         from nats.js.errors import KeyWrongLastSequenceError  # noqa: PLC0415
 
         with suppress(KeyWrongLastSequenceError):

@@ -328,7 +328,7 @@ class PartitionOwner:
             if not self.out_of_space.runs:
                 self.out_of_space.start()
                 self._say(
-                    f"no space for the log {self.log.path}: its stream waits, trying again every "
+                    f"no space for the log {self.log.path}: its stream waits, retrying every "
                     f"{NO_SPACE_RETRY_S:g} s"
                 )
             self.step_s = None
@@ -338,7 +338,7 @@ class PartitionOwner:
             offset += self.log.append(lines[offset:])
         if self.out_of_space.runs:
             self.out_of_space.stop()
-            self._say(f"there is space for the log {self.log.path} again: going on")
+            self._say(f"there is space for the log {self.log.path} again: continuing")
         self._kernel.clear()
         self._duplicate = self._kernel.duplicate
         self.step_s = time.monotonic()

@@ -187,7 +187,7 @@ class _Owners:
             js = jetstream(client)
             with broker_errors("ask the NATS server for the partitions"):
                 chosen, partitions = await self._choose(js)
-            parts.push_async_callback(self._say_goodbye, client)
+            parts.push_async_callback(self._release_leases, client)
             parts.push_async_callback(_cancel, asyncio.create_task(self._watch(client)))
             pool = parts.enter_context(
                 start_pool(min(len(chosen), OWNER_THREADS_MAX), "partitions")
@@ -432,7 +432,7 @@ class _Owners:
 
     # Ending.
 
-    async def _say_goodbye(self, client: "Client") -> None:
+    async def _release_leases(self, client: "Client") -> None:
         """Give up the leases. A NATS server that does not answer lets them run out by itself."""
         import nats  # noqa: PLC0415
 
@@ -466,7 +466,7 @@ class _Owners:
 
     def _tell_end(self) -> None:
         counts = self._counts
-        by = "nobody" if self._requests.stop is None else self._requests.stop.name
+        by = "no signal" if self._requests.stop is None else self._requests.stop.name
         summary = (
             f"stopped by {by}: {counts.unique} numbers written to {self._config.log_dir}, "
             f"{counts.duplicate} repeats"

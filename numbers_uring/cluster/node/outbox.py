@@ -41,7 +41,7 @@ class Outbox:
     `wake` is called, in the thread that puts, when there may be something to be taken that was not
     there before. A batch that is not full waits until those of its partition before it are
     acknowledged, as TCP's small segments do (Nagle, RFC 896): a slow disk gets fewer and larger
-    ones, and nobody waits longer than for that disk. A partition of which a batch has failed gets
+    ones, and no batch waits longer than for that disk. A partition of which a batch has failed gets
     no new ones until that is acknowledged, so that what one stream refuses leaves room for others.
     """
 
@@ -126,7 +126,7 @@ class Outbox:
             self._progress_s = self._clock()
 
     def wait_until_acknowledged(self, mark: int) -> bool:
-        """Return True once everything up to the mark is acknowledged; from any thread.
+        """Wait until everything up to the mark is acknowledged, and return True; from any thread.
 
         False means that nothing was acknowledged for FORWARD_STOP_ACK_S, since `begin_stop`.
         """
@@ -146,7 +146,7 @@ class Outbox:
     def has_acknowledged(self, mark: int) -> bool:
         """Return whether everything up to the mark is acknowledged; from any thread.
 
-        It is said a little late where a partition's area has numbers from both sides of the mark.
+        It is True a little late where a partition's area has numbers from both sides of the mark.
         """
         with self._changed:
             return self._has_acknowledged(mark)

@@ -138,7 +138,7 @@ class Publisher:
         async with connected(self._url, name, access=self._access, say=self._note) as client:
             if client.max_payload < FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX:
                 raise StartError(
-                    f"{self.name} takes messages of {client.max_payload} bytes at most "
+                    f"{self.name} accepts messages of at most {client.max_payload} bytes "
                     f"(max_payload), and batches have {FORWARD_BATCH_BYTES} and a header"
                 )
             js = jetstream(client)
