@@ -1,10 +1,11 @@
 """The program's outermost frame: handles interrupts, and modules that can't be imported.
 
-Only `signal` and `sys` are imported before `main` runs; everything else is below its boundary.
+Only what is loaded anyway is imported before `main` runs; everything else is below its boundary.
 """
 
-import signal
 import sys
+
+from numbers_uring.cli.interrupts import is_interrupt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,11 +41,15 @@ def _run() -> int:
 
         return run()
     except Exception as error:
+        if is_interrupt(error):
+            raise KeyboardInterrupt from error
         _write_error(f"cannot load the program: {type(error).__name__}: {error}")
         return _NOT_STARTED
 
 
 def _ignore_signals() -> None:
+    import signal
+
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
 

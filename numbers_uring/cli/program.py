@@ -2,12 +2,14 @@
 
 import os
 import sys
+from contextlib import suppress
 
 import click
 from click.exceptions import Exit, NoArgsIsHelpError
 from click.shell_completion import shell_complete
 
 from numbers_uring.cli.commands import COMPLETE_VARIABLE, ENVIRONMENT_PREFIX, cli
+from numbers_uring.cli.interrupts import is_interrupt
 from numbers_uring.cli.output import PrintedOutput
 from numbers_uring.errors import ExitCode, Failure, StopRequestedError, UnexpectedError
 from numbers_uring.system.diagnostics import Diagnostics
@@ -30,7 +32,8 @@ def run() -> int:
         with printed:
             return _run_command(say)
     except NoArgsIsHelpError as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return error.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else PROGRAM
@@ -42,6 +45,8 @@ def run() -> int:
     except StopRequestedError:
         return ExitCode.CLEAN
     except Exception as error:
+        if is_interrupt(error):
+            raise KeyboardInterrupt from error
         failure = error if isinstance(error, Failure) else UnexpectedError(error)
         say.error(str(failure))
         if isinstance(failure, UnexpectedError):

@@ -34,6 +34,14 @@ class Faults(importlib.abc.MetaPathFinder):
         if left == 0:
             if kind == "SIGINT":
                 os.kill(os.getpid(), signal.SIGINT)
+            elif kind in {"cause", "context"}:
+                try:
+                    raise KeyboardInterrupt
+                except KeyboardInterrupt as interrupt:
+                    error = RuntimeError("Error calling __set_name__")
+                    if kind == "context":
+                        raise error
+                    raise error from interrupt
             elif kind != "none":
                 raise {"OSError": OSError(errno.EIO, os.strerror(errno.EIO)),
                        "MemoryError": MemoryError(),
@@ -78,9 +86,11 @@ def places(imports: int) -> Iterator[int]:
     yield from {1, 2, 3, *range(4, imports, imports // 12), imports - 1, imports}
 
 
-def test_an_interrupt_while_modules_are_imported_is_silent(imports: int) -> None:
+@pytest.mark.parametrize("kind", ["SIGINT", "cause", "context"])
+def test_an_interrupt_while_modules_are_imported_is_silent(kind: str, imports: int) -> None:
+    """Also where it reaches us as the cause, or in the context, of another error."""
     for nth in places(imports):
-        done = run_with_fault("SIGINT", nth, *ARGUMENTS)
+        done = run_with_fault(kind, nth, *ARGUMENTS)
         assert (done.returncode, done.stdout, done.stderr) == (130, "", ""), nth
 
 
@@ -219,6 +229,23 @@ def test_a_printed_line_waits_for_room_in_a_pipe_that_does_not_block() -> None:
             printed = pipe.read()[filled:]
         assert process.wait(DEADLINE_S) == 0
     assert b"serve" in printed
+
+
+# Standard error.
+
+
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2>&1 | true"])
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [((), 2), (("cluster",), 2), (("own",), 2), (("nonsense",), 2), (("check", "missing"), 3)],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_an_exit_code_does_not_depend_on_standard_error(
+    arguments: tuple[str, ...], code: int, redirection: str, tmp_path: Path
+) -> None:
+    shell = ("bash", "-c", f'"$@" {redirection}; exit ${{PIPESTATUS[0]}}', "bash")
+    done = run_command(*arguments, prefix=shell, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
 
 
 # A working directory that is gone.
