@@ -20,6 +20,7 @@ import socket
 import stat
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from numbers_uring.errors import StartError
@@ -55,9 +56,10 @@ def open_stream(fd: int) -> Stream:
         return _Direct(lambda data: os.write(fd, data))
     mode = status.st_mode
     if stat.S_ISSOCK(mode):
-        return _Direct(_sender(fd))
-    # What is opened anew as /dev/ptmx is another terminal.
-    if stat.S_ISFIFO(mode) or (terminal and status.st_rdev != _PTMX):
+        with suppress(OSError):
+            return _Direct(_sender(fd))
+    elif stat.S_ISFIFO(mode) or (terminal and status.st_rdev != _PTMX):
+        # What is opened anew as /dev/ptmx is another terminal.
         try:
             return _Direct(_reopen(fd))
         except OSError as error:

@@ -68,6 +68,27 @@ def test_a_stream_that_no_one_reads_is_not_waited_for_and_what_it_took_is_whole(
     assert numbers_of(data) == [*taken, last]
 
 
+def test_a_stream_is_not_waited_for_where_no_descriptor_is_left(
+    pair: StreamPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "dup", refuse)
+        patch.setattr(nonblocking, "_reopen", refuse)
+        writer = pair.writer()
+        assert writer.write(numbered_line(0))
+    refused = threading.Event()
+
+    def fill() -> None:
+        write_until_full(writer)
+        refused.set()
+
+    threading.Thread(target=fill, daemon=True).start()
+    assert refused.wait(DEADLINE_S), "it waits for a reader"
+
+
 def test_the_flags_that_others_share_are_left_alone(pair: StreamPair) -> None:
     before = fcntl.fcntl(pair.write_fd, fcntl.F_GETFL)
     assert LineWriter(pair.write_fd).write(numbered_line(0))
