@@ -312,7 +312,8 @@ class EpollReactor:
     def _take_adopted(self) -> Iterator[Completion]:
         while self._adopted:
             fd, peer = self._adopted.pop()
-            sock = socket.socket(fileno=fd)
+            # Python would ask Linux for what is left out, and that may fail.
+            sock = socket.socket(socket.AF_UNSPEC, socket.SOCK_STREAM, 0, fileno=fd)
             try:
                 connection = self._open(sock, peer)
             except OSError as error:

@@ -213,3 +213,18 @@ def test_clients_that_come_after_others_have_left_are_not_refused(
     assert server.terminate() == 0
     assert server.logged_set() == set(range(100))
     assert " 0 refused" in server.stderr
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["ENOBUFS", "EPERM", "EINTR"])
+@pytest.mark.parametrize("when", ["", ":when=1"])
+def test_clients_are_handed_over_though_nothing_can_be_asked_about_their_sockets(
+    serve: Serve, backend: str, tmp_path: Path, error: str, when: str
+) -> None:
+    server = serve("--backend", backend, "--reactors", "2")
+    questions = "getsockname,getsockopt"
+    options = ("-e", f"trace={questions}", "-e", f"inject={questions}:error={error}{when}")
+    with strace(server, tmp_path / "trace", *options):
+        send_all(server, [lines([number]) for number in range(4)])
+    assert server.stop() == 0
+    assert server.logged_set() == set(range(4))
