@@ -43,6 +43,15 @@ def host_text(host: str, scope_id: int) -> str:
     return f"{host}%{zone}"
 
 
+def host_bytes(host: str) -> bytes | str:
+    """Return `host` as socket.getaddrinfo is best given it: as bytes, unless they need a codec.
+
+    For text it loads the codec of international names, which fails where memory is short, and then
+    for good: "unknown encoding: idna".
+    """
+    return host.encode() if host.isascii() else host
+
+
 class UnixAddress(NamedTuple):
     """The absolute path of a socket file."""
 

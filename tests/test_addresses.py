@@ -1,10 +1,13 @@
 """Addresses: what is taken for one, how it reads, and who is local."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from numbers_uring.addresses import Peer, TcpAddress, UnixAddress, parse_address
+from support.waiting import DEADLINE_S
 
 
 @pytest.mark.parametrize(
@@ -52,3 +55,34 @@ def test_unix_sockets_and_loopback_addresses_are_local(host: str) -> None:
 )
 def test_no_other_host_is_local(host: str) -> None:
     assert not Peer(host, 1).is_local
+
+
+WITHOUT_IDNA = """
+import sys
+sys.modules["encodings.idna"] = None
+from numbers_uring.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "no.such.host.invalid"])
+@pytest.mark.parametrize("command", ["doctor", "load"])
+def test_a_host_is_resolved_without_the_codec_of_international_names(
+    host: str, command: str, tmp_path: Path
+) -> None:
+    """Its module is loaded late, may find no memory, and is then missing for good."""
+    port = "0" if command == "doctor" else "1"
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_IDNA, command, "--host", host, "--port", port],
+        capture_output=True,
+        check=False,
+        cwd=tmp_path,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    said = done.stdout + done.stderr
+    if "invalid" in host:
+        assert f"host '{host}': " in said
+    else:
+        assert ("would start" if command == "doctor" else "Connection refused") in said
+    assert "unexpected" not in said

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from numbers_uring._native import ffi, lib
+from numbers_uring.addresses import host_bytes
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     LINE_BYTES,
@@ -309,9 +310,11 @@ def _memory(size_bytes: int) -> Any:
 
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, Any]]:
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        found = socket.getaddrinfo(
+            host_bytes(host), port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+        )
     except (OSError, UnicodeError, LookupError) as error:
-        # Python encodes the host as idna, a codec that may be lacking where memory is.
+        # For an international name Python needs the codec idna, which may be lacking.
         reason = error.strerror if isinstance(error, OSError) else error
         raise StartError(f"cannot connect to host {host!r}: {reason}") from error
     return [(family, address) for family, _, _, _, address in found]

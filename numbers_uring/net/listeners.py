@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from typing import Any
 
-from numbers_uring.addresses import Address, TcpAddress, UnixAddress, tcp_address
+from numbers_uring.addresses import Address, TcpAddress, UnixAddress, host_bytes, tcp_address
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     BACKLOG_CONNECTIONS,
@@ -99,15 +99,22 @@ def listen(addresses: Sequence[Address], *, unix_mode: int, unix_group: str | No
     return listeners
 
 
-def try_listening(addresses: Sequence[Address], *, unix_group: str | None) -> None:
-    """Raise StartError where `listen` would; nothing is left behind.
+def try_listening(
+    addresses: Sequence[Address], *, unix_group: str | None, metrics: TcpAddress | None = None
+) -> None:
+    """Raise StartError where `listen` would, after `listen_for_metrics`; nothing is left behind.
 
     TCP addresses are bound for a moment. Listening on them, too, would let clients connect and then
     reset them; that is done only where two addresses share a port, because bind does not tell.
     """
     tcp = [address for address in addresses if isinstance(address, TcpAddress)]
-    ports = [address.port for address in tcp if address.port]
+    ports = [address.port for address in (*tcp, *([metrics] if metrics else [])) if address.port]
     with ExitStack() as bound:
+        if metrics is not None and ports.count(metrics.port) > 1:
+            # Where that fails, it is not these addresses that are to blame.
+            with suppress(StartError):
+                for listener in listen_for_metrics(metrics):
+                    bound.callback(listener.close)
         for address in addresses:
             if isinstance(address, UnixAddress):
                 try_unix(address, group=unix_group)
@@ -185,10 +192,14 @@ def _is_missing(cause: BaseException | None) -> bool:
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
     try:
         found = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+            host_bytes(host),
+            port,
+            type=socket.SOCK_STREAM,
+            proto=socket.IPPROTO_TCP,
+            flags=socket.AI_PASSIVE,
         )
     except (OSError, UnicodeError, LookupError) as error:
-        # Python encodes the host as idna, a codec that may be lacking where memory is.
+        # For an international name Python needs the codec idna, which may be lacking.
         reason = error.strerror if isinstance(error, OSError) else error
         raise StartError(f"cannot listen on host {host!r}: {reason}") from error
     # A name may be listed twice for the same address.

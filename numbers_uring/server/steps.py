@@ -209,7 +209,9 @@ def _listen(parts: Parts) -> None:
 
 
 def _try_listening(parts: Parts) -> None:
-    try_listening(parts.config.listen or [DEFAULT_ADDRESS], unix_group=parts.config.unix_group)
+    config = parts.config
+    addresses = config.listen or [DEFAULT_ADDRESS]
+    try_listening(addresses, unix_group=config.unix_group, metrics=config.metrics)
 
 
 def _open_reactors(parts: Parts) -> None:

@@ -201,6 +201,16 @@ def a_port_in_use(scene: Scene) -> None:
     scene.options += ["--port", str(other.getsockname()[1])]
 
 
+def its_own_port_for_metrics(scene: Scene) -> None:
+    address = f"127.0.0.1:{reserve_port()}"
+    scene.options += ["--listen", address, "--metrics", address]
+
+
+def its_own_port_for_metrics_on_all_addresses(scene: Scene) -> None:
+    port = reserve_port()
+    scene.options += ["--port", str(port), "--metrics", f"[::]:{port}"]
+
+
 def a_port_that_is_bound(scene: Scene) -> None:
     other = scene.undo.enter_context(socket.socket())
     other.bind(("127.0.0.1", 0))
@@ -456,6 +466,8 @@ STARTS = [
 DOES_NOT: dict[Callable[[Scene], None], str] = {
     a_port_in_use: "listen",
     a_port_that_is_bound: "listen",
+    its_own_port_for_metrics: "listen",
+    its_own_port_for_metrics_on_all_addresses: "listen",
     two_addresses_that_are_one: "listen",
     a_host_that_is_not_there: "listen",
     an_address_of_another_host: "listen",
