@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import pytest
 from support.clients import flood, sees_fin
 from support.faults import needs_strace, strace
 from support.logs import lines
+from support.namespaces import confined
 from support.processes import ServerProcess
 from support.waiting import wait_until
 
@@ -301,6 +303,61 @@ def test_a_unix_socket_cannot_reset(serve: Serve, backend: str, tmp_path: Path) 
         wait_until(lambda: on_file(server.log_path) == {1}, "the number")
         server.process.kill()
         assert sees_fin(client)
+
+
+# What is still in the network.
+
+CLIENT = """
+import fcntl, socket, struct, sys, termios
+client = socket.create_connection(("127.0.0.1", int(sys.argv[1])), timeout=60)
+print("connected", flush=True)
+sys.stdin.readline()
+client.sendall(b"000000007\\n")
+client.shutdown(socket.SHUT_WR)
+print("sent", flush=True)
+assert client.recv(1) == b""
+print(struct.unpack("i", fcntl.ioctl(client, termios.TIOCOUTQ, bytes(4)))[0], flush=True)
+"""
+DROP = """
+table ip lost {
+    chain sent { type filter hook output priority 0; tcp dport PORT drop; }
+}
+"""
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_unacknowledged_bytes_tell_a_fin_for_all_from_one_at_a_stop(
+    serve: Serve, backend: str, namespaces: None, is_lost: bool
+) -> None:
+    if shutil.which("nft") is None or shutil.which("nsenter") is None:
+        pytest.skip("nft or nsenter is not installed")
+    server = serve("--backend", backend, prefix=confined("ip link set lo up", "--net"))
+    inside = ("nsenter", "--net", f"--target={server.process.pid}")
+    with subprocess.Popen(
+        [*inside, sys.executable, "-c", CLIENT, str(server.port)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as client:
+        assert client.stdin is not None
+        assert client.stdout is not None
+        assert client.stdout.readline() == "connected\n"
+        if is_lost:
+            rules = DROP.replace("PORT", str(server.port))
+            if subprocess.run(
+                [*inside, "nft", "-f", "-"], input=rules, text=True, check=False
+            ).returncode:
+                client.kill()
+                pytest.skip("no packets can be dropped here")
+        client.stdin.write("\n")
+        client.stdin.flush()
+        assert client.stdout.readline() == "sent\n"
+        if is_lost:
+            assert server.stop() == 0
+        unacknowledged = int(client.stdout.readline())
+    assert on_file(server.log_path) == (set() if is_lost else {7})
+    assert (unacknowledged > 0) is is_lost
+    assert is_lost or server.stop() == 0
 
 
 # What delays a stop, or makes it forget a client.
