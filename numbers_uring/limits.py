@@ -167,7 +167,7 @@ RING_RETRY_MAX_S = 10.0
 RING_PROBE_S = 1.0
 """How long the probe of a ring waits for what comes at once."""
 
-RING_WARNING_INTERVAL_S = 60.0
+RECEIVE_WARNING_INTERVAL_S = 60.0
 """The least time between two warnings that receives fail."""
 
 DRAIN_S = 0.5

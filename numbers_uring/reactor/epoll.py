@@ -44,6 +44,7 @@ from numbers_uring.reactor.drain_bound import DrainBound
 from numbers_uring.reactor.epoll_listeners import Accepted, EpollListeners
 from numbers_uring.reactor.epoll_set import EpollSet
 from numbers_uring.reactor.pacing import Pacing
+from numbers_uring.reactor.receive_errors import ReceiveWarnings
 
 # Plain integers: comparing and building with enumeration members costs on the hot path.
 _OPENED, _RECEIVED, _CLOSED = int(Kind.OPENED), int(Kind.RECEIVED), int(Kind.CLOSED)
@@ -93,6 +94,7 @@ class EpollReactor:
         """Of each listener, the clients in its backlog when the first drain began."""
         self._stop_accepts = StopAccepts(warn)
         self._pacing = Pacing()
+        self._receive_warnings = ReceiveWarnings(warn)
         self._epoll = EpollSet()
         self._epoll.register(wakeup_fd, select.EPOLLIN)
         self._wakeup = select.poll()
@@ -149,8 +151,9 @@ class EpollReactor:
             size = sock.recv_into(self._payload)
         except BlockingIOError:
             return None
-        except OSError:
+        except OSError as error:
             # Whatever the network says (reset, keepalive timed out, no route): the client is gone.
+            self._receive_warnings.note(error.errno or 0)
             return self._end(connection, _RESET)
         if size:
             return _RECEIVED, connection, HEADROOM_BYTES, size

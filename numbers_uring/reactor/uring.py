@@ -39,7 +39,6 @@ from numbers_uring.limits import (
     RING_SMALL_BUFFERS,
     RING_SMALL_BYTES,
     RING_SUBMISSIONS_MAX,
-    RING_WARNING_INTERVAL_S,
 )
 from numbers_uring.net.closing import close_all
 from numbers_uring.net.listeners import backlog_connections
@@ -47,6 +46,7 @@ from numbers_uring.reactor.accept_backoff import AcceptBackoff, StopAccepts
 from numbers_uring.reactor.contract import Completion, End, Kind
 from numbers_uring.reactor.drain_bound import DrainBound
 from numbers_uring.reactor.pacing import Pacing
+from numbers_uring.reactor.receive_errors import ReceiveWarnings
 from numbers_uring.reactor.ring_retries import RingRetries
 
 assert tuple(Kind) == (lib.NU_OPENED, lib.NU_RECEIVED, lib.NU_CLOSED)
@@ -87,8 +87,7 @@ class UringReactor:
             listener.setblocking(False)
         self._connections_max = connections_max
         self._backoff = AcceptBackoff(warn)
-        self._warn = warn
-        self._warned_s = -RING_WARNING_INTERVAL_S
+        self._receive_warnings = ReceiveWarnings(warn)
         self._retries = RingRetries(warn)
         self._stop_accepts = StopAccepts(warn)
         self._pacing = Pacing()
@@ -176,14 +175,8 @@ class UringReactor:
         if results.accept_errno:
             self._backoff.begin(results.accept_errno)
         if results.receive_errno:
-            self._warn_of_receive(results.receive_errno)
+            self._receive_warnings.note(results.receive_errno)
         self._retries.note(0 if count else results.ring_errno)
-
-    def _warn_of_receive(self, error: int) -> None:
-        now_s = time.monotonic()
-        if now_s - self._warned_s >= RING_WARNING_INTERVAL_S:
-            self._warned_s = now_s
-            self._warn(f"cannot receive from a client, disconnecting it: {os.strerror(error)}")
 
     def _take_rows(self) -> Iterator[Completion]:
         for row in self._rows:

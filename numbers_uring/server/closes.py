@@ -29,6 +29,8 @@ class Batches:
 @dataclass(slots=True)
 class _Close:
     connection: int
+    orderly: bool
+    """Whether it was received from to its end, or its client disconnected."""
     others: list[tuple[BatchState, int]]
     """Batches that were unwritten when the connection ended, each with its appends then."""
     mark: int | None = None
@@ -61,14 +63,16 @@ class PendingCloses:
         marks = [each.mark for each in self._pending if each.mark is not None]
         return max(marks) if marks and len(marks) == len(self._pending) else None
 
-    def add(self, connection: int) -> None:
+    def add(self, connection: int, *, orderly: bool = True) -> None:
         """Close a connection that was CLOSED, at once or later. Raises SinkError.
+
+        Without `orderly` its client is reset: what it sent could not all be received.
 
         It alone is looked at: thousands that end in one pass must not each look at all the others.
         """
         others = [(state, state.appends) for state in self._batches.states if state.unwritten]
         self._sink.check()
-        close = _Close(connection, others)
+        close = _Close(connection, orderly, others)
         if not self._finished(close):
             self._pending.append(close)
 
@@ -85,7 +89,7 @@ class PendingCloses:
         stored = self._is_stored(close)
         if not stored and not self._batches.failed:
             return False
-        orderly = stored and not self._batches.failed
+        orderly = close.orderly and stored and not self._batches.failed
         self._reactor.finish_close(close.connection, orderly=orderly)
         self._on_closed()
         return True

@@ -222,7 +222,7 @@ class Loop:
             self._disconnects.note(self._reactor.peer(connection), reason, rejected)
         if self._idle is not None:
             self._idle.forget(connection)
-        self._closes.add(connection)
+        self._closes.add(connection, orderly=end != End.RESET)
 
     def _disconnect(self, connection: int, reason: str) -> None:
         self._reasons[connection] = reason

@@ -136,3 +136,29 @@ def test_a_reactor_that_breaks_ends_the_server_with_all_that_was_delivered_on_fi
     expected = {*range(CLIENTS + 1), *range(100, 100 + CLIENTS + 1)}
     assert server.logged_set() == expected
     assert server.reported()[2] == len(expected)
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["ENOMEM", "EIO"])
+def test_receives_that_fail_at_a_stop_are_said_and_reset_the_client(
+    serve: Serve, backend: str, error: str, tmp_path: Path
+) -> None:
+    server = serve("--backend", backend, "--reactors", "1")
+    with server.connect() as client:
+        client.sendall(lines([1]))
+        wait_until(lambda: server.logged() == [1], "the first number")
+        server.process.send_signal(signal.SIGSTOP)
+        client.sendall(lines([2]))
+        # A ring that works receives in its own way; one that fails leaves all to the stop.
+        fault = ("-e", "trace=recvfrom,io_uring_enter", "-e", f"inject=recvfrom:error={error}")
+        broken_ring = ("-e", "inject=io_uring_enter:error=EBUSY")
+        with strace(server, tmp_path / "trace", *fault, *broken_ring):
+            server.process.send_signal(signal.SIGTERM)
+            server.process.send_signal(signal.SIGCONT)
+            assert server.wait() == 0
+        with pytest.raises(ConnectionResetError):
+            client.recv(1)
+    # The ring may have been within a call that still received it.
+    assert server.logged() in ([1], [1, 2] if backend == "uring" else [1])
+    assert "cannot receive from a client, disconnecting it: " in server.stderr
+    assert len(server.stderr_lines) == 3
