@@ -173,7 +173,7 @@ RECEIVE_WARNING_INTERVAL_S = 60.0
 DRAIN_S = 0.5
 """How long a stop goes on reading what it need not: bytes that arrive after it began."""
 
-DRAIN_USED_S = 0.1
+DRAIN_USED_S = 0.25
 """The least that a stop uses of it, in processor time and waits: on a host that is slow, stopped or
 waits for its disk, the time alone would cut off what clients had written before the stop."""
 
