@@ -205,7 +205,7 @@ def test_a_thread_that_is_in_one_step_for_long_makes_the_owners_stuck() -> None:
     stopped.append(True)
     assert watched.state() is State.STOPPING
     state.refresh()
-    assert "engine" in manager.text, "what the stop has said is not overwritten"
+    assert "NATS server" in manager.text, "the text of the stop is not overwritten"
 
 
 def test_before_the_nats_server_has_answered_it_is_starting(tmp_path: Path) -> None:

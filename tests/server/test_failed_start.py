@@ -17,8 +17,11 @@ from support.waiting import DEADLINE_S
 OLD = lines(range(1000))
 CALL = re.compile(r"^(\d+) +(\w+)\(")
 
-ENDLESS = {"futex"}
-"""Calls that the C library repeats, or ends the process for, when they fail."""
+ENDLESS = {"brk", "futex"}
+"""Calls that the C library repeats, or ends the process for, when they fail.
+
+brk(2) never returns an error, so the C library takes an injected one for an address.
+"""
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),

@@ -392,7 +392,7 @@ def test_without_memory_for_a_thread_that_is_said_and_the_log_left_as_it_is(tmp_
     # A thread's stack is as large as the limit of the stack says.
     limits = ["prlimit", f"--as={400 * 2**20}", f"--stack={2**30}:"]
     done = run_command(*arguments, prefix=limits)
-    assert_one_line_error(done, 3, "thread for the metrics", "memory")
+    assert_one_line_error(done, 3, "cannot start a thread for the", "memory")
     assert log.read_bytes() == lines(range(10))
 
 

@@ -60,14 +60,14 @@ def test_a_sample_of_the_sweep_passes(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "sweep.run"),
-            *("--sample", "20", "--mode", "plain", "--reactors", "1"),
+            *("--sample", "6", "--mode", "plain", "--reactors", "1"),
             *("--results", str(tmp_path / "sweep.jsonl")),
         ],
         capture_output=True,
         check=False,
         env={**os.environ, "PYTHONPATH": f"{root / 'tests'}:{root / 'perf'}"},
         text=True,
-        timeout=DEADLINE_S,
+        timeout=4 * DEADLINE_S,
     )
     print(done.stdout)
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
