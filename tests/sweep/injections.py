@@ -32,7 +32,7 @@ _ERRORS = {
     "fcntl": "EINVAL ENOLCK",
     "fdatasync": "EIO ENOSPC EINTR",
     "fsync": "EIO EINVAL EINTR",
-    "flock": "EWOULDBLOCK ENOLCK",
+    "flock": "EAGAIN ENOLCK",
     "fstat": "EIO ESTALE",
     "ftruncate": "EIO EPERM EINTR",
     "getcwd": "ENOENT",
