@@ -16,7 +16,7 @@ Serve = Callable[..., ServerProcess]
 
 pytestmark = needs_strace
 
-CLOSE = re.compile(r"^(\d+) +close\(\d+<(.*)>\)")
+CLOSE = re.compile(r"^(\d+) +close\(\d+<(.*?)>(?:\)| <unfinished)")
 
 
 @pytest.fixture(params=["1", "2"])
