@@ -1,4 +1,4 @@
-/* What the bitmap asks of the kernel's memory management. */
+/* What the bitmap asks of Python's and Linux' memory management. */
 #ifndef NUMBERS_URING_MEMORY_H
 #define NUMBERS_URING_MEMORY_H
 
@@ -7,6 +7,21 @@
 enum nu_memory_limits {
     NU_HUGE_PAGE_BYTES = 2097152 /* x86-64; arm64 with 4 KiB pages; elsewhere a mere hint */
 };
+
+/* Makes an empty bytearray, given as its address, `bytes` long without touching the new memory.
+ *
+ * Returns 0, or -ENOMEM with the bytearray as it was. The contents are undefined until they are
+ * written: nu_zero_huge. Takes Python's lock by itself.
+ */
+int nu_bytearray_resize(void *bytearray, size_t bytes);
+
+/* Sets memory[0..bytes) to 0; whole huge pages that lie in it become huge pages where Linux has
+ * some.
+ *
+ * Fast for memory that was never touched: each huge page is then faulted in at once. Returns what
+ * nu_collapse_huge returns for what is not on huge pages after that.
+ */
+int nu_zero_huge(void *memory, size_t bytes);
 
 /* Puts memory[0..bytes), as far as whole huge pages lie in it, on huge pages; contents stay.
  *

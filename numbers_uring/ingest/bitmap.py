@@ -28,15 +28,16 @@ class Bitmap(NamedTuple):
 def allocate(size_bytes: int = BITMAP_BYTES) -> Bitmap:
     """Return a bitmap of `size_bytes`. Raises StartError where there is no memory for it.
 
-    It takes some tenths of a second, and afterwards no page of it is ever faulted in. That huge
-    pages are refused is no error.
+    Afterwards no page of it is ever faulted in. That huge pages are refused is no error.
+
+    bytearray(size_bytes) would touch its memory, small page by small page, before anyone can ask
+    for huge ones; to collapse those afterwards takes several times as long.
     """
-    try:
-        memory = bytearray(size_bytes)
-    except MemoryError as error:
-        raise StartError(_lack_text(size_bytes)) from error
+    memory = bytearray()
+    if lib.nu_bytearray_resize(ffi.cast("void *", id(memory)), size_bytes):
+        raise StartError(_lack_text(size_bytes))
     view = ffi.from_buffer("uint8_t[]", memory, require_writable=True)
-    lib.nu_collapse_huge(view, size_bytes)
+    lib.nu_zero_huge(view, size_bytes)
     first = int(ffi.cast("uintptr_t", view))
     return Bitmap(memory, _huge_bytes(first, first + size_bytes))
 

@@ -2,6 +2,7 @@ import errno
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,11 @@ def test_huge_pages_are_had_where_the_system_grants_them() -> None:
 
 
 def test_refused_huge_pages_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    refusing = SimpleNamespace(nu_collapse_huge=lambda *_: -errno.EINVAL)
+    def zero(memory: Any, size: int) -> int:
+        ffi.memmove(memory, bytes(size), size)
+        return -errno.EINVAL
+
+    refusing = SimpleNamespace(nu_bytearray_resize=lib.nu_bytearray_resize, nu_zero_huge=zero)
     monkeypatch.setattr(bitmap, "lib", refusing)
     allocated = bitmap.allocate(3 * MIB)
     assert allocated.memory.count(0) == 3 * MIB
@@ -57,6 +62,30 @@ def test_less_than_a_huge_page_is_left_alone(size: int) -> None:
     memory = bytearray(b"\x5a" * size)
     assert lib.nu_collapse_huge(ffi.from_buffer("uint8_t[]", memory), size) == 0
     assert memory.count(0x5A) == size
+
+
+@pytest.mark.parametrize("size", [1, 4096, 2 * MIB, 9 * MIB + 5])
+def test_memory_that_was_used_before_is_zeroed(size: int) -> None:
+    memory = bytearray(b"\x5a" * (size + 1))
+    lib.nu_zero_huge(ffi.from_buffer("uint8_t[]", memory), size)
+    assert memory.count(0) == size
+    assert memory[-1] == 0x5A
+
+
+def test_a_resized_bytearray_is_one_like_any_other() -> None:
+    memory = bytearray()
+    assert lib.nu_bytearray_resize(ffi.cast("void *", id(memory)), 3 * MIB) == 0
+    assert len(memory) == 3 * MIB
+    memory[-1] = 7
+    memory += b"more"
+    assert memory[-5:] == b"\7more"
+
+
+def test_a_bytearray_that_cannot_grow_stays_as_it_is() -> None:
+    memory = bytearray()
+    assert lib.nu_bytearray_resize(ffi.cast("void *", id(memory)), 1 << 60) == -errno.ENOMEM
+    assert lib.nu_bytearray_resize(ffi.cast("void *", id(memory)), (1 << 64) - 1) == -errno.ENOMEM
+    assert memory == b""
 
 
 def test_collapsing_changes_no_byte() -> None:
