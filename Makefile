@@ -53,13 +53,13 @@ sanitize: $(VENV)/dev.stamp
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) NUMBERS_URING_TEST_NATIVE=$(SANITIZED) \
 	    $(BIN)/pytest -p no:cacheprovider tests/ingest/test_kernel.py \
-	    tests/cluster/test_owner_kernel.py tests/cluster/test_pack.py tests/reactor/test_uring.py \
+	    tests/cluster/test_collector_kernel.py tests/cluster/test_pack.py tests/reactor/test_uring.py \
 	    tests/reactor/test_ring_results.py
 	gcc -std=gnu11 -g -O1 -Wall -Wextra -Werror -Inative -fsanitize=thread \
 	    tests/native/race_kernel.c $(wildcard native/ingest/*.c) -pthread -o build/sanitize/race_kernel
 	setarch -R build/sanitize/race_kernel
 
-# kill -9 and stops beside floods, many times over, and then nodes, owners and NATS servers of a cluster;
+# kill -9 and stops beside floods, many times over, and then nodes, collectors and NATS servers of a cluster;
 # `make ci` does some rounds of each. CLUSTER_SEED=N, which each run prints, repeats its order.
 SOAK_ROUNDS ?= 200
 STOP_ROUNDS ?= 50
@@ -113,7 +113,7 @@ test-reactors: $(VENV)/dev.stamp
 coverage: $(VENV)/dev.stamp
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
 
-# A whole cluster on this machine: a NATS server, two nodes, two owners, of which one is killed.
+# A whole cluster on this machine: a NATS server, two nodes, two collectors, of which one is killed.
 cluster: $(VENV)/dev.stamp
 	$(BIN)/python perf/cluster_demo.py $(ARGS)
 

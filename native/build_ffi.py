@@ -12,7 +12,7 @@ HEADERS = [
     "load/send.h",
     "os/memory.h",
     "os/writeback.h",
-    "cluster/own.h",
+    "cluster/collect.h",
     "cluster/pack.h",
     "uring/abi.h",
     "uring/features.h",

@@ -358,7 +358,7 @@ STREAM_REQUESTS_MAX = 32
 """Streams that are asked for at once."""
 
 MESSAGE_BYTES_MAX = 1024 * 1024
-"""The longest message that an owner takes, and that a stream is made for, headers included."""
+"""The longest message that a collector takes, and that a stream is made for, headers included."""
 
 DUPLICATE_WINDOW_S = 120.0
 """How long a stream knows the ids of messages, so that one sent again is stored once."""
@@ -426,45 +426,45 @@ NODE_STATUS_INTERVAL_S = 2.0
 # cluster/collector/
 
 BROKER_CLOSE_S = 2.0
-"""How long an owner that stops waits for a NATS server that does not answer."""
+"""How long a collector that stops waits for a NATS server that does not answer."""
 
 BROKER_ACK_WAIT_S = 5.0
-"""After this time the NATS server delivers a message again that its owner has not acknowledged."""
+"""After this time the NATS server delivers a message again that was not acknowledged."""
 
-OWNER_THREADS_MAX = 32
-"""Partitions of one owner that are taken in or synced at the same moment."""
+COLLECTOR_THREADS_MAX = 32
+"""Partitions of one collector that are taken in or synced at the same moment."""
 
-OWNER_BROKER_RETRY_S = 0.5
-"""How often an owner asks a NATS server that has no answer for it."""
+COLLECTOR_BROKER_RETRY_S = 0.5
+"""How often a collector asks a NATS server that has no answer for it."""
 
-OWNER_BROKER_ANSWER_S = 1.0
+COLLECTOR_BROKER_ANSWER_S = 1.0
 """How long it waits for the answer then: a group without a leader loses what it is asked, and
 answers as soon as it has one only what it is asked anew."""
 
 FETCH_MESSAGES = 16
-"""What an owner asks for at once, and puts on disk with one sync if it fits."""
+"""What a collector asks for at once, and puts on disk with one sync if it fits."""
 
-OWNER_BATCH_BYTES = 12 * 1024 * 1024
+COLLECTOR_BATCH_BYTES = 12 * 1024 * 1024
 """Lines of one partition that wait for its log: all of a fetch of common size."""
 
 FETCH_BUSY_S = 0.1
-"""How long an owner waits for a full fetch while messages come."""
+"""How long a collector waits for a full fetch while messages come."""
 
 FETCH_IDLE_S = 2.0
 """How long it waits for one message when none came."""
 
 LAG_INTERVAL_S = 5.0
-"""How often the NATS server is asked how far an owner is behind a stream, where that is shown."""
+"""How often the NATS server is asked how far a collector is behind, where that is shown."""
 
 LAG_PAUSE_S = 0.05
-"""The least time between two such questions of one process, however many partitions it owns."""
+"""The least time between two such questions of one process, however many partitions it collects."""
 
 LEASE_S = 15.0
-"""How long after its owner has vanished a partition is free."""
+"""How long after its collector has vanished a partition is free."""
 
 LEASE_REFRESH_S = 4.0
-"""How often an owner says that it is there, and what it has taken in; and how long it waits for the
-answer, before it says so again."""
+"""How often a collector says that it is there, and what it has taken in; and how long it waits for
+the answer, before it says so again."""
 
 # server/
 
@@ -555,8 +555,8 @@ assert BROKER_RECONNECT_S < BROKER_START_S < BROKER_REQUEST_S
 assert FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX < MESSAGE_BYTES_MAX
 assert FORWARD_IN_FLIGHT <= FORWARD_BATCHES_MAX
 assert 3 * NODE_STATUS_INTERVAL_S < NODE_STATUS_S
-assert OWNER_BROKER_ANSWER_S < BROKER_REQUEST_S
-assert OWNER_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
+assert COLLECTOR_BROKER_ANSWER_S < BROKER_REQUEST_S
+assert COLLECTOR_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
 assert 3 * LEASE_REFRESH_S < LEASE_S
 assert SLOW_APPEND_S < GATHER_S_MAX < IDLE_PASS_S
 assert 2 * max(HEARTBEAT_INTERVAL_S, DRAIN_S, FORWARD_ROOM_ALL_S) < HEARTBEAT_STALE_S

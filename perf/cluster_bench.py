@@ -1,18 +1,20 @@
-"""Measures a cluster and its parts on this machine: engine, node, owners, and all at once.
+"""Measures a cluster and its parts on this machine: engine, node, collectors, and all at once.
 
     python perf/cluster_bench.py                        all tables
-    python perf/cluster_bench.py node owner --rounds 3
+    python perf/cluster_bench.py node collector --rounds 3
     python perf/cluster_bench.py all --partitions 1 --numbers 5000000 --json figures.json
-    python perf/cluster_bench.py node owner --before OLDER/.venv/bin/python
+    python perf/cluster_bench.py node collector --before OLDER/.venv/bin/python
 
 Tables, each with a NATS server (nats-server) of its own for each run, on loopback and on this disk:
 
 - engine: no code of ours but its packed batches: they are stored, delivered and both at once, by
-  the same client library, in messages as large and with as many in flight as nodes and owners have;
+  the same client library, in messages as large and with as many in flight as nodes and collectors
+  have;
 - node: a node that gets unique numbers in random order until all are acknowledged, then the same
   ones again, which it drops by itself;
-- owner: owners that drain streams which were filled before, until all is synced and acknowledged;
-- all: load, node, engine and owners at once, until all is synced and acknowledged.
+- collector: collectors that drain streams which were filled before, until all is synced and
+  acknowledged;
+- all: load, node, engine and collectors at once, until all is synced and acknowledged.
 
 In the last three there is one NATS server, which syncs always. Processor time is that of all
 threads of all processes of a part. Streams or logs that are not exactly the set of the numbers
@@ -46,7 +48,7 @@ from running_cluster import Cpu, RunningCluster, running_cluster
 
 SEND_BYTES = 256 * 1024
 REACTORS = (1, 2)
-OWNERS = (1, 2)
+COLLECTORS = (1, 2)
 
 Measurements = dict[str, Measurement]
 Runs = Mapping[str, Callable[[str], Measurements]]
@@ -69,7 +71,7 @@ class ClusterBench:
             Contender(setup.name, partial(self._engine, setup, partitions), setups[0].name)
             for setup in setups
         ]
-        # A process for each of them, as nodes and owners are.
+        # A process for each of them, as nodes and collectors are.
         with ProcessPoolExecutor(2, get_context("spawn")) as self._clients:
             self._take_turns("engine", partitions, contenders)
 
@@ -77,14 +79,16 @@ class ClusterBench:
         runs = {f"reactors {count}": partial(self._node, partitions, count) for count in reactors}
         self._take_turns("node", partitions, self._of_ours(runs))
 
-    def owner(self, partitions: int, owners: Sequence[int] = OWNERS) -> None:
-        shared = [count for count in owners if partitions % count == 0]
-        runs = {f"owners {count}": partial(self._owner, partitions, count) for count in shared}
-        self._take_turns("owner", partitions, self._of_ours(runs))
+    def collector(self, partitions: int, collectors: Sequence[int] = COLLECTORS) -> None:
+        shared = [count for count in collectors if partitions % count == 0]
+        runs = {
+            f"collectors {count}": partial(self._collector, partitions, count) for count in shared
+        }
+        self._take_turns("collector", partitions, self._of_ours(runs))
 
-    def all(self, partitions: int, owners: Sequence[int] = OWNERS) -> None:
-        shared = [count for count in owners if partitions % count == 0]
-        runs = {f"owners {count}": partial(self._all, partitions, count) for count in shared}
+    def all(self, partitions: int, collectors: Sequence[int] = COLLECTORS) -> None:
+        shared = [count for count in collectors if partitions % count == 0]
+        runs = {f"collectors {count}": partial(self._all, partitions, count) for count in shared}
         self._take_turns("all", partitions, self._of_ours(runs))
 
     def _of_ours(self, runs: Runs) -> list[Contender]:
@@ -156,12 +160,12 @@ class ClusterBench:
             cluster.check_streams(self._check, self._load)
         return found
 
-    def _owner(self, partitions: int, owners: int, python: str) -> Measurements:
+    def _collector(self, partitions: int, collectors: int, python: str) -> Measurements:
         with self._cluster(SYNCED, partitions, python) as cluster:
             publish(cluster.engine.url, self._load, partitions)
-            cluster.add_owners(owners)
+            cluster.add_collectors(collectors)
             begin_s, begun = time.monotonic(), cluster.logged
-            cpu = Cpu(owners=cluster.owner_pids, engine=cluster.engine.pids)
+            cpu = Cpu(collectors=cluster.collector_pids, engine=cluster.engine.pids)
             cluster.wait_for_logs(self._load.numbers)
             # A few numbers may be through before that.
             numbers = max(self._load.numbers - begun, 1)
@@ -170,12 +174,16 @@ class ClusterBench:
             self._end(cluster)
         return found
 
-    def _all(self, partitions: int, owners: int, python: str) -> Measurements:
+    def _all(self, partitions: int, collectors: int, python: str) -> Measurements:
         numbers = self._load.numbers
         with self._cluster(SYNCED, partitions, python) as cluster:
-            cluster.add_owners(owners)
+            cluster.add_collectors(collectors)
             node = cluster.add_node()
-            pids = {"node": node.pids, "engine": cluster.engine.pids, "owners": cluster.owner_pids}
+            pids = {
+                "node": node.pids,
+                "engine": cluster.engine.pids,
+                "collectors": cluster.collector_pids,
+            }
             cpu = Cpu(**pids)
             begin_s = node.send(self._load)
             cluster.wait_for_logs(numbers)
@@ -191,13 +199,13 @@ class ClusterBench:
         return running_cluster(setup, partitions, self._load.numbers, self._folder, python)
 
     def _end(self, cluster: RunningCluster) -> None:
-        for owner in cluster.owners:
-            owner.stop()
+        for collector in cluster.collectors:
+            collector.stop()
         self._check.check(self._load, *cluster.logs)
 
 
 @click.command(context_settings={"show_default": True}, help=__doc__)
-@click.argument("tables", nargs=-1, type=click.Choice(["engine", "node", "owner", "all"]))
+@click.argument("tables", nargs=-1, type=click.Choice(["engine", "node", "collector", "all"]))
 @click.option("--rounds", type=click.IntRange(1, 100), default=5)
 @click.option("--numbers", type=click.IntRange(1000, 100_000_000), default=20_000_000)
 @click.option(
@@ -210,7 +218,7 @@ class ClusterBench:
 @click.option(
     "--before",
     type=click.Path(exists=True, dir_okay=False),
-    help="The interpreter of an installation that nodes and owners are compared with.",
+    help="The interpreter of an installation that nodes and collectors are compared with.",
 )
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures here."
@@ -241,7 +249,7 @@ def main(
         run: dict[str, Callable[[int], None]] = {
             "engine": bench.engine,
             "node": bench.node,
-            "owner": bench.owner,
+            "collector": bench.collector,
             "all": bench.all,
         }
         try:

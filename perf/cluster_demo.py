@@ -1,11 +1,11 @@
-"""A whole cluster on one machine: engine, two nodes, two owners, load, a kill, a check.
+"""A whole cluster on one machine: engine, two nodes, two collectors, load, a kill, a check.
 
     python perf/cluster_demo.py
     python perf/cluster_demo.py --numbers 20000000
 
 Both nodes get the same numbers, so each number reaches the NATS server twice, from nodes that do
-not know each other. In the middle one owner is killed (kill -9) and started again. At the end the
-logs have each number exactly once, or this fails.
+not know each other. In the middle one collector is killed (kill -9) and started again. At the end
+the logs have each number exactly once, or this fails.
 """
 
 import json
@@ -20,7 +20,7 @@ from background import DEADLINE_S, PYTHON, Background, run, words
 from engines import SYNCED, running_engine
 
 PARTITIONS = 4
-OWNED = ("0-1", "2-3")
+COLLECTED = ("0-1", "2-3")
 STREAM_BYTES = 1_000_000_000
 
 
@@ -41,31 +41,33 @@ def main(numbers: int) -> None:
         streams = ("--partitions", str(PARTITIONS), "--max-bytes", str(STREAM_BYTES))
         run("cluster", "init", "--nats", url, *streams)
 
-        def own(number: int) -> Background:
-            logs = ("--log-dir", str(folder / f"owner-{number}"))
-            command = ("own", "--nats", url, "--partitions", OWNED[number], *logs)
-            owner = start(f"owner-{number}-{time.monotonic_ns()}", *command)
-            owner.wait_for("owning partitions")
-            return owner
+        def collect(number: int) -> Background:
+            logs = ("--log-dir", str(folder / f"collector-{number}"))
+            command = ("collect", "--nats", url, "--partitions", COLLECTED[number], *logs)
+            collector = start(f"collector-{number}-{time.monotonic_ns()}", *command)
+            collector.wait_for("collecting partitions")
+            return collector
 
-        owners = [own(number) for number in range(len(OWNED))]
+        collectors = [collect(number) for number in range(len(COLLECTED))]
         forward = ("--forward", url, "--partitions", str(PARTITIONS))
         nodes = [start(f"node-{number}", "serve", "--port", "0", *forward) for number in range(2)]
         ports = [node.wait_for(r"listening on \S+?:(\d+)[, ]")[1] for node in nodes]
-        click.echo(f"{url}: {PARTITIONS} partitions, 2 nodes, 2 owners; sending {numbers} numbers")
+        click.echo(
+            f"{url}: {PARTITIONS} partitions, 2 nodes, 2 collectors; sending {numbers} numbers"
+        )
         begin_s = time.monotonic()
         loads = [
             start(f"load-{port}", "load", "--port", port, "--numbers", str(numbers))
             for port in ports
         ]
-        log = folder / "owner-1" / f"numbers.{PARTITIONS - 1}.log"
+        log = folder / "collector-1" / f"numbers.{PARTITIONS - 1}.log"
         while log.stat().st_size < numbers * 10 // PARTITIONS // 3:
             if time.monotonic() - begin_s > DEADLINE_S:
                 raise click.ClickException("nothing reaches the logs")
             time.sleep(0.01)
-        owners[1].kill()
-        click.echo(f"killed the owner of {OWNED[1]} (kill -9), starting it again")
-        owners[1] = own(1)
+        collectors[1].kill()
+        click.echo(f"killed the collector of {COLLECTED[1]} (kill -9), starting it again")
+        collectors[1] = collect(1)
         for load in loads:
             if load.process.wait(DEADLINE_S) != 0:
                 raise click.ClickException(load.said.read_text())
@@ -73,12 +75,12 @@ def main(numbers: int) -> None:
             node.stop()
         while (status := _totals(url))["lag_messages"]:
             if time.monotonic() - begin_s > DEADLINE_S:
-                raise click.ClickException(f"the owners do not come to an end: {status}")
+                raise click.ClickException(f"the collectors do not come to an end: {status}")
             time.sleep(0.1)
         took_s = time.monotonic() - begin_s
         click.echo(run("cluster", "status", "--nats", url), nl=False)
-        for owner in owners:
-            owner.stop()
+        for collector in collectors:
+            collector.stop()
         _check(folder, numbers)
         click.echo(
             f"each of {numbers} numbers, sent to both nodes, is in exactly one log, once "
@@ -92,7 +94,7 @@ def _totals(url: str) -> dict[str, int]:
 
 
 def _check(folder: Path, numbers: int) -> None:
-    logs = sorted(map(str, folder.glob("owner-*/numbers.*.log")))
+    logs = sorted(map(str, folder.glob("collector-*/numbers.*.log")))
     found = json.loads(run("check", "--json", *logs))
     if (found["numbers"], found["distinct"]) != (numbers, numbers):
         raise click.ClickException(f"{numbers} numbers were sent, and the logs have {found}")

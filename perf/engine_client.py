@@ -1,4 +1,4 @@
-"""Speaks to a NATS server as nodes and owners do: measures the NATS server alone."""
+"""Speaks to a NATS server as nodes and collectors do: measures the NATS server alone."""
 
 import asyncio
 import time
@@ -9,21 +9,21 @@ from mmap import mmap
 from typing import TYPE_CHECKING, NamedTuple
 
 from background import DEADLINE_S
-from numbers_uring.cluster.collector.kernel import NotOwnedError, OwnKernel
-from numbers_uring.cluster.collector.owner import CONSUMER, consumer_config
+from numbers_uring.cluster.collector.collector import CONSUMER, consumer_config
+from numbers_uring.cluster.collector.kernel import CollectKernel, ForeignNumberError
 from numbers_uring.cluster.connection import connected, jetstream
 from numbers_uring.cluster.node.packer import Packer
 from numbers_uring.cluster.partitions import NUMBER_BYTES, range_of, stream_name, subject_name
 from numbers_uring.config import BrokerAccess
 from numbers_uring.limits import (
     BITMAP_BYTES,
+    COLLECTOR_BATCH_BYTES,
     FETCH_BUSY_S,
     FETCH_MESSAGES,
     FORWARD_AREAS_BYTES,
     FORWARD_BATCH_BYTES,
     FORWARD_IN_FLIGHT,
     LINE_BYTES,
-    OWNER_BATCH_BYTES,
 )
 from numbers_uring.load.lines import make_lines
 from numbers_uring.load.model import LoadParameters
@@ -95,7 +95,7 @@ async def _publish(url: str, batches: Sequence[Batch]) -> Span:
 
 
 def consume(url: str, numbers: int, partitions: int) -> Span:
-    """Fetch and acknowledge as an owner does, until so many numbers have come.
+    """Fetch and acknowledge as a collector does, until so many numbers have come.
 
     Raises RuntimeError where a message has come twice, or more numbers than that.
     """
@@ -159,7 +159,7 @@ async def _fetch(subscription: "JetStreamContext.PullSubscription") -> "Sequence
 
 
 def until_acknowledged(url: str, partitions: int) -> None:
-    """Return once the owners have acknowledged, and so have synced, all that the streams hold."""
+    """Return once the collectors have acknowledged, and so synced, all that the streams hold."""
     asyncio.run(_until_acknowledged(url, partitions))
 
 
@@ -195,13 +195,13 @@ async def _stored(url: str, partitions: int) -> tuple[bytearray, int]:
     ):
         js = jetstream(client)
         for partition in range(partitions):
-            kernel = OwnKernel(range_of(partition, partitions), bitmap, OWNER_BATCH_BYTES)
+            kernel = CollectKernel(range_of(partition, partitions), bitmap, COLLECTOR_BATCH_BYTES)
             await _read(js, partition, kernel)
             repeats += kernel.duplicate
     return bytearray(bitmap), repeats
 
 
-async def _read(js: "JetStreamContext", partition: int, kernel: OwnKernel) -> None:
+async def _read(js: "JetStreamContext", partition: int, kernel: CollectKernel) -> None:
     """Take in all messages of the stream, each by its number."""
     stream = stream_name(partition)
     state = (await js.stream_info(stream)).state
@@ -209,6 +209,6 @@ async def _read(js: "JetStreamContext", partition: int, kernel: OwnKernel) -> No
         message = await js.get_msg(stream, sequence)
         try:
             kernel.take(message.data or b"")
-        except NotOwnedError as error:
+        except ForeignNumberError as error:
             raise RuntimeError(f"{stream} has numbers of another partition") from error
         kernel.clear()

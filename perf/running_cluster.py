@@ -1,4 +1,4 @@
-"""A cluster on this machine for one measurement: a NATS server, a node and owners, in a folder."""
+"""A cluster on this machine for one measurement: NATS server, node and collectors, in a folder."""
 
 import re
 import shutil
@@ -76,7 +76,7 @@ class Node:
 
 
 class RunningCluster:
-    """A NATS server with streams for `partitions`, to which nodes and owners are added.
+    """A NATS server with streams for `partitions`, to which nodes and collectors are added.
 
     `python` is the interpreter that has those installed.
     """
@@ -86,7 +86,7 @@ class RunningCluster:
     ) -> None:
         self.engine = engine
         self.partitions = partitions
-        self.owners: list[Background] = []
+        self.collectors: list[Background] = []
         self._folder = folder
         self._running = running
         self._python = python
@@ -102,20 +102,20 @@ class RunningCluster:
         program = self._start("node", "serve", "--port", "0", *forward, *options)
         return Node(program, int(program.wait_for(r"listening on \S+?:(\d+)[, ]")[1]))
 
-    def add_owners(self, count: int) -> None:
-        """Start owners that share the partitions evenly, and return once they take in."""
+    def add_collectors(self, count: int) -> None:
+        """Start collectors that share the partitions evenly, and return once they take in."""
         share = self.partitions // count
         for number in range(count):
             names = ",".join(map(str, range(number * share, (number + 1) * share)))
             logs = ("--log-dir", str(self._folder / "logs"))
-            owned = ("--nats", self.engine.url, "--partitions", names, *logs)
-            self.owners.append(self._start(f"owner-{number}", "own", *owned))
-        for owner in self.owners:
-            owner.wait_for("owning partitions")
+            collected = ("--nats", self.engine.url, "--partitions", names, *logs)
+            self.collectors.append(self._start(f"collector-{number}", "collect", *collected))
+        for collector in self.collectors:
+            collector.wait_for("collecting partitions")
 
     @property
-    def owner_pids(self) -> tuple[int, ...]:
-        return tuple(owner.process.pid for owner in self.owners)
+    def collector_pids(self) -> tuple[int, ...]:
+        return tuple(collector.process.pid for collector in self.collectors)
 
     @property
     def logs(self) -> list[Path]:
@@ -130,8 +130,8 @@ class RunningCluster:
         """Return once so many numbers are in the logs, synced. Raises RuntimeError."""
         end_s = time.monotonic() + DEADLINE_S
         while self.logged < numbers:
-            if time.monotonic() > end_s or any(each.process.poll() for each in self.owners):
-                said = "".join(owner.said.read_text() for owner in self.owners)
+            if time.monotonic() > end_s or any(each.process.poll() for each in self.collectors):
+                said = "".join(collector.said.read_text() for collector in self.collectors)
                 raise RuntimeError(f"the logs have {self.logged} of {numbers} numbers: {said}")
             time.sleep(LOOK_S)
         until_acknowledged(self.engine.url, self.partitions)

@@ -88,9 +88,9 @@ def init(
 @click.option("--json", "as_json", is_flag=True, help="Print the status as one JSON object.")
 @click.version_option(__version__, prog_name=PROGRAM)
 def status(nats: str, as_json: bool, **options: Any) -> None:
-    """Show nodes, partitions, owners, the lag of each stream, and totals.
+    """Show nodes, partitions, collectors, the lag of each stream, and totals.
 
-    What owners and nodes report of themselves may be some seconds old.
+    What collectors and nodes report of themselves may be some seconds old.
 
     Exit status: 0 shown, 2 wrong usage, 3 the NATS server cannot be reached or has no cluster.
     """

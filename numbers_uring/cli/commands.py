@@ -19,7 +19,7 @@ _SHORT_HELPS = {
     "completion": "Print a shell's completion script.",
     "doctor": "Check whether a server would start on this host.",
     "load": "Send numbers to a server and measure the rate.",
-    "own": "Write the logs of a cluster's partitions.",
+    "collect": "Write the logs of a cluster's partitions.",
     "serve": "Run a server.",
 }
 """The command NAME is the object `NAME` of the module numbers_uring.cli.NAME."""

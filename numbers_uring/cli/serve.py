@@ -112,7 +112,7 @@ metrics_option = click.option(
     help="Serve metrics for Prometheus, and /healthz for probes, at HOST:PORT or [IPV6]:PORT. "
     "Requires an extra: pip install 'numbers-uring[metrics]'.",
 )
-"""Of `serve` and `own`."""
+"""Of `serve` and `collect`."""
 
 _OPTIONS = (
     click.option(

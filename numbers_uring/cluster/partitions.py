@@ -1,4 +1,4 @@
-"""What nodes and owners of a cluster agree on: ranges, names, and the form of a batch."""
+"""What nodes and collectors of a cluster agree on: ranges, names, and the form of a batch."""
 
 import re
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ CLUSTER_BUCKET = "numbers-cluster"
 partition's log last, and how many numbers were in it."""
 
 LEASES_BUCKET = "numbers-leases"
-"""The key-value bucket in which owners hold their partitions: key `<p>`, value a JSON object with
-the owner's name and counters. What is not said again for LEASE_S is gone."""
+"""The key-value bucket in which collectors hold their partitions: key `<p>`, value a JSON object
+with the collector's name and counters. What is not said again for LEASE_S is gone."""
 
 NODES_BUCKET = "numbers-nodes"
 """The key-value bucket in which nodes tell of themselves: key the node's boot id, value a JSON
@@ -56,7 +56,7 @@ def subject_name(partition: int) -> str:
 
 
 def log_name(partition: int) -> str:
-    """Return the name of the partition's log in its owner's folder."""
+    """Return the name of the partition's log in its collector's folder."""
     return f"numbers.{partition}.log"
 
 

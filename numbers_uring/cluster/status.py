@@ -1,11 +1,11 @@
-"""How a cluster is: its nodes, its partitions with their owners, and what waits in the streams."""
+"""How a cluster is: nodes, partitions with their collectors, and what waits in the streams."""
 
 import asyncio
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from numbers_uring.cluster.collector.collector import CONSUMER
 from numbers_uring.cluster.collector.lease import read_object
-from numbers_uring.cluster.collector.owner import CONSUMER
 from numbers_uring.cluster.connection import broker_errors
 from numbers_uring.cluster.partitions import (
     CLUSTER_BUCKET,
@@ -25,16 +25,16 @@ class PartitionStatus:
     """One partition at one moment."""
 
     partition: int
-    owner: str | None
+    collector: str | None
     """The holder of its lease; None where there is none."""
     log: str | None
     numbers: int
-    """In its log, as its owner said last."""
+    """In its log, as its collector said last."""
     unique: int
     duplicates: int
-    """Taken in by this run of its owner, as is the one above."""
+    """Taken in by this run of its collector, as is the one above."""
     per_s: float
-    """The rate at which its owner took numbers in recently."""
+    """The rate at which its collector took numbers in recently."""
     lag_messages: int
     """Messages that are not acknowledged yet."""
     messages: int
@@ -62,7 +62,7 @@ class ClusterStatus:
             "totals": {
                 "nodes": len(self.nodes),
                 "partitions": len(each),
-                "owned": sum(one.owner is not None for one in each),
+                "collected": sum(one.collector is not None for one in each),
                 "numbers": sum(one.numbers for one in each),
                 "per_s": sum(one.per_s for one in each),
                 "lag_messages": sum(one.lag_messages for one in each),
@@ -76,14 +76,14 @@ class ClusterStatus:
         for one in self.partitions:
             fill = 100 * one.bytes // one.max_bytes if one.max_bytes > 0 else 0
             lines.append(
-                f"partition {one.partition}: {one.owner or 'no owner'}, {one.numbers} numbers, "
-                f"{rate_text(one.per_s)}, lag {one.lag_messages} messages, "
+                f"partition {one.partition}: {one.collector or 'no collector'}, "
+                f"{one.numbers} numbers, {rate_text(one.per_s)}, lag {one.lag_messages} messages, "
                 f"stream {one.bytes / 1e6:.1f} MB ({fill} % full)"
             )
         totals = self.as_json()["totals"]
         lines.append(
-            f"{totals['nodes']} nodes, {totals['owned']} of {totals['partitions']} partitions "
-            f"owned, {totals['numbers']} numbers, {rate_text(totals['per_s'])}, "
+            f"{totals['nodes']} nodes, {totals['collected']} of {totals['partitions']} partitions "
+            f"collected, {totals['numbers']} numbers, {rate_text(totals['per_s'])}, "
             f"lag {totals['lag_messages']} messages, streams {totals['bytes'] / 1e6:.1f} MB"
         )
         return "\n".join(lines)
@@ -139,7 +139,7 @@ async def _read_partition(
     held = lease or {}
     return PartitionStatus(
         partition=partition,
-        owner=None if lease is None else str(held.get("owner")),
+        collector=None if lease is None else str(held.get("collector")),
         log=held.get("log"),
         numbers=max(held.get("numbers", 0), recorded.get("numbers", 0)),
         unique=held.get("unique", 0),

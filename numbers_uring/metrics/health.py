@@ -26,7 +26,7 @@ HEALTHY = frozenset({State.OK, State.HELD_BACK})
 
 
 class Loop(Protocol):
-    """The part of a server, or of owners, that a health check reads."""
+    """The part of a server, or of collectors, that a health check reads."""
 
     @property
     def stopping(self) -> bool: ...

@@ -237,7 +237,7 @@ def test_a_printed_line_waits_for_room_in_a_pipe_that_does_not_block() -> None:
 @pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-", "2>&1 | true"])
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [((), 2), (("cluster",), 2), (("own",), 2), (("nonsense",), 2), (("check", "missing"), 3)],
+    [((), 2), (("cluster",), 2), (("collect",), 2), (("nonsense",), 2), (("check", "missing"), 3)],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_an_exit_code_does_not_depend_on_standard_error(
@@ -263,7 +263,11 @@ def test_an_exit_code_does_not_depend_on_standard_error(
         (("check", "--repair", "numbers.log"), {3}, "numbers.log"),
         (("load", "--port", "1", "--numbers", "1"), {3}, "refused"),
         (("load", "--port", "1", "--plot", "rate.svg"), {3}, ""),
-        (("own", "--partitions", "0", "--log-dir", "logs", "--nats", "nats://[::1]:1"), {3}, ""),
+        (
+            ("collect", "--partitions", "0", "--log-dir", "logs", "--nats", "nats://[::1]:1"),
+            {3},
+            "",
+        ),
         (("cluster", "status", "--nats", "nats://[::1]:1"), {3}, ""),
         (("completion", "bash"), {0}, ""),
     ],

@@ -1,4 +1,4 @@
-"""Fixtures of the cluster's tests: a NATS server, a partition of its own for each test, owners."""
+"""Fixtures of the cluster's tests: a NATS server, a partition for each test, collectors."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from support.broker import PARTITIONS, Broker, broker_with_cluster
-from support.owners import owner_process
+from support.collectors import collector_process
 from support.processes import CommandProcess
 
 
@@ -18,7 +18,7 @@ def _unused_partitions(
 ) -> Iterator[Iterator[tuple[Broker, int]]]:
     """Partitions that no test has touched; the next NATS server's once all of one are used.
 
-    The first and the last are left out: a test's partition has neighbours, the last has no owner.
+    The first and the last are left out: a test's partition has neighbours, the last no collector.
     """
     with ExitStack() as running:
 
@@ -50,12 +50,14 @@ def partition(_place: tuple[Broker, int]) -> int:
 
 
 @pytest.fixture
-def own(broker: Broker, partition: int, tmp_path: Path) -> Iterator[Callable[..., CommandProcess]]:
-    """Start owners of the test's partition, with the logs in `tmp_path`, that end with the test."""
+def collect(
+    broker: Broker, partition: int, tmp_path: Path
+) -> Iterator[Callable[..., CommandProcess]]:
+    """Start collectors of the test's partition, with logs in `tmp_path`, that end with the test."""
     with ExitStack() as running:
 
         def start(*options: str, log_dir: Path = tmp_path, **settings: Any) -> CommandProcess:
-            owner = owner_process(broker.url, partition, log_dir, *options, **settings)
-            return running.enter_context(owner)
+            collector = collector_process(broker.url, partition, log_dir, *options, **settings)
+            return running.enter_context(collector)
 
         yield start

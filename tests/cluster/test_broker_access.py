@@ -18,7 +18,7 @@ from nats.js.errors import NoKeysError
 
 from numbers_uring.cluster import connection
 from numbers_uring.cluster.access import client_for
-from numbers_uring.cluster.collector.owner import CONSUMER
+from numbers_uring.cluster.collector.collector import CONSUMER
 from numbers_uring.cluster.connection import broker_errors, connected, jetstream
 from numbers_uring.cluster.partitions import NODES_BUCKET, log_name, stream_name
 from numbers_uring.config import BrokerAccess
@@ -111,28 +111,28 @@ def assert_numbers_get_through(
     url = broker.url
     done = run_command("cluster", "init", "--nats", url, "--partitions", "1", *access)
     assert done.returncode == 0, done.stderr
-    arguments = ("own", "--nats", url, "--partitions", "0", "--log-dir", str(folder), *access)
+    arguments = ("collect", "--nats", url, "--partitions", "0", "--log-dir", str(folder), *access)
     options = ("--forward", url, "--partitions", "1", *access)
     with (
-        CommandProcess(*arguments) as owner,
+        CommandProcess(*arguments) as collector,
         ServerProcess(Path("no-log"), *options, has_log=False) as node,
     ):
-        owner.wait_for("owning partitions")
+        collector.wait_for("collecting partitions")
         node.send(lines([1, 2, 3]))
         log = folder / log_name(0)
         wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the numbers")
         broker.kill()
-        owner.wait_for("lost the connection")
+        collector.wait_for("lost the connection")
         with away():
             broker.start()
-            owner.wait_for(words)
+            collector.wait_for(words)
         node.send(lines([4]))
         wait_until(lambda: log.read_bytes() == lines([1, 2, 3, 4]), "the number after the return")
         done = run_command(*STATUS, "--nats", url, *access)
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["totals"]["owned"] == 1
+        assert json.loads(done.stdout)["totals"]["collected"] == 1
         assert node.terminate() == 0
-        assert "secret" not in node.stderr + owner.stderr
+        assert "secret" not in node.stderr + collector.stderr
     done = run_command("doctor", "--port", "0", *options, cwd=folder)
     assert " answers, and its 1 streams" in done.stdout, done.stdout
     assert "secret" not in done.stdout
@@ -232,7 +232,7 @@ def test_a_cluster_works_with_credentials(tmp_path: Path) -> None:
             assert_one_line_error(done, 3, "Authorization Violation")
 
 
-@pytest.mark.alone  # An owner has to start before its credentials expire.
+@pytest.mark.alone  # A collector has to start before its credentials expire.
 def test_credentials_that_expire_can_be_replaced_meanwhile(tmp_path: Path) -> None:
     operator = Operator()
     credentials, ours = tmp_path / "theirs.creds", tmp_path / "ours.creds"
@@ -245,16 +245,20 @@ def test_credentials_that_expire_can_be_replaced_meanwhile(tmp_path: Path) -> No
         done = run_command("cluster", "init", "--partitions", "1", *access)
         assert done.returncode == 0, done.stderr
         credentials.write_text(operator.credentials(lasts_s=3))
-        with CommandProcess("own", "--partitions", "0", f"--log-dir={tmp_path}", *access) as owner:
-            owner.wait_for("owning partitions")
+        with CommandProcess(
+            "collect", "--partitions", "0", f"--log-dir={tmp_path}", *access
+        ) as collector:
+            collector.wait_for("collecting partitions")
             credentials.write_text(operator.credentials())
-            owner.wait_for("reconnected to the NATS server")
-            assert owner.stop(signal.SIGTERM) == 0
+            collector.wait_for("reconnected to the NATS server")
+            assert collector.stop(signal.SIGTERM) == 0
         credentials.write_text(operator.credentials(lasts_s=2))
-        with CommandProcess("own", "--partitions", "0", f"--log-dir={tmp_path}", *access) as owner:
-            owner.wait_for("owning partitions")
-            assert owner.wait() == 1
-            assert "is no longer usable: " in owner.stderr_lines[-1]
+        with CommandProcess(
+            "collect", "--partitions", "0", f"--log-dir={tmp_path}", *access
+        ) as collector:
+            collector.wait_for("collecting partitions")
+            assert collector.wait() == 1
+            assert "is no longer usable: " in collector.stderr_lines[-1]
 
 
 @pytest.fixture
@@ -302,7 +306,7 @@ def test_all_commands_refuse_files_of_no_use(tmp_path: Path) -> None:
     absent = f"--nats-ca={tmp_path / 'absent'}"
     for arguments in (
         ("serve", "--port", "0", "--forward", "nats://127.0.0.1:4222", "--partitions", "1"),
-        ("own", "--partitions", "0", "--log-dir", str(tmp_path / "logs")),
+        ("collect", "--partitions", "0", "--log-dir", str(tmp_path / "logs")),
         ("cluster", "init", "--partitions", "1"),
     ):
         done = run_command(*arguments, absent)
@@ -352,7 +356,7 @@ def example(
     )
     broker.url = url_of(broker, "admin")
     with pytest.MonkeyPatch.context() as patch:
-        for user in ("admin", "node", "owner"):
+        for user in ("admin", "node", "collector"):
             patch.setenv(f"NUMBERS_{user.upper()}_PASSWORD", f"secret-{user}")
         with broker:
             yield broker
@@ -368,25 +372,25 @@ def test_the_example_configuration_gives_all_the_rights_that_they_need(
     done = run_command("cluster", "init", "--nats", example.url, "--partitions", "1", *access)
     assert done.returncode == 0, done.stderr
     log = tmp_path / log_name(0)
-    own = ("own", "--partitions", "0", "--log-dir", str(tmp_path), *access)
+    collect = ("collect", "--partitions", "0", "--log-dir", str(tmp_path), *access)
     forward = ("--forward", url_of(example, "node"), "--partitions", "1", *access)
     with ServerProcess(Path("no-log"), *forward, has_log=False) as node:
-        with CommandProcess(*own, "--nats", url_of(example, "owner")) as owner:
-            owner.wait_for("owning partitions")
+        with CommandProcess(*collect, "--nats", url_of(example, "collector")) as collector:
+            collector.wait_for("collecting partitions")
             node.send(lines([1, 2, 3]))
             wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the numbers")
             example.run(lambda js: js.delete_consumer(stream_name(0), CONSUMER))
-            owner.wait_for("was deleted: taking in the stream from its start")
+            collector.wait_for("was deleted: taking in the stream from its start")
             wait_until(lambda: example.run(nodes), "the node in the list of nodes")
         # Killed, so that the next one finds its lease.
-        with CommandProcess(*own, "--nats", url_of(example, "owner")) as owner:
-            owner.wait_for("owning partitions")
-            assert owner.stop(signal.SIGTERM) == 0
+        with CommandProcess(*collect, "--nats", url_of(example, "collector")) as collector:
+            collector.wait_for("collecting partitions")
+            assert collector.stop(signal.SIGTERM) == 0
         log.unlink()
-        with CommandProcess(*own, "--nats", url_of(example, "owner")) as owner:
-            owner.wait_for("taking in the stream numbers-0 from its start")
+        with CommandProcess(*collect, "--nats", url_of(example, "collector")) as collector:
+            collector.wait_for("taking in the stream numbers-0 from its start")
             wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the log, made again")
-            assert owner.stop(signal.SIGTERM) == 0
+            assert collector.stop(signal.SIGTERM) == 0
         assert node.terminate() == 0
     assert "iolation" not in example.log.read_text()
 
@@ -413,7 +417,7 @@ def test_what_is_forbidden_is_said_with_the_right_that_is_missing(
     for what, right in (
         (lambda js: js.purge_stream("numbers-0"), "stream.purge.numbers-0"),
         (lambda js: js.publish("numbers-else", b"", timeout=0.5), "numbers-else"),
-        (lambda js: js.consumer_info("numbers-0", CONSUMER), "consumer.info.numbers-0.owner"),
+        (lambda js: js.consumer_info("numbers-0", CONSUMER), "consumer.info.numbers-0.collector"),
     ):
         with pytest.raises(StartError, match=f"permissions violation for publish .*{right}"):
             asyncio.run(do(what))

@@ -17,6 +17,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from numbers_uring.cluster.collector.owner import CONSUMER
+from numbers_uring.cluster.collector.collector import CONSUMER
 from numbers_uring.cluster.partitions import (
     CLUSTER_BUCKET,
     LEASES_BUCKET,
@@ -44,7 +45,7 @@ from support.waiting import wait_until
 T = TypeVar("T")
 
 PARTITIONS = 3
-OWNED = ("0-1", "2")
+COLLECTED = ("0-1", "2")
 NODES = 2
 STREAMS = [
     *map(stream_name, range(PARTITIONS)),
@@ -63,11 +64,11 @@ FAIL_OVER_S = 90.0
 
 KINDS = {
     "a node": ("kill_node",),
-    "an owner": ("kill_owner",),
-    "an owner between append and acknowledgement": ("kill_owner_that_appends",),
+    "a collector": ("kill_collector",),
+    "a collector between append and acknowledgement": ("kill_collector_that_appends",),
     "a leader": ("kill_leader",),
-    "a node and an owner": ("kill_node", "kill_owner_that_appends"),
-    "an owner and a leader": ("kill_owner", "kill_leader"),
+    "a node and a collector": ("kill_node", "kill_collector_that_appends"),
+    "a collector and a leader": ("kill_collector", "kill_leader"),
     "a node, in order": ("stop_node",),
 }
 """What the rounds are about: steps of the cluster below."""
@@ -157,7 +158,7 @@ class Life:
 
 
 class Cluster:
-    """Nodes and owners on three NATS servers. A step ends a part, and returns its restart."""
+    """Nodes and collectors on three NATS servers. A step ends a part, and returns its restart."""
 
     def __init__(
         self, folder: Path, brokers: list[Broker], chance: random.Random, running: ExitStack
@@ -173,18 +174,20 @@ class Cluster:
         options = ("--partitions", str(PARTITIONS), "--replicas", "3", "--max-bytes", "1000000000")
         done = run_command("cluster", "init", "--nats", self._urls, *options)
         assert done.returncode == 0, done.stderr
-        self._owners = [self._start(lambda owned=owned: self._own(owned)) for owned in OWNED]  # type: ignore[misc]
+        self._collectors = [
+            self._start(partial(self._collect, collected)) for collected in COLLECTED
+        ]
         self._nodes = [self._start(self._serve) for _ in range(NODES)]
 
-    def _own(self, owned: str) -> CommandProcess | str:
-        arguments = ("--partitions", owned, "--log-dir", str(self._folder))
-        owner = CommandProcess("own", "--nats", self._urls, *arguments)
-        self._running.callback(owner.kill)
+    def _collect(self, collected: str) -> CommandProcess | str:
+        arguments = ("--partitions", collected, "--log-dir", str(self._folder))
+        collector = CommandProcess("collect", "--nats", self._urls, *arguments)
+        self._running.callback(collector.kill)
         try:
-            owner.wait_for("owning partitions")
+            collector.wait_for("collecting partitions")
         except AssertionError as error:
             return str(error)
-        return owner
+        return collector
 
     def _serve(self) -> Life | str:
         try:
@@ -216,26 +219,26 @@ class Cluster:
         self._nodes[place].stop()
         return lambda: self._nodes.__setitem__(place, self._start(self._serve))
 
-    def kill_owner(self) -> Callable[[], None]:
-        return self._kill_owner(self._chance.randrange(len(OWNED)))
+    def kill_collector(self) -> Callable[[], None]:
+        return self._kill_collector(self._chance.randrange(len(COLLECTED)))
 
-    def kill_owner_that_appends(self) -> Callable[[], None]:
+    def kill_collector_that_appends(self) -> Callable[[], None]:
         """Kill one when its log has just grown, so most often before it has acknowledged that."""
-        place = self._chance.randrange(len(OWNED))
+        place = self._chance.randrange(len(COLLECTED))
         log = self.logs[-1 if place else self._chance.randrange(PARTITIONS - 1)]
         size, end_s = log.size, time.monotonic() + FAIL_OVER_S
         while log.size == size:  # No pause: what is aimed at is over in a millisecond.
             assert time.monotonic() < end_s, "the log does not grow"
-        restart = self._kill_owner(place)
-        self.tally["kills of an owner that appends"] += 1
+        restart = self._kill_collector(place)
+        self.tally["kills of a collector that appends"] += 1
         self.tally["of which hit it before the acknowledgement"] += self._appended_too_much(log)
         return restart
 
-    def _kill_owner(self, place: int) -> Callable[[], None]:
-        self._owners[place].kill()
+    def _kill_collector(self, place: int) -> Callable[[], None]:
+        self._collectors[place].kill()
 
         def restart() -> None:
-            self._owners[place] = self._start(lambda: self._own(OWNED[place]))
+            self._collectors[place] = self._start(lambda: self._collect(COLLECTED[place]))
 
         return restart
 
@@ -311,10 +314,10 @@ class Cluster:
         """Check all that can be said of the logs at any moment."""
         for partition, log in enumerate(self.logs):
             log.look()
-            owned = range_of(partition, PARTITIONS)
+            collected = range_of(partition, PARTITIONS)
             if log.numbers:
-                assert owned.first <= min(log.numbers)
-                assert max(log.numbers) < owned.end
+                assert collected.first <= min(log.numbers)
+                assert max(log.numbers) < collected.end
 
     def play(self, kind: str) -> None:
         threading.Event().wait(self._chance.uniform(0, 0.3))  # Any moment will do.
@@ -336,9 +339,9 @@ class Cluster:
             done = run_command("cluster", "status", "--json", "--nats", self._urls)
             return json.loads(done.stdout)["totals"] if done.returncode == 0 else {}
 
-        wait_until(lambda: status().get("lag_messages") == 0, "the owners", FAIL_OVER_S)
-        for owner in self._owners:
-            assert owner.stop(signal.SIGTERM) == 0, owner.stderr
+        wait_until(lambda: status().get("lag_messages") == 0, "the collectors", FAIL_OVER_S)
+        for collector in self._collectors:
+            assert collector.stop(signal.SIGTERM) == 0, collector.stderr
         self.look()
         assert status()["numbers"] == sum(len(log.numbers) for log in self.logs)
 

@@ -446,7 +446,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(
     "arguments",
     [
         ["serve", "--port", "0", "--forward", "nats://127.0.0.1:4222", "--partitions", "1"],
-        ["own", "--partitions", "0", "--log-dir", "logs"],
+        ["collect", "--partitions", "0", "--log-dir", "logs"],
         ["cluster", "init", "--partitions", "1"],
         ["cluster", "status"],
     ],

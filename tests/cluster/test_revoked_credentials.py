@@ -1,4 +1,4 @@
-"""A user whom the NATS server will not have any more, while nodes and owners run under its name."""
+"""A user whom the NATS server will not have any more, while nodes and collectors run so."""
 
 import signal
 from array import array
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from nats.js import JetStreamContext
 
-from numbers_uring.cluster.collector.owner import CONSUMER
+from numbers_uring.cluster.collector.collector import CONSUMER
 from numbers_uring.cluster.partitions import log_name, stream_name, subject_name
 from support.broker import Broker
 from support.logs import lines
@@ -39,18 +39,18 @@ def broker_with_users(tmp_path: Path) -> Iterator[Broker]:
 
 
 @pytest.mark.parametrize("how", ["reload", "restart"])
-def test_nodes_and_owners_stop_and_say_what_is_not_where_it_belongs(
+def test_nodes_and_collectors_stop_and_say_what_is_not_where_it_belongs(
     broker_with_users: Broker, tmp_path: Path, how: str
 ) -> None:
     url = url_of(broker_with_users, "cluster")
-    arguments = ("own", "--partitions", "0", "--log-dir", str(tmp_path), "--nats")
+    arguments = ("collect", "--partitions", "0", "--log-dir", str(tmp_path), "--nats")
     log = tmp_path / log_name(0)
     options = ("--forward", url, "--partitions", "1")
     with (
         ServerProcess(Path("no-log"), *options, has_log=False) as node,
-        CommandProcess(*arguments, url) as owner,
+        CommandProcess(*arguments, url) as collector,
     ):
-        owner.wait_for("owning partitions")
+        collector.wait_for("collecting partitions")
         node.send(lines([1, 2, 3]))
         wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the first numbers")
         broker_with_users.configure(users("tests"))
@@ -60,26 +60,26 @@ def test_nodes_and_owners_stop_and_say_what_is_not_where_it_belongs(
             broker_with_users.kill()
             broker_with_users.start()
         wait_until(lambda: "lost the connection" in node.stderr, "the loss by the node")
-        owner.wait_for("lost the connection")
+        collector.wait_for("lost the connection")
         node.send(lines([4, 5]))
         broker_with_users.run(_publish)
         assert node.wait() == 4
-        assert owner.wait() == 1
+        assert collector.wait() == 1
     (error,) = [line for line in node.stderr_lines if "error: " in line]
     assert "is no longer usable: Authorization Violation" in error
     assert "2 numbers that were taken in are not acknowledged" in error
     assert node.reported()[2] == 3
-    (error,) = [line for line in owner.stderr_lines if "error: " in line]
+    (error,) = [line for line in collector.stderr_lines if "error: " in line]
     assert "is no longer usable: Authorization Violation" in error
-    for said in (node.stderr, owner.stderr):
+    for said in (node.stderr, collector.stderr):
         assert "secret" not in said
         assert "Traceback" not in said
     # What was published since is not acknowledged unless it is on file, so the next one gets it.
     assert log.read_bytes() == lines([1, 2, 3])
     assert broker_with_users.run(_unacknowledged) > 0
-    with CommandProcess(*arguments, broker_with_users.url) as owner:
-        wait_until(lambda: broker_with_users.run(_unacknowledged) == 0, "the next owner")
-        assert owner.stop(signal.SIGTERM) == 0
+    with CommandProcess(*arguments, broker_with_users.url) as collector:
+        wait_until(lambda: broker_with_users.run(_unacknowledged) == 0, "the next collector")
+        assert collector.stop(signal.SIGTERM) == 0
     assert log.read_bytes() == lines([1, 2, 3, 7, 8])
 
 
@@ -96,7 +96,7 @@ def test_a_wrong_password_is_one_line_at_once(broker_with_users: Broker, tmp_pat
     url = f"nats://cluster:guessed@127.0.0.1:{broker_with_users.port}"
     for arguments in (
         ("cluster", "status", "--nats", url),
-        ("own", "--nats", url, "--partitions", "0", "--log-dir", str(tmp_path)),
+        ("collect", "--nats", url, "--partitions", "0", "--log-dir", str(tmp_path)),
         ("serve", "--port", "0", "--forward", url, "--partitions", "1"),
     ):
         done = run_command(*arguments)

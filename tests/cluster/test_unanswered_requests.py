@@ -1,4 +1,4 @@
-"""What an owner does where a group of NATS servers without a leader loses what it is asked."""
+"""What a collector does where a group of NATS servers without a leader loses what it is asked."""
 
 import asyncio
 import threading
@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from nats.errors import Error, NoRespondersError
 
-from numbers_uring.cluster.collector import lease, owner
-from numbers_uring.cluster.collector.kernel import OwnKernel
+from numbers_uring.cluster.collector import collector, lease
+from numbers_uring.cluster.collector.collector import PartitionCollector
+from numbers_uring.cluster.collector.kernel import CollectKernel
 from numbers_uring.cluster.collector.lease import Lease, Progress, log_identity
-from numbers_uring.cluster.collector.owner import PartitionOwner
 from numbers_uring.cluster.partitions import range_of
 from numbers_uring.config import Fsync
-from numbers_uring.limits import BITMAP_BYTES, OWNER_BATCH_BYTES
+from numbers_uring.limits import BITMAP_BYTES, COLLECTOR_BATCH_BYTES
 from numbers_uring.log.writer import NumbersLog
 from support.logs import lines
 from support.waiting import DEADLINE_S
@@ -57,10 +57,10 @@ class Subscription:
         return answer
 
 
-def test_an_owner_does_not_wait_for_the_answer_to_a_question_that_is_lost(
+def test_a_collector_does_not_wait_for_the_answer_to_a_question_that_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner, "OWNER_BROKER_ANSWER_S", 0.01)
+    monkeypatch.setattr(collector, "COLLECTOR_BROKER_ANSWER_S", 0.01)
     path = tmp_path / "numbers.0.log"
 
     async def run() -> None:
@@ -72,10 +72,10 @@ def test_an_owner_does_not_wait_for_the_answer_to_a_question_that_is_lost(
 
         log = NumbersLog(path, say=print, inform=print, fsync=Fsync.ALWAYS)
         with ThreadPoolExecutor(1) as pool:
-            owned: Any = PartitionOwner(
+            collected: Any = PartitionCollector(
                 0,
                 js=SimpleNamespace(pull_subscribe_bind=bind, stream_info=never),  # type: ignore[arg-type]
-                kernel=OwnKernel(range_of(0, 1), mmap(-1, BITMAP_BYTES), OWNER_BATCH_BYTES),
+                kernel=CollectKernel(range_of(0, 1), mmap(-1, BITMAP_BYTES), COLLECTOR_BATCH_BYTES),
                 log=log,
                 lease=SimpleNamespace(fresh=True),  # type: ignore[arg-type]
                 pool=pool,
@@ -83,7 +83,7 @@ def test_an_owner_does_not_wait_for_the_answer_to_a_question_that_is_lost(
                 say=print,
                 inform=print,
             )
-            running = asyncio.create_task(owned.run(stop))
+            running = asyncio.create_task(collected.run(stop))
             await asyncio.wait_for(message.acknowledged.wait(), DEADLINE_S)
             stop.set()
             await running

@@ -16,8 +16,8 @@ from prometheus_client.registry import Collector
 
 from numbers_uring.cli.cluster import cluster
 from numbers_uring.cli.commands import cli
-from numbers_uring.cluster.collector.metrics import TABLE as OWNERS_TABLE
-from numbers_uring.cluster.collector.metrics import OwnersCounters
+from numbers_uring.cluster.collector.metrics import TABLE as COLLECTORS_TABLE
+from numbers_uring.cluster.collector.metrics import CollectorsCounters
 from numbers_uring.metrics.families import TableCollector
 from numbers_uring.server.metrics import NODE_TABLE, Counters
 from support import docs_runner, docs_stubs
@@ -50,7 +50,7 @@ COMMANDS: dict[str, click.Command] = {
     **cli.commands,
     **{f"cluster {command}": each for command, each in cluster.commands.items()},
 }
-OPTIONS_OF = ("serve", "load", "check", "doctor", "own", "cluster init", "cluster status")
+OPTIONS_OF = ("serve", "load", "check", "doctor", "collect", "cluster init", "cluster status")
 
 pytestmark = pytest.mark.timeout(1200)  # Whole pages, on a busy machine.
 
@@ -168,7 +168,7 @@ def test_every_option_is_in_the_documentation(command: str) -> None:
                     assert re.search(rf"`[^`\n]*{option}\b", text), f"{command} {option}"
 
 
-@pytest.mark.parametrize("command", ["serve", "own", "cluster init", "cluster status"])
+@pytest.mark.parametrize("command", ["serve", "collect", "cluster init", "cluster status"])
 def test_options_are_named_in_the_environment_as_they_are_spelled(command: str) -> None:
     """What a parameter is called is what its variable is called."""
     for parameter in COMMANDS[command].params:
@@ -201,9 +201,9 @@ def test_commands_within_the_text_exist(page: Path) -> None:
     "collector",
     [
         TableCollector(NODE_TABLE, lambda: Counters(connections_max=0)),
-        TableCollector(OWNERS_TABLE, OwnersCounters),
+        TableCollector(COLLECTORS_TABLE, CollectorsCounters),
     ],
-    ids=["server", "owners"],
+    ids=["server", "collectors"],
 )
 def test_every_metric_is_in_the_documentation(collector: Collector) -> None:
     listed = re.findall(r"`(numbers_uring_\w+)", (ROOT / "docs" / "metrics.md").read_text())

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes a real server, node and owner: what deploy/ asks for is there."""
+"""A real Prometheus that scrapes a server, node and collector: what deploy/ asks for is there."""
 
 import json
 import re
@@ -46,11 +46,11 @@ def promtool(*arguments: str, cwd: Path = DEPLOY, stdin: str = "") -> None:
 class Prometheus:
     """The configuration in deploy/, at other addresses and in shorter intervals."""
 
-    def __init__(self, folder: Path, servers: list[str], owners: list[str]) -> None:
+    def __init__(self, folder: Path, servers: list[str], collectors: list[str]) -> None:
         configuration = (DEPLOY / "prometheus.yml").read_text()
         for theirs, ours in (
             ('["127.0.0.1:4001"]', json.dumps(servers)),
-            ('["127.0.0.1:4002"]', json.dumps(owners)),
+            ('["127.0.0.1:4002"]', json.dumps(collectors)),
             ("15s", "250ms"),
         ):
             assert theirs in configuration
@@ -101,26 +101,26 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 def cluster(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[ServerProcess, CommandProcess]]:
-    """A node, and the owner of all partitions."""
+    """A node, and the collector of all partitions."""
     folder = tmp_path_factory.mktemp("cluster")
     metrics = ("--metrics", "127.0.0.1:0")
     with broker_with_cluster(folder / "broker", partitions=2) as broker, ExitStack() as running:
-        owner = CommandProcess(
-            *("own", "--nats", broker.url, "--partitions", "0-1", "--log-dir", str(folder)),
+        collector = CommandProcess(
+            *("collect", "--nats", broker.url, "--partitions", "0-1", "--log-dir", str(folder)),
             *metrics,
         )
-        running.enter_context(owner)
-        owner.wait_for("owning partitions 0-1")
+        running.enter_context(collector)
+        collector.wait_for("collecting partitions 0-1")
         forward = ("--forward", broker.url, "--partitions", "2")
         node = ServerProcess(folder / "no-log", *forward, *metrics, has_log=False)
-        yield running.enter_context(node), owner
+        yield running.enter_context(node), collector
 
 
 @pytest.fixture(scope="module")
 def urls(
     server: ServerProcess, cluster: tuple[ServerProcess, CommandProcess]
 ) -> tuple[str, str, str]:
-    """Where the metrics of the server, the node and the owner are."""
+    """Where the metrics of the server, the node and the collector are."""
     return url_of(server), url_of(cluster[0]), url_of(cluster[1])
 
 

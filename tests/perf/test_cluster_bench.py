@@ -37,7 +37,7 @@ def test_a_whole_cluster_is_measured_and_its_logs_are_checked(tmp_path: Path) ->
     (row,) = json.loads(figures.read_text())["rows"]
     (measured,) = row["rounds"]
     assert measured["numbers_per_s"] > 0
-    assert set(measured["cpu_ns_per_number"]) == {"node", "engine", "owners"}
+    assert set(measured["cpu_ns_per_number"]) == {"node", "engine", "collectors"}
     assert all(spent > 0 for spent in measured["cpu_ns_per_number"].values())
     assert list(stores.iterdir()) == []
 
@@ -48,7 +48,7 @@ def test_the_parts_of_a_cluster_are_measured_alone(
     bench = ClusterBench(1, NUMBERS, tmp_path, None)
     bench.engine(2, [SYNCED])
     bench.node(2, reactors=(2,))
-    bench.owner(2, owners=(2,))
+    bench.collector(2, collectors=(2,))
     assert [row.what for row in bench.rows] == [
         *("stored", "delivered", "stored, at once", "delivered, at once"),
         *("unique", "repeats"),

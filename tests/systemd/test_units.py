@@ -22,7 +22,7 @@ from support.waiting import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 SERVICE = ROOT / "deploy" / "numbers-uring.service"
 SOCKET = ROOT / "deploy" / "numbers-uring.socket"
-OWN = ROOT / "deploy" / "numbers-uring-own@.service"
+COLLECT = ROOT / "deploy" / "numbers-uring-collect@.service"
 NODE = ROOT / "deploy" / "numbers-uring-node.service"
 INSTALLED = "/opt/numbers-uring/bin/numbers-uring"
 
@@ -43,7 +43,7 @@ needs_x86_64 = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("unit", [SERVICE, OWN, NODE], ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", [SERVICE, COLLECT, NODE], ids=lambda unit: unit.name)
 def test_the_service_is_tight(unit: Path) -> None:
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(unit)],
@@ -57,7 +57,7 @@ def test_the_service_is_tight(unit: Path) -> None:
 
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     installed = Path(sys.executable).parent / "numbers-uring"
-    for unit in (SERVICE, OWN, NODE):
+    for unit in (SERVICE, COLLECT, NODE):
         text = unit.read_text()
         assert INSTALLED in text
         (tmp_path / unit.name).write_text(text.replace(INSTALLED, str(installed)))
@@ -111,10 +111,10 @@ def environment_of(url: str) -> dict[str, str]:
     return {**dict(entries), "COVERAGE_PROCESS_CONFIG": ""}
 
 
-def taken_in(owner: CommandProcess) -> float:
+def taken_in(collector: CommandProcess) -> float:
     """Return how many numbers its partitions have taken in, together."""
-    found = scrape(owner)
-    return sum(found[name] for name in found if "owner_numbers_total" in name)
+    found = scrape(collector)
+    return sum(found[name] for name in found if "collector_numbers_total" in name)
 
 
 @needs_x86_64
@@ -122,16 +122,16 @@ def test_a_cluster_needs_no_call_that_its_services_may_not_make(tmp_path: Path) 
     with Broker(tmp_path / "broker") as broker, ExitStack() as running:
         environment = environment_of(broker.url)
         init(broker.url, partitions=int(environment["NUMBERS_URING_SERVE_PARTITIONS"]))
-        logs = tmp_path / "numbers-uring-own"
+        logs = tmp_path / "numbers-uring-collect"
         for first in (0, 1000):
-            owner = CommandProcess(
-                *unit_arguments(OWN, "0-7", tmp_path),
+            collector = CommandProcess(
+                *unit_arguments(COLLECT, "0-7", tmp_path),
                 *("--metrics", "127.0.0.1:0"),
-                prefix=sandbox(OWN),
+                prefix=sandbox(COLLECT),
                 environment=environment,
             )
-            running.enter_context(owner)
-            owner.wait_for("owning partitions 0-7")
+            running.enter_context(collector)
+            collector.wait_for("collecting partitions 0-7")
             assert unit_arguments(NODE, "", tmp_path) == ["serve"]
             node = ServerProcess(
                 tmp_path / "no-log",
@@ -142,24 +142,24 @@ def test_a_cluster_needs_no_call_that_its_services_may_not_make(tmp_path: Path) 
             )
             running.enter_context(node)
             node.send(lines(number * 1_000_000 // 2 for number in range(first, first + 1000)))
-            wait_until(lambda owner=owner: taken_in(owner) == 1000, "the numbers")  # type: ignore[misc]
-            assert health(owner) == health(node) == (200, "ok")
+            wait_until(lambda collector=collector: taken_in(collector) == 1000, "the numbers")  # type: ignore[misc]
+            assert health(collector) == health(node) == (200, "ok")
             assert node.stop() == 0
-            assert owner.stop(signal.SIGTERM) == 0
+            assert collector.stop(signal.SIGTERM) == 0
         written = sum(len(log.read_bytes()) for log in logs.iterdir())
         assert written == 10 * 2000
 
 
-def test_what_ends_an_owner_for_good_is_not_started_again() -> None:
+def test_what_ends_a_collector_for_good_is_not_started_again() -> None:
     prevented = {
         unit.name: settings(unit, "RestartPreventExitStatus")[0].split()
-        for unit in (SERVICE, OWN, NODE)
+        for unit in (SERVICE, COLLECT, NODE)
     }
     usage = 2
     lost, failed = int(ExitCode.FAILED), int(ExitCode.LOG_FAILED)
     assert prevented == {
         SERVICE.name: [f"{usage}", f"{failed}"],
-        OWN.name: [f"{lost}", f"{usage}", f"{failed}"],
+        COLLECT.name: [f"{lost}", f"{usage}", f"{failed}"],
         NODE.name: [f"{usage}"],
     }
 

@@ -1,4 +1,4 @@
-"""The owner's kernel: packed numbers to the lines of those that are new, and what it has to do."""
+"""The collector's kernel: packed numbers to the lines of those that are new."""
 
 import errno
 import sys
@@ -13,22 +13,24 @@ from numbers_uring.ingest.kernel import Memory
 from numbers_uring.limits import LINE_BYTES, NUMBERS
 
 
-class NotOwnedError(Exception):
+class ForeignNumberError(Exception):
     """A message holds a number of another partition, or ends within a number."""
 
 
-def own_reference(packed: bytes, owned: Range, bitmap: Memory, batch: bytearray) -> tuple[int, int]:
+def collect_reference(
+    packed: bytes, collected: Range, bitmap: Memory, batch: bytearray
+) -> tuple[int, int]:
     """Append the new numbers' lines to `batch`, set their bits; return how many were new, and not.
 
-    The specification in plain Python. Raises NotOwnedError with nothing done.
+    The specification in plain Python. Raises ForeignNumberError with nothing done.
     """
     if len(packed) % NUMBER_BYTES:
-        raise NotOwnedError
+        raise ForeignNumberError
     numbers = array("I", packed)
     if sys.byteorder == "big":
         numbers.byteswap()
-    if not all(owned.first <= number < owned.end for number in numbers):
-        raise NotOwnedError
+    if not all(collected.first <= number < collected.end for number in numbers):
+        raise ForeignNumberError
     unique = 0
     for number in numbers:
         place, bit = number >> 3, 1 << (number & 7)
@@ -39,15 +41,15 @@ def own_reference(packed: bytes, owned: Range, bitmap: Memory, batch: bytearray)
     return unique, len(numbers) - unique
 
 
-class OwnKernel:
+class CollectKernel:
     """The compiled kernel of one partition, with a batch of its own.
 
-    `bitmap` has a bit for each of all numbers; of it the owned ones' bytes alone are touched, so
-    that kernels of other partitions can work on the same one at the same time. Raises StartError
+    `bitmap` has a bit for each of all numbers; of it the collected ones' bytes alone are touched,
+    so that kernels of other partitions can work on the same one at the same time. Raises StartError
     where there is no memory for the batch.
     """
 
-    def __init__(self, owned: Range, bitmap: Memory, batch_bytes: int) -> None:
+    def __init__(self, collected: Range, bitmap: Memory, batch_bytes: int) -> None:
         assert len(bitmap) * 8 == NUMBERS
         try:
             batch = mmap(-1, batch_bytes)
@@ -57,40 +59,40 @@ class OwnKernel:
         self._bitmap = ffi.from_buffer("uint8_t[]", bitmap, require_writable=True)
         self._batch = ffi.from_buffer("uint8_t[]", batch, require_writable=True)
         # Holds plain addresses: the two above keep what they point to alive.
-        self._own: Any = ffi.new(
-            "struct nu_own *",
+        self._state: Any = ffi.new(
+            "struct nu_collect *",
             {
                 "bitmap": self._bitmap,
                 "batch": self._batch,
                 "batch_bytes": batch_bytes,
-                "first": owned.first,
-                "end": owned.end,
+                "first": collected.first,
+                "end": collected.end,
             },
         )
 
     @property
     def duplicate(self) -> int:
         """Numbers that were there before."""
-        return self._own.duplicate  # type: ignore[no-any-return]
+        return self._state.duplicate  # type: ignore[no-any-return]
 
     def room(self, packed_bytes: int) -> bool:
         """Return whether the batch has room for all of a message of that size."""
-        free_bytes = len(self._lines) - self._own.batch_used
+        free_bytes = len(self._lines) - self._state.batch_used
         return packed_bytes // NUMBER_BYTES * LINE_BYTES <= free_bytes  # type: ignore[no-any-return]
 
     def take(self, packed: bytes) -> None:
-        """Take in all numbers. Raises NotOwnedError with nothing done; needs `room`."""
+        """Take in all numbers. Raises ForeignNumberError with nothing done; needs `room`."""
         if len(packed) % NUMBER_BYTES:
-            raise NotOwnedError
-        status = lib.nu_own(self._own, ffi.from_buffer(packed), len(packed) // NUMBER_BYTES)
+            raise ForeignNumberError
+        status = lib.nu_collect(self._state, ffi.from_buffer(packed), len(packed) // NUMBER_BYTES)
         if status == -errno.ERANGE:
-            raise NotOwnedError
+            raise ForeignNumberError
         assert status == 0, status
 
     def lines(self) -> memoryview:
         """Return the batch; valid until the next `take`."""
-        return self._lines[: self._own.batch_used]
+        return self._lines[: self._state.batch_used]
 
     def clear(self) -> None:
         """Forget the batch: it is on file."""
-        self._own.batch_used = 0
+        self._state.batch_used = 0

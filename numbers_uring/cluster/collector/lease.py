@@ -1,7 +1,7 @@
-"""The lease of a partition: who owns it, said again and again, and known to all.
+"""The lease of a partition: who collects it, said again and again, and known to all.
 
-A lease keeps a second owner from starting. It does not fence: a process that is paused for longer
-than the lease lasts, and wakes up in the middle of a write, finishes it.
+A lease keeps a second collector from starting. It does not fence: a process that is paused for
+longer than the lease lasts, and wakes up in the middle of a write, finishes it.
 """
 
 import asyncio
@@ -27,12 +27,12 @@ _RUN = uuid.uuid4().hex
 
 
 class LeaseLostError(Exception):
-    """Another process may own the partition; its text is the one line for the user."""
+    """Another process may collect the partition; its text is the one line for the user."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What an owner tells of a partition."""
+    """What a collector tells of a partition."""
 
     numbers: int = 0
     """All that are in the log, those of earlier runs included."""
@@ -66,7 +66,7 @@ class Lease:
         self._settings = settings
         self._log_identity = log_identity
         self._holder = {
-            "owner": f"process {os.getpid()} on {socket.gethostname()}",
+            "collector": f"process {os.getpid()} on {socket.gethostname()}",
             "run": _RUN,
             "log": str(log_path),
             "log_identity": log_identity,
@@ -91,7 +91,7 @@ class Lease:
         return None if refreshed_s is None else self._clock() - refreshed_s
 
     async def take(self) -> int:
-        """Take it; return how many numbers its last owner said the log has.
+        """Take it; return how many numbers its last collector said the log has.
 
         A process that holds the lock of the very same log follows its predecessor, which must be
         dead, at once. Raises StartError where another process has the lease.
@@ -105,8 +105,8 @@ class Lease:
             holder, revision = await self._held()
             if holder is not None and holder.get("log_identity") != self._log_identity:
                 raise StartError(
-                    f"partition {self._partition} is owned by {holder.get('owner')}, with the log "
-                    f"{holder.get('log')}; it is free {LEASE_S:g} s after that one's end"
+                    f"partition {self._partition} is collected by {holder.get('collector')}, "
+                    f"with the log {holder.get('log')}; it is free {LEASE_S:g} s after its end"
                 ) from None
             try:
                 self._revision = await self._leases.update(
@@ -114,7 +114,7 @@ class Lease:
                 )
             except KeyWrongLastSequenceError as error:
                 raise StartError(
-                    f"partition {self._partition} was taken by another owner just now"
+                    f"partition {self._partition} was taken by another collector just now"
                 ) from error
         self._refreshed_s = began_s
         return int((await self._record()).get("numbers", 0))
@@ -168,14 +168,14 @@ class Lease:
                 holder, _ = await self._held()
             else:
                 self._say(
-                    f"the lease of partition {self._partition} had expired, and no other owner "
+                    f"the lease of partition {self._partition} had expired, and no other collector "
                     "took it: continuing"
                 )
                 return
         raise LeaseLostError(
-            f"partition {self._partition} is owned by "
-            f"{'another owner' if holder is None else holder.get('owner')} now: "
-            "what this owner has acknowledged is on file, and it stops"
+            f"partition {self._partition} is collected by "
+            f"{'another collector' if holder is None else holder.get('collector')} now: "
+            "what this collector has acknowledged is on file, and it stops"
         )
 
     async def release(self) -> None:

@@ -1,7 +1,7 @@
-"""The counters of owners for Prometheus, by partition.
+"""The counters of collectors for Prometheus, by partition.
 
-They are read when a client asks, from plain numbers that the owners keep anyway. How far each is
-behind its stream is asked in the background, never by a scrape.
+They are read when a client asks, from plain numbers that the collectors keep anyway. How far each
+is behind its stream is asked in the background, never by a scrape.
 """
 
 import socket
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
-from numbers_uring.cluster.collector.owner import PartitionOwner
+from numbers_uring.cluster.collector.collector import PartitionCollector
 from numbers_uring.limits import LINE_BYTES
 from numbers_uring.metrics.exposition import Exposition
 from numbers_uring.metrics.families import Row, TableCollector
@@ -40,7 +40,7 @@ class PartitionCounters:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OwnersCounters:
+class CollectorsCounters:
     """A snapshot of the counters of all partitions, and of the process."""
 
     partitions: Mapping[int, PartitionCounters] = field(default_factory=dict)
@@ -57,44 +57,44 @@ class OwnersCounters:
         return {(str(partition),): read(each) for partition, each in self.partitions.items()}
 
 
-def counters(owner: PartitionOwner) -> PartitionCounters:
-    """Read the counters of an owner, from any thread."""
-    progress, log = owner.progress, owner.log
+def counters(collector: PartitionCollector) -> PartitionCounters:
+    """Read the counters of a collector, from any thread."""
+    progress, log = collector.progress, collector.log
     return PartitionCounters(
         unique=progress.unique,
         duplicate=progress.duplicates,
         # In this order, so that never more are acknowledged than came.
-        acknowledged_messages=owner.acknowledged_messages,
-        redelivered_messages=owner.redelivered_messages,
-        received_messages=owner.received_messages,
-        received_bytes=owner.received_bytes,
+        acknowledged_messages=collector.acknowledged_messages,
+        redelivered_messages=collector.redelivered_messages,
+        received_messages=collector.received_messages,
+        received_bytes=collector.received_bytes,
         written_bytes=progress.unique * LINE_BYTES,
         write_s=log.write_s,
         sync_s=log.sync_s,
-        held_back_s=owner.out_of_space.total_s,
+        held_back_s=collector.out_of_space.total_s,
         log_numbers=progress.numbers,
-        lag_messages=owner.lag_messages,
-        lease_age_s=owner.lease.age_s,
+        lag_messages=collector.lag_messages,
+        lease_age_s=collector.lease.age_s,
     )
 
 
 # What docs/metrics.md lists.
-TABLE: tuple[Row[OwnersCounters], ...] = (
+TABLE: tuple[Row[CollectorsCounters], ...] = (
     Row(
         GaugeMetricFamily,
-        "numbers_uring_owner_cluster_partitions",
+        "numbers_uring_collector_cluster_partitions",
         "Partitions of the whole cluster",
         lambda now: now.cluster_partitions,
     ),
     Row(
         GaugeMetricFamily,
-        "numbers_uring_owner_engine_connected",
+        "numbers_uring_collector_engine_connected",
         "Whether there is a connection to the NATS server",
         lambda now: now.engine_connected,
     ),
     Row(
         CounterMetricFamily,
-        "numbers_uring_owner_engine_reconnects",
+        "numbers_uring_collector_engine_reconnects",
         "Connections to the NATS server made again after one was lost",
         lambda now: now.engine_reconnects,
     ),
@@ -106,7 +106,7 @@ TABLE: tuple[Row[OwnersCounters], ...] = (
     ),
     Row(
         CounterMetricFamily,
-        "numbers_uring_owner_numbers",
+        "numbers_uring_collector_numbers",
         "Numbers taken in and on disk, by result",
         lambda now: {
             (str(partition), result): value
@@ -117,77 +117,77 @@ TABLE: tuple[Row[OwnersCounters], ...] = (
     ),
     Row(
         CounterMetricFamily,
-        "numbers_uring_owner_received_messages",
+        "numbers_uring_collector_received_messages",
         "Messages delivered by the NATS server, including redelivered ones",
         lambda now: now.by_partition(lambda each: each.received_messages),
         labels=("partition",),
     ),
     Row(
         CounterMetricFamily,
-        "numbers_uring_owner_received_bytes",
+        "numbers_uring_collector_received_bytes",
         "Bytes of the messages delivered",
         lambda now: now.by_partition(lambda each: each.received_bytes),
         labels=("partition",),
     ),
     Row(
         CounterMetricFamily,
-        "numbers_uring_owner_redelivered_messages",
+        "numbers_uring_collector_redelivered_messages",
         "Messages delivered that had been delivered before",
         lambda now: now.by_partition(lambda each: each.redelivered_messages),
         labels=("partition",),
     ),
     Row(
         CounterMetricFamily,
-        "numbers_uring_owner_acknowledged_messages",
+        "numbers_uring_collector_acknowledged_messages",
         "Messages acknowledged: their numbers are on disk",
         lambda now: now.by_partition(lambda each: each.acknowledged_messages),
         labels=("partition",),
     ),
     Row(
         CounterMetricFamily,
-        "numbers_uring_owner_log_written_bytes",
+        "numbers_uring_collector_log_written_bytes",
         "Bytes of lines written to the partition's log",
         lambda now: now.by_partition(lambda each: each.written_bytes),
         labels=("partition",),
     ),
     Row(
         CounterMetricFamily,
-        "numbers_uring_owner_log_write_seconds",
+        "numbers_uring_collector_log_write_seconds",
         "Time spent writing to the partition's log",
         lambda now: now.by_partition(lambda each: each.write_s),
         labels=("partition",),
     ),
     Row(
         CounterMetricFamily,
-        "numbers_uring_owner_log_sync_seconds",
+        "numbers_uring_collector_log_sync_seconds",
         "Time spent syncing the partition's log",
         lambda now: now.by_partition(lambda each: each.sync_s),
         labels=("partition",),
     ),
     Row(
         CounterMetricFamily,
-        "numbers_uring_owner_held_back_seconds",
+        "numbers_uring_collector_held_back_seconds",
         "Time during which the stream waited because its log had no space",
         lambda now: now.by_partition(lambda each: each.held_back_s),
         labels=("partition",),
     ),
     Row(
         GaugeMetricFamily,
-        "numbers_uring_owner_log_numbers",
+        "numbers_uring_collector_log_numbers",
         "Numbers in the partition's log, including those of earlier runs",
         lambda now: now.by_partition(lambda each: each.log_numbers),
         labels=("partition",),
     ),
     Row(
         GaugeMetricFamily,
-        "numbers_uring_owner_lag_messages",
+        "numbers_uring_collector_lag_messages",
         "Messages of the stream that are not acknowledged, as last reported by the NATS server",
         lambda now: now.by_partition(lambda each: each.lag_messages),
         labels=("partition",),
     ),
     Row(
         GaugeMetricFamily,
-        "numbers_uring_owner_lease_age_seconds",
+        "numbers_uring_collector_lease_age_seconds",
         "Time since the partition's lease was last renewed",
         lambda now: now.by_partition(lambda each: each.lease_age_s),
         labels=("partition",),
@@ -195,10 +195,10 @@ TABLE: tuple[Row[OwnersCounters], ...] = (
 )
 
 
-class OwnerMetrics:
-    """Serves /metrics and /healthz of owners on `listeners`, which it takes over.
+class CollectorMetrics:
+    """Serves /metrics and /healthz of collectors on `listeners`, which it takes over.
 
-    Until `watch` all counters are 0; until `health` is given a loop the owners count as starting.
+    Until `watch` all counters are 0; until `health` is given a loop the collectors are starting.
     For the other parameters see Exposition. Raises StartError.
     """
 
@@ -212,7 +212,7 @@ class OwnerMetrics:
         descriptors_needed: int,
     ) -> None:
         self.health = Health()
-        none = OwnersCounters(partitions=dict.fromkeys(partitions, PartitionCounters()))
+        none = CollectorsCounters(partitions=dict.fromkeys(partitions, PartitionCounters()))
         self._collector = TableCollector(TABLE, lambda: none, kernel=kernel)
         self._exposition = Exposition(
             listeners,
@@ -225,18 +225,18 @@ class OwnerMetrics:
 
     def watch(
         self,
-        owners: Sequence[PartitionOwner],
+        collectors: Sequence[PartitionCollector],
         cluster_partitions: int,
         *,
         engine: Callable[[], tuple[bool, int]],
         reports_dropped: Callable[[], int],
     ) -> None:
-        """Show these owners from now on; `engine` returns: connected, number of reconnects."""
+        """Show these collectors from now on; `engine` returns: connected, number of reconnects."""
 
-        def read() -> OwnersCounters:
+        def read() -> CollectorsCounters:
             connected, reconnects = engine()
-            return OwnersCounters(
-                partitions={owner.partition: counters(owner) for owner in owners},
+            return CollectorsCounters(
+                partitions={collector.partition: counters(collector) for collector in collectors},
                 cluster_partitions=cluster_partitions,
                 engine_connected=connected,
                 engine_reconnects=reconnects,

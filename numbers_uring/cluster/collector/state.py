@@ -1,10 +1,10 @@
-"""The state of the owners of a process: for probes, the service manager and its watchdog."""
+"""The state of the collectors of a process: for probes, the service manager and its watchdog."""
 
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from numbers_uring.cluster.collector.owner import PartitionOwner
+from numbers_uring.cluster.collector.collector import PartitionCollector
 from numbers_uring.ingest.report import Counts
 from numbers_uring.metrics.health import Health
 from numbers_uring.systemd.notify import ServiceManager
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
 
 
-class OwnersState:
-    """Sends the state of `owners` to `manager`, and is the loop that `health` watches.
+class CollectorsState:
+    """Sends the state of `collectors` to `manager`, and is the loop that `health` watches.
 
-    `name` is what they own, `counts` are the numbers taken in so far, `stopped` returns whether the
-    stop has begun. The properties are for any thread.
+    `name` is what they collect, `counts` are the numbers taken in so far, `stopped` returns whether
+    the stop has begun. The properties are for any thread.
     """
 
     def __init__(
         self,
         name: str,
-        owners: Sequence[PartitionOwner],
+        collectors: Sequence[PartitionCollector],
         client: "Client",
         manager: ServiceManager,
         health: Health | None,
@@ -34,7 +34,7 @@ class OwnersState:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name = name
-        self._owners = owners
+        self._collectors = collectors
         self._client = client
         self._manager = manager
         self._health = health
@@ -50,30 +50,30 @@ class OwnersState:
 
     @property
     def held_back(self) -> bool:
-        """Whether an owner waits for space for its log, or for the NATS server."""
+        """Whether a collector waits for space for its log, or for the NATS server."""
         return (
             self._lacks_space
             or not self._client.is_connected
-            or not all(owner.lease.fresh for owner in self._owners)
+            or not all(collector.lease.fresh for collector in self._collectors)
         )
 
     @property
     def _lacks_space(self) -> bool:
-        return any(owner.out_of_space.runs for owner in self._owners)
+        return any(collector.out_of_space.runs for collector in self._collectors)
 
     @property
     def text(self) -> str:
         """The state, for people."""
         if self._lacks_space:
-            return f"No space for a log, owning {self._name}"
+            return f"No space for a log, collecting {self._name}"
         if self.held_back:
-            return f"The NATS server does not answer, owning {self._name}"
-        return f"Owning {self._name}"
+            return f"The NATS server does not answer, collecting {self._name}"
+        return f"Collecting {self._name}"
 
     # For the loop alone.
 
     def ready(self) -> None:
-        """Note that the owners begin now."""
+        """Note that the collectors begin now."""
         if self._health is not None:
             self._health.watch(self)
         self._sent = self.text
@@ -84,7 +84,7 @@ class OwnersState:
 
         A wait for space does not count: it is tried again every second.
         """
-        begun_s = [owner.step_s for owner in self._owners]
+        begun_s = [collector.step_s for collector in self._collectors]
         oldest_s = min((each for each in begun_s if each is not None), default=None)
         if self._health is not None:
             self._health.heartbeat(oldest_s)

@@ -3,8 +3,8 @@
 Facts of nats-server 2.15 and nats-py 2.16 that it relies on:
 
 - A message that is sent several times with the same id is stored once within the stream's duplicate
-  window, and acknowledged each time. After the window it is stored again, and its owner finds only
-  repeats in it.
+  window, and acknowledged each time. After the window it is stored again, and its collector finds
+  only repeats in it.
 - Replicas that have lost their leader do not answer, or answer "no responders", until they have
   elected another one some seconds later. What is sent meanwhile is lost silently.
 - The client reconnects by itself; it does not repeat the requests that were in flight.

@@ -1,4 +1,4 @@
-"""The owners of some partitions, put together for one run."""
+"""The collectors of some partitions, put together for one run."""
 
 import asyncio
 import os
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from numbers_uring.addresses import TcpAddress
-from numbers_uring.cluster.collector.kernel import OwnKernel
+from numbers_uring.cluster.collector.collector import CollectorError, PartitionCollector
+from numbers_uring.cluster.collector.kernel import CollectKernel
 from numbers_uring.cluster.collector.lag import tend_lag
 from numbers_uring.cluster.collector.lease import Lease, LeaseLostError, log_identity
-from numbers_uring.cluster.collector.owner import OwnerError, PartitionOwner
-from numbers_uring.cluster.collector.state import OwnersState
+from numbers_uring.cluster.collector.state import CollectorsState
 from numbers_uring.cluster.connection import (
     broker_errors,
     connected,
@@ -48,12 +48,12 @@ from numbers_uring.ingest.native import variants
 from numbers_uring.ingest.report import Counts, next_due_s, report_line
 from numbers_uring.limits import (
     BROKER_CLOSE_S,
+    COLLECTOR_BATCH_BYTES,
+    COLLECTOR_THREADS_MAX,
     HEARTBEAT_INTERVAL_S,
     LAST_REPORT_WAIT_S,
     LEASE_REFRESH_S,
     LINE_BYTES,
-    OWNER_BATCH_BYTES,
-    OWNER_THREADS_MAX,
     PARTITIONS_MAX,
 )
 from numbers_uring.log.resume import resume
@@ -71,12 +71,12 @@ if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js import JetStreamContext
 
-    from numbers_uring.cluster.collector.metrics import OwnerMetrics
+    from numbers_uring.cluster.collector.metrics import CollectorMetrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OwnConfig:
-    """One run of `own`, as asked for on the command line."""
+class CollectConfig:
+    """One run of `collect`, as asked for on the command line."""
 
     url: str
     access: BrokerAccess
@@ -88,8 +88,8 @@ class OwnConfig:
     """Where metrics are served; None where they are not."""
 
 
-def run_owners(config: OwnConfig, say: Diagnostics) -> None:
-    """Own until a signal. Raises a Failure, or StopRequestedError."""
+def run_collectors(config: CollectConfig, say: Diagnostics) -> None:
+    """Collect until a signal. Raises a Failure, or StopRequestedError."""
     prepare_signals()
     manager = ServiceManager.from_environment(os.environ, say)
     try:
@@ -102,8 +102,8 @@ def run_owners(config: OwnConfig, say: Diagnostics) -> None:
         manager.close()
 
 
-def _run(config: OwnConfig, say: Diagnostics, manager: ServiceManager) -> None:
-    owners = None
+def _run(config: CollectConfig, say: Diagnostics, manager: ServiceManager) -> None:
+    collectors = None
     try:
         require_nats_library()
         with ExitStack() as parts:
@@ -112,39 +112,39 @@ def _run(config: OwnConfig, say: Diagnostics, manager: ServiceManager) -> None:
             if config.metrics is not None:
                 metrics = _serve_metrics(config.metrics, config.partitions, say)
                 parts.callback(metrics.close)
-            owners = _Owners(config, say, requests, manager, metrics)
-            asyncio.run(owners.run())
+            collectors = _Collectors(config, say, requests, manager, metrics)
+            asyncio.run(collectors.run())
     except (Failure, StopRequestedError):
         raise
     except Exception as error:
-        if owners is None:
+        if collectors is None:
             raise UnexpectedError(error) from error
-        raise owners.failure_of(error) from error
+        raise collectors.failure_of(error) from error
 
 
-def _serve_metrics(address: TcpAddress, partitions: str, say: Diagnostics) -> "OwnerMetrics":
+def _serve_metrics(address: TcpAddress, partitions: str, say: Diagnostics) -> "CollectorMetrics":
     """Bind and answer from now on. Raises StartError."""
     require_metrics_library()
-    from numbers_uring.cluster.collector.metrics import OwnerMetrics  # noqa: PLC0415 - it imports the library
+    from numbers_uring.cluster.collector.metrics import CollectorMetrics  # noqa: PLC0415 - it imports the library
 
-    owned = parse_partitions(partitions, PARTITIONS_MAX)
-    return OwnerMetrics(
+    collected = parse_partitions(partitions, PARTITIONS_MAX)
+    return CollectorMetrics(
         listen_for_metrics(address),
-        owned,
+        collected,
         kernel=variants()[0].variant,
         say=say,
-        descriptors_needed=descriptors_needed(len(owned)),
+        descriptors_needed=descriptors_needed(len(collected)),
     )
 
 
-class _Owners:
+class _Collectors:
     def __init__(
         self,
-        config: OwnConfig,
+        config: CollectConfig,
         say: Diagnostics,
         requests: Requests,
         manager: ServiceManager,
-        metrics: "OwnerMetrics | None",
+        metrics: "CollectorMetrics | None",
     ) -> None:
         self._config = config
         self._say = say
@@ -152,7 +152,7 @@ class _Owners:
         self._manager = manager
         self._metrics = metrics
         self._stdout = LineWriter(STDOUT)
-        self._owners: list[PartitionOwner] = []
+        self._collectors: list[PartitionCollector] = []
         self._stop = asyncio.Event()
         self._halt = threading.Event()
         self._report_now = asyncio.Event()
@@ -162,7 +162,7 @@ class _Owners:
         self._failure: Failure | None = None
 
     async def run(self) -> None:
-        """Start, own, and stop."""
+        """Start, collect, and stop."""
         begin_s = time.monotonic()
         loop = asyncio.get_running_loop()
         loop.add_reader(self._requests.wakeup_fd, self._look_at_requests)
@@ -170,14 +170,14 @@ class _Owners:
             client = await parts.enter_async_context(
                 connected(
                     self._config.url,
-                    f"{PROGRAM} own",
+                    f"{PROGRAM} collect",
                     access=self._config.access,
                     say=self._say,
                 )
             )
-            self._state = OwnersState(
+            self._state = CollectorsState(
                 self._names,
-                self._owners,
+                self._collectors,
                 client,
                 self._manager,
                 None if self._metrics is None else self._metrics.health,
@@ -190,15 +190,15 @@ class _Owners:
             parts.push_async_callback(self._release_leases, client)
             parts.push_async_callback(_cancel, asyncio.create_task(self._watch(client)))
             pool = parts.enter_context(
-                start_pool(min(len(chosen), OWNER_THREADS_MAX), "partitions")
+                start_pool(min(len(chosen), COLLECTOR_THREADS_MAX), "partitions")
             )
-            # Of all numbers; memory is taken for what is touched, which are the owned ones' bytes.
+            # Of all numbers; memory is taken for what is touched: the collected ones' bytes.
             bitmap = reserve()
             with broker_errors("take the partitions"):
                 recorded = await self._open(parts, js, chosen, partitions, bitmap, pool)
             if self._metrics is not None:
                 self._metrics.watch(
-                    self._owners,
+                    self._collectors,
                     partitions,
                     engine=lambda: (client.is_connected, client.stats["reconnects"]),
                     reports_dropped=lambda: self._reports_dropped,
@@ -207,11 +207,13 @@ class _Owners:
             parts.push_async_callback(_cancel, asyncio.create_task(self._tend_leases()))
             kernel = variants()[0]
             with broker_errors("take up the streams"):
-                for owner, recorded_lines in zip(self._owners, recorded, strict=True):
-                    owned = range_of(owner.partition, partitions)
-                    await loop.run_in_executor(pool, self._resume, owner, owned, kernel, bitmap)
-                    await owner.prepare(recorded_lines, replay=self._config.replay)
-                    await owner.lease.record(owner.progress)
+                for collector, recorded_lines in zip(self._collectors, recorded, strict=True):
+                    collected = range_of(collector.partition, partitions)
+                    await loop.run_in_executor(
+                        pool, self._resume, collector, collected, kernel, bitmap
+                    )
+                    await collector.prepare(recorded_lines, replay=self._config.replay)
+                    await collector.lease.record(collector.progress)
             self._has_started = True
             self._tell_start(partitions, time.monotonic() - begin_s)
             await self._serve()
@@ -269,11 +271,13 @@ class _Owners:
                 say=self._say,
             )
             recorded.append(await lease.take())
-            self._owners.append(
-                PartitionOwner(
+            self._collectors.append(
+                PartitionCollector(
                     partition,
                     js=js,
-                    kernel=OwnKernel(range_of(partition, partitions), bitmap, OWNER_BATCH_BYTES),
+                    kernel=CollectKernel(
+                        range_of(partition, partitions), bitmap, COLLECTOR_BATCH_BYTES
+                    ),
                     log=log,
                     lease=lease,
                     pool=pool,
@@ -284,13 +288,15 @@ class _Owners:
             )
         return recorded
 
-    def _resume(self, owner: PartitionOwner, owned: Range, kernel: Kernel, bitmap: mmap) -> None:
-        """Read the owner's log into its slice of the bitmap. Raises StartError."""
-        place = slice(owned.first // 8, -(-owned.end // 8))
-        if owned.first < owned.end:
+    def _resume(
+        self, collector: PartitionCollector, collected: Range, kernel: Kernel, bitmap: mmap
+    ) -> None:
+        """Read the collector's log into its slice of the bitmap. Raises StartError."""
+        place = slice(collected.first // 8, -(-collected.end // 8))
+        if collected.first < collected.end:
             populate(bitmap, place.start, place.stop)
         found = resume(
-            owner.log,
+            collector.log,
             kernel,
             bitmap,
             say=self._say_progress,
@@ -300,11 +306,12 @@ class _Owners:
         # The slice was empty before, so whatever is missing in it has gone elsewhere.
         if int.from_bytes(bitmap[place], "little").bit_count() != found.unique:
             raise StartError(
-                f"the log {owner.log.path} has numbers of another partition: it is not this one's"
+                f"the log {collector.log.path} has numbers of another partition: it is not this "
+                "one's"
             )
-        # What an earlier owner has written, and perhaps not synced, is acknowledged from now on.
-        owner.log.sync()
-        owner.resumed_lines = found.consumed_bytes // LINE_BYTES
+        # What an earlier collector wrote, and perhaps did not sync, is acknowledged from now on.
+        collector.log.sync()
+        collector.resumed_lines = found.consumed_bytes // LINE_BYTES
 
     def _say_progress(self, text: str) -> None:
         self._say.info(text)
@@ -313,12 +320,14 @@ class _Owners:
     # Running.
 
     async def _serve(self) -> None:
-        """Return when all owners have ended: each as asked, or the first for what it says."""
+        """Return when all collectors have ended: each as asked, or the first for what it says."""
         tending = [asyncio.create_task(self._tend_report())]
         if self._metrics is not None:
-            tending.append(asyncio.create_task(tend_lag(self._owners)))
+            tending.append(asyncio.create_task(tend_lag(self._collectors)))
         try:
-            tasks = [asyncio.create_task(owner.run(self._stop)) for owner in self._owners]
+            tasks = [
+                asyncio.create_task(collector.run(self._stop)) for collector in self._collectors
+            ]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
             self._fail(*(task.exception() for task in tasks if task in done))
             self._end()
@@ -353,7 +362,9 @@ class _Owners:
         if self._requests.take_report():
             self._report_now.set()
         if self._requests.take_reopen():
-            self._say("the logs of an owner are not reopened: it needs all of them to start again")
+            self._say(
+                "the logs of a collector are not reopened: it needs all of them to start again"
+            )
 
     async def _tend_leases(self) -> None:
         due_s = time.monotonic()
@@ -371,12 +382,12 @@ class _Owners:
         import nats  # noqa: PLC0415
 
         results = await asyncio.gather(
-            *(owner.lease.refresh(owner.progress) for owner in self._owners),
+            *(collector.lease.refresh(collector.progress) for collector in self._collectors),
             return_exceptions=True,
         )
         for result in results:
             if isinstance(result, LeaseLostError):
-                self._fail(OwnerError(str(result)))
+                self._fail(CollectorError(str(result)))
             elif isinstance(result, BaseException) and not isinstance(
                 result, (nats.errors.Error, TimeoutError, OSError)
             ):
@@ -388,10 +399,10 @@ class _Owners:
             await until_closed(client)
         except ConnectionError as error:
             self._fail(
-                OwnerError(
+                CollectorError(
                     f"the NATS server at {url_text(self._config.url)} is no longer usable: "
-                    f"{error}; what was acknowledged is on file, and the next owner is sent the "
-                    "rest"
+                    f"{error}; what was acknowledged is on file, and the next collector is sent "
+                    "the rest"
                 )
             )
 
@@ -417,7 +428,7 @@ class _Owners:
 
     @property
     def _counts(self) -> Counts:
-        progress = [owner.progress for owner in self._owners]
+        progress = [collector.progress for collector in self._collectors]
         return Counts(
             sum(each.unique for each in progress), sum(each.duplicates for each in progress)
         )
@@ -436,29 +447,29 @@ class _Owners:
         """Give up the leases. A NATS server that does not answer lets them run out by itself."""
         import nats  # noqa: PLC0415
 
-        async def release(owner: PartitionOwner) -> None:
+        async def release(collector: PartitionCollector) -> None:
             with suppress(nats.errors.Error, LeaseLostError):
-                await owner.lease.refresh(owner.progress)
-                await owner.lease.release()
+                await collector.lease.refresh(collector.progress)
+                await collector.lease.release()
 
         if client.is_connected:
             with suppress(TimeoutError):
                 async with asyncio.timeout(BROKER_CLOSE_S):
-                    await asyncio.gather(*map(release, self._owners))
+                    await asyncio.gather(*map(release, self._collectors))
 
     @property
     def _names(self) -> str:
         return f"partitions {self._config.partitions}"
 
     def _tell_start(self, partitions: int, took_s: float) -> None:
-        numbers = sum(owner.progress.numbers for owner in self._owners)
+        numbers = sum(collector.progress.numbers for collector in self._collectors)
         urls = [] if self._metrics is None else self._metrics.urls
         self._say.info(
-            f"owning {self._names} of {partitions} at {url_text(self._config.url)}, "
+            f"collecting {self._names} of {partitions} at {url_text(self._config.url)}, "
             f"logs in {self._config.log_dir} with {numbers} numbers, started in {took_s:.2f} s"
             f"{', metrics on ' if urls else ''}{' and '.join(urls)}",
             event="started",
-            partitions=[owner.partition for owner in self._owners],
+            partitions=[collector.partition for collector in self._collectors],
             log_dir=self._config.log_dir,
             metrics=urls,
         )

@@ -1,4 +1,4 @@
-"""Failures of an owner that no one expected: one line, and the exit code of its stage and place."""
+"""Failures of a collector that no one expected: one line, the exit code of its stage and place."""
 
 import signal
 import subprocess
@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from support.broker import Broker
-from support.owners import own_arguments, publish, sample
+from support.collectors import collect_arguments, publish, sample
 from support.waiting import DEADLINE_S
 
 PROGRAM = """
 import asyncio, os, sys, time
-from numbers_uring.cluster.collector import owner, owners
+from numbers_uring.cluster.collector import collector, run
 from numbers_uring.cluster.collector.lease import Lease
 from numbers_uring.log import file, writer
 
@@ -31,11 +31,14 @@ main()
 """
 
 PLACES = {
-    "before the start": ("owner.PartitionOwner.prepare = fails_later", 3),
-    "at its announcement": ("owners._Owners._tell_start = fails", 1),
-    "in a fetch": ("owner.PartitionOwner._fetch = fails_later", 1),
-    "in a lease": ("owners.LEASE_REFRESH_S = 0.1; owners._Owners._refresh = fails_later", 1),
-    "in a thread of the pool": ("owner.PartitionOwner._take_in = fails", 1),
+    "before the start": ("collector.PartitionCollector.prepare = fails_later", 3),
+    "at its announcement": ("run._Collectors._tell_start = fails", 1),
+    "in a fetch": ("collector.PartitionCollector._fetch = fails_later", 1),
+    "in a lease": (
+        "run.LEASE_REFRESH_S = 0.1; run._Collectors._refresh = fails_later",
+        1,
+    ),
+    "in a thread of the pool": ("collector.PartitionCollector._take_in = fails", 1),
     "in the log": ("file.LogFile.append = lambda *_: fails()", 4),
 }
 
@@ -44,13 +47,13 @@ PLACES = {
 def failing(
     broker: Broker, partition: int, tmp_path: Path
 ) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """Start owners in which something fails, on a stream with a message."""
+    """Start collectors in which something fails, on a stream with a message."""
     publish(broker, partition, sample(partition, 100))
     with ExitStack() as running:
 
         def start(fault: str, error: str, *options: str) -> "subprocess.Popen[str]":
             program = PROGRAM.format(fault=fault, error=error)
-            arguments = own_arguments(broker.url, partition, tmp_path / "logs")
+            arguments = collect_arguments(broker.url, partition, tmp_path / "logs")
             process = subprocess.Popen(
                 [sys.executable, "-c", program, *arguments, "--quiet", *options],
                 stdout=subprocess.PIPE,
@@ -84,7 +87,7 @@ def test_what_no_one_expected_has_the_exit_code_of_its_time_and_place(
     [(PLACES["in a fetch"][0], 1), (PLACES["in the log"][0], 4)],
     ids=["broker", "log"],
 )
-def test_a_second_stop_signal_while_a_failed_owner_ends_has_its_exit_code(
+def test_a_second_stop_signal_while_a_failed_collector_ends_has_its_exit_code(
     failing: Callable[..., "subprocess.Popen[str]"], fault: str, code: int
 ) -> None:
     hangs = """
@@ -93,7 +96,7 @@ async def hang(self, client):
     os.write(1, b"ending\\n")
     await asyncio.sleep(3600)
 
-owners._Owners._release_leases = hang
+run._Collectors._release_leases = hang
 """
     process = failing(fault + hangs, "RuntimeError('a fault')")
     assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""Owners as others see them: their metrics and health, and what their service manager is told."""
+"""Collectors as others see them: metrics and health, and what their service manager is told."""
 
 import json
 import platform
@@ -17,14 +17,14 @@ from nats.js import JetStreamContext
 
 from numbers_uring import __version__
 from numbers_uring.cluster.collector import lease
+from numbers_uring.cluster.collector.collector import CONSUMER, PartitionCollector
 from numbers_uring.cluster.collector.metrics import (
     TABLE,
-    OwnerMetrics,
-    OwnersCounters,
+    CollectorMetrics,
+    CollectorsCounters,
     PartitionCounters,
 )
-from numbers_uring.cluster.collector.owner import CONSUMER, PartitionOwner
-from numbers_uring.cluster.collector.state import OwnersState
+from numbers_uring.cluster.collector.state import CollectorsState
 from numbers_uring.cluster.partitions import log_name, stream_name
 from numbers_uring.errors import StartError
 from numbers_uring.ingest.report import Counts
@@ -35,24 +35,24 @@ from numbers_uring.system.stopwatch import Stopwatch
 from numbers_uring.systemd.notify import ServiceManager
 from ports import reserve_port
 from support.broker import PARTITIONS, Broker, broker_with_cluster
-from support.faults import needs_strace, stalled_sync, strace
-from support.metrics_client import Samples, get, health, samples, scrape
-from support.notify_socket import NotifySocket, told
-from support.owners import (
-    own_arguments,
-    owner_process,
+from support.collectors import (
+    collect_arguments,
+    collector_process,
     publish,
     sample,
     wait_for_lag,
 )
+from support.faults import needs_strace, stalled_sync, strace
+from support.metrics_client import Samples, get, health, samples, scrape
+from support.notify_socket import NotifySocket, told
 from support.processes import CommandProcess, assert_one_line_error, run_command
 from support.waiting import wait_until
 
-Own = Callable[..., CommandProcess]
+Collect = Callable[..., CommandProcess]
 
 METRICS = ("--metrics", "127.0.0.1:0")
 WATCHDOG_S = 0.4
-OWNER = "numbers_uring_owner"
+COLLECTOR = "numbers_uring_collector"
 
 
 # The exposition.
@@ -74,13 +74,13 @@ FULL = PartitionCounters(
 )
 
 
-def collected(counters: OwnersCounters) -> Samples:
+def collected(counters: CollectorsCounters) -> Samples:
     return samples(TableCollector(TABLE, lambda: counters, kernel="k").collect())
 
 
-def test_each_counter_of_an_owner_has_its_metric() -> None:
+def test_each_counter_of_a_collector_has_its_metric() -> None:
     found = collected(
-        OwnersCounters(
+        CollectorsCounters(
             partitions={7: FULL, 8: PartitionCounters()},
             cluster_partitions=9,
             engine_connected=True,
@@ -93,33 +93,33 @@ def test_each_counter_of_an_owner_has_its_metric() -> None:
     assert found.pop(info) == 1
     of_8 = {name: found.pop(name) for name in list(found) if name.split()[1:2] == ["8"]}
     assert found == {
-        f"{OWNER}_cluster_partitions": 9,
-        f"{OWNER}_engine_connected": 1,
-        f"{OWNER}_engine_reconnects_total": 14,
+        f"{COLLECTOR}_cluster_partitions": 9,
+        f"{COLLECTOR}_engine_connected": 1,
+        f"{COLLECTOR}_engine_reconnects_total": 14,
         "numbers_uring_reports_dropped_total": 15,
-        f"{OWNER}_numbers_total 7 unique": 1,
-        f"{OWNER}_numbers_total 7 duplicate": 2,
-        f"{OWNER}_received_messages_total 7": 3,
-        f"{OWNER}_received_bytes_total 7": 4,
-        f"{OWNER}_redelivered_messages_total 7": 5,
-        f"{OWNER}_acknowledged_messages_total 7": 6,
-        f"{OWNER}_log_written_bytes_total 7": 7,
-        f"{OWNER}_log_write_seconds_total 7": 8.5,
-        f"{OWNER}_log_sync_seconds_total 7": 9.5,
-        f"{OWNER}_held_back_seconds_total 7": 10.5,
-        f"{OWNER}_log_numbers 7": 11,
-        f"{OWNER}_lag_messages 7": 12,
-        f"{OWNER}_lease_age_seconds 7": 13.5,
+        f"{COLLECTOR}_numbers_total 7 unique": 1,
+        f"{COLLECTOR}_numbers_total 7 duplicate": 2,
+        f"{COLLECTOR}_received_messages_total 7": 3,
+        f"{COLLECTOR}_received_bytes_total 7": 4,
+        f"{COLLECTOR}_redelivered_messages_total 7": 5,
+        f"{COLLECTOR}_acknowledged_messages_total 7": 6,
+        f"{COLLECTOR}_log_written_bytes_total 7": 7,
+        f"{COLLECTOR}_log_write_seconds_total 7": 8.5,
+        f"{COLLECTOR}_log_sync_seconds_total 7": 9.5,
+        f"{COLLECTOR}_held_back_seconds_total 7": 10.5,
+        f"{COLLECTOR}_log_numbers 7": 11,
+        f"{COLLECTOR}_lag_messages 7": 12,
+        f"{COLLECTOR}_lease_age_seconds 7": 13.5,
     }
     # What is not known yet is not there; all else is there from the start.
     assert set(of_8.values()) == {0}
-    unknown = {f"{OWNER}_lag_messages 8", f"{OWNER}_lease_age_seconds 8"}
+    unknown = {f"{COLLECTOR}_lag_messages 8", f"{COLLECTOR}_lease_age_seconds 8"}
     assert set(of_8) == {name.replace(" 7", " 8") for name in found if " 7" in name} - unknown
 
 
-def test_owners_that_are_not_ready_are_starting_with_every_counter_at_zero() -> None:
+def test_collectors_that_are_not_ready_are_starting_with_every_counter_at_zero() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
-    metrics = OwnerMetrics(
+    metrics = CollectorMetrics(
         [listener], [3, 5], kernel="avx2", say=pytest.fail, descriptors_needed=100
     )
     try:
@@ -130,8 +130,8 @@ def test_owners_that_are_not_ready_are_starting_with_every_counter_at_zero() -> 
     finally:
         metrics.close()
     for partition in (3, 5):
-        assert f'{OWNER}_numbers_total{{partition="{partition}",result="unique"}} 0.0' in text
-    assert f"{OWNER}_engine_connected 0.0" in text
+        assert f'{COLLECTOR}_numbers_total{{partition="{partition}",result="unique"}} 0.0' in text
+    assert f"{COLLECTOR}_engine_connected 0.0" in text
 
 
 # How they are.
@@ -153,20 +153,20 @@ class Manager:
     status = ready
 
 
-def test_a_thread_that_is_in_one_step_for_long_makes_the_owners_stuck() -> None:
-    def owner() -> Any:
+def test_a_thread_that_is_in_one_step_for_long_makes_the_collectors_stuck() -> None:
+    def collector() -> Any:
         return SimpleNamespace(
             step_s=None, out_of_space=Stopwatch(), lease=SimpleNamespace(fresh=True)
         )
 
-    owners = [owner(), owner()]
+    collectors = [collector(), collector()]
     client = SimpleNamespace(is_connected=True)
     manager, now_s = Manager(), 1000.0
     watched = Health(lambda: now_s)
     stopped: list[bool] = []
-    state = OwnersState(
+    state = CollectorsState(
         "partitions 0-1",
-        cast("list[PartitionOwner]", owners),
+        cast("list[PartitionCollector]", collectors),
         cast("Any", client),
         cast("ServiceManager", manager),
         watched,
@@ -175,10 +175,10 @@ def test_a_thread_that_is_in_one_step_for_long_makes_the_owners_stuck() -> None:
         clock=lambda: now_s,
     )
     state.ready()
-    assert manager.text == "Owning partitions 0-1; 1 unique, 2 duplicates"
+    assert manager.text == "Collecting partitions 0-1; 1 unique, 2 duplicates"
     state.heartbeat()
     assert (watched.state(), manager.heartbeats) == (State.OK, 1)
-    owners[1].step_s = now_s
+    collectors[1].step_s = now_s
     now_s += HEARTBEAT_STALE_S + 0.1
     state.heartbeat()
     assert (watched.state(), manager.heartbeats) == (State.STUCK, 2)
@@ -186,21 +186,23 @@ def test_a_thread_that_is_in_one_step_for_long_makes_the_owners_stuck() -> None:
     state.heartbeat()
     assert (watched.state(), manager.heartbeats) == (State.STUCK, 2)
     # Once it gets through, or waits for space, which is tried again and again, all is well.
-    owners[1].step_s = None
-    owners[1].out_of_space.start()
+    collectors[1].step_s = None
+    collectors[1].out_of_space.start()
     state.heartbeat()
     assert (watched.state(), manager.heartbeats) == (State.HELD_BACK, 3)
     state.refresh()
     counted = "1 unique, 2 duplicates, 0 /s"
-    assert manager.text == f"No space for a log, owning partitions 0-1; {counted}"
-    owners[1].out_of_space.stop()
+    assert manager.text == f"No space for a log, collecting partitions 0-1; {counted}"
+    collectors[1].out_of_space.stop()
     assert watched.state() is State.OK
-    for away in (client, owners[0].lease):
+    for away in (client, collectors[0].lease):
         (name,) = vars(away)
         setattr(away, name, False)
         assert watched.state() is State.HELD_BACK
         state.send_changed()
-        assert manager.text.startswith("The NATS server does not answer, owning partitions 0-1; ")
+        assert manager.text.startswith(
+            "The NATS server does not answer, collecting partitions 0-1; "
+        )
         setattr(away, name, True)
     stopped.append(True)
     assert watched.state() is State.STOPPING
@@ -212,7 +214,7 @@ def test_before_the_nats_server_has_answered_it_is_starting(tmp_path: Path) -> N
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{reserve_port()}"
         url = f"nats://127.0.0.1:{silent.getsockname()[1]}"
-        arguments = own_arguments(url, 0, tmp_path / "logs")
+        arguments = collect_arguments(url, 0, tmp_path / "logs")
         with CommandProcess(*arguments, "--metrics", address):
 
             def answers() -> bool:
@@ -225,18 +227,18 @@ def test_before_the_nats_server_has_answered_it_is_starting(tmp_path: Path) -> N
 
             wait_until(answers, "the metrics")
             _, body, _ = get(f"http://{address}/metrics")
-            assert f'{OWNER}_log_numbers{{partition="0"}} 0.0'.encode() in body
+            assert f'{COLLECTOR}_log_numbers{{partition="0"}} 0.0'.encode() in body
 
 
 def wait_for(process: CommandProcess, name: str, value: float) -> None:
     wait_until(lambda: scrape(process).get(name) == value, f"{name} to be {value}")
 
 
-def test_what_an_owner_takes_in_is_counted_and_what_it_had_is_known(
-    broker: Broker, partition: int, own: Own
+def test_what_a_collector_takes_in_is_counted_and_what_it_had_is_known(
+    broker: Broker, partition: int, collect: Collect
 ) -> None:
     numbers = sample(partition, 3000)
-    assert own().stop(signal.SIGTERM) == 0
+    assert collect().stop(signal.SIGTERM) == 0
 
     async def deliver_first(js: JetStreamContext) -> None:
         subscription = await js.pull_subscribe_bind(CONSUMER, stream_name(partition))
@@ -246,69 +248,71 @@ def test_what_an_owner_takes_in_is_counted_and_what_it_had_is_known(
     publish(broker, partition, numbers[:2000])
     broker.run(deliver_first)
     publish(broker, partition, numbers[1000:])
-    owner = own(*METRICS)
-    assert health(owner) == (200, "ok")
-    wait_for(owner, f"{OWNER}_acknowledged_messages_total {partition}", 2)
-    found = scrape(owner)
+    collector = collect(*METRICS)
+    assert health(collector) == (200, "ok")
+    wait_for(collector, f"{COLLECTOR}_acknowledged_messages_total {partition}", 2)
+    found = scrape(collector)
     expected = {
-        f"{OWNER}_cluster_partitions": PARTITIONS,
-        f"{OWNER}_engine_connected": 1,
-        f"{OWNER}_engine_reconnects_total": 0,
-        f"{OWNER}_numbers_total {partition} unique": 3000,
-        f"{OWNER}_numbers_total {partition} duplicate": 1000,
-        f"{OWNER}_received_messages_total {partition}": 2,
-        f"{OWNER}_received_bytes_total {partition}": 4 * 4000,
-        f"{OWNER}_redelivered_messages_total {partition}": 1,
-        f"{OWNER}_log_written_bytes_total {partition}": 10 * 3000,
-        f"{OWNER}_log_numbers {partition}": 3000,
-        f"{OWNER}_held_back_seconds_total {partition}": 0,
+        f"{COLLECTOR}_cluster_partitions": PARTITIONS,
+        f"{COLLECTOR}_engine_connected": 1,
+        f"{COLLECTOR}_engine_reconnects_total": 0,
+        f"{COLLECTOR}_numbers_total {partition} unique": 3000,
+        f"{COLLECTOR}_numbers_total {partition} duplicate": 1000,
+        f"{COLLECTOR}_received_messages_total {partition}": 2,
+        f"{COLLECTOR}_received_bytes_total {partition}": 4 * 4000,
+        f"{COLLECTOR}_redelivered_messages_total {partition}": 1,
+        f"{COLLECTOR}_log_written_bytes_total {partition}": 10 * 3000,
+        f"{COLLECTOR}_log_numbers {partition}": 3000,
+        f"{COLLECTOR}_held_back_seconds_total {partition}": 0,
     }
     assert {name: found[name] for name in expected} == expected
-    assert found[f"{OWNER}_log_write_seconds_total {partition}"] > 0
-    assert found[f"{OWNER}_log_sync_seconds_total {partition}"] > 0
-    assert 0 < found[f"{OWNER}_lease_age_seconds {partition}"] < 15
+    assert found[f"{COLLECTOR}_log_write_seconds_total {partition}"] > 0
+    assert found[f"{COLLECTOR}_log_sync_seconds_total {partition}"] > 0
+    assert 0 < found[f"{COLLECTOR}_lease_age_seconds {partition}"] < 15
     # How much waited at the start is asked for again in the background.
-    assert found[f"{OWNER}_lag_messages {partition}"] == 2
-    wait_for(owner, f"{OWNER}_lag_messages {partition}", 0)
-    assert owner.stop(signal.SIGTERM) == 0
-    owner = own(*METRICS)
-    found = scrape(owner)
-    assert found[f"{OWNER}_log_numbers {partition}"] == 3000
-    assert found[f"{OWNER}_numbers_total {partition} unique"] == 0
-    assert owner.stop(signal.SIGTERM) == 0
+    assert found[f"{COLLECTOR}_lag_messages {partition}"] == 2
+    wait_for(collector, f"{COLLECTOR}_lag_messages {partition}", 0)
+    assert collector.stop(signal.SIGTERM) == 0
+    collector = collect(*METRICS)
+    found = scrape(collector)
+    assert found[f"{COLLECTOR}_log_numbers {partition}"] == 3000
+    assert found[f"{COLLECTOR}_numbers_total {partition} unique"] == 0
+    assert collector.stop(signal.SIGTERM) == 0
 
 
-def test_a_nats_server_that_is_away_holds_a_healthy_owner_back(
+def test_a_nats_server_that_is_away_holds_a_healthy_collector_back(
     tmp_path: Path, manager: NotifySocket
 ) -> None:
     folder = tmp_path / "broker"
     with broker_with_cluster(folder, partitions=1) as broker, ExitStack() as running:
-        owner = running.enter_context(
-            owner_process(broker.url, 0, tmp_path, *METRICS, environment=told(manager, WATCHDOG_S))
+        collector = running.enter_context(
+            collector_process(
+                broker.url, 0, tmp_path, *METRICS, environment=told(manager, WATCHDOG_S)
+            )
         )
         broker.kill()
-        wait_for(owner, f"{OWNER}_engine_connected", 0)
-        assert health(owner) == (200, "held back")
-        manager.wait_for("STATUS", "The NATS server does not answer, owning partitions 0; ")
+        wait_for(collector, f"{COLLECTOR}_engine_connected", 0)
+        assert health(collector) == (200, "held back")
+        manager.wait_for("STATUS", "The NATS server does not answer, collecting partitions 0; ")
         manager.wait_for("WATCHDOG", "1", count=len(manager.values("WATCHDOG")) + 6)
         broker.start()
-        wait_for(owner, f"{OWNER}_engine_reconnects_total", 1)
-        wait_until(lambda: health(owner) == (200, "ok"), "the NATS server to be back")
-        manager.wait_for("STATUS", "Owning partitions 0; ")
-        assert owner.stop(signal.SIGTERM) == 0
+        wait_for(collector, f"{COLLECTOR}_engine_reconnects_total", 1)
+        wait_until(lambda: health(collector) == (200, "ok"), "the NATS server to be back")
+        manager.wait_for("STATUS", "Collecting partitions 0; ")
+        assert collector.stop(signal.SIGTERM) == 0
 
 
 @needs_strace
-def test_a_stop_of_an_owner_is_seen_as_long_as_it_lasts(
-    broker: Broker, partition: int, own: Own, tmp_path: Path
+def test_a_stop_of_a_collector_is_seen_as_long_as_it_lasts(
+    broker: Broker, partition: int, collect: Collect, tmp_path: Path
 ) -> None:
-    owner = own(*METRICS)
-    with stalled_sync(owner.process.pid, tmp_path / "trace") as sync_has_begun:
+    collector = collect(*METRICS)
+    with stalled_sync(collector.process.pid, tmp_path / "trace") as sync_has_begun:
         publish(broker, partition, sample(partition, 10))
         wait_until(sync_has_begun, "the sync")
-        owner.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: health(owner) == (503, "stopping"), "the stop")
-        assert owner.wait() == 0
+        collector.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: health(collector) == (503, "stopping"), "the stop")
+        assert collector.wait() == 0
 
 
 # Errors where metrics are not available.
@@ -320,29 +324,29 @@ def test_a_port_in_use_is_said_and_nothing_made(
     logs = tmp_path / "logs"
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
-        done = run_command(*own_arguments(broker.url, partition, logs), "--metrics", address)
+        done = run_command(*collect_arguments(broker.url, partition, logs), "--metrics", address)
     assert_one_line_error(done, 3, "--metrics", address, "Address already in use")
     assert not logs.exists()
 
 
 def test_without_the_library_it_is_named_and_not_needed_where_not_asked_for(
-    broker: Broker, partition: int, own: Own, tmp_path: Path
+    broker: Broker, partition: int, collect: Collect, tmp_path: Path
 ) -> None:
     (tmp_path / "prometheus_client.py").write_text("raise ImportError('not installed')")
     environment = {"PYTHONPATH": str(tmp_path)}
     logs = tmp_path / "logs"
-    arguments = (*own_arguments(broker.url, partition, logs), *METRICS)
+    arguments = (*collect_arguments(broker.url, partition, logs), *METRICS)
     done = run_command(*arguments, environment=environment)
     assert_one_line_error(done, 3, "prometheus-client", "pip install 'numbers-uring[metrics]'")
     assert not logs.exists()
-    owner = own(environment=environment)
-    assert "metrics" not in owner.stderr
-    assert owner.stop(signal.SIGTERM) == 0
+    collector = collect(environment=environment)
+    assert "metrics" not in collector.stderr
+    assert collector.stop(signal.SIGTERM) == 0
 
 
 def test_what_is_no_address_is_wrong_usage(tmp_path: Path) -> None:
-    done = run_command("own", "--partitions=0", f"--log-dir={tmp_path}", "--metrics", "4001")
-    assert_one_line_error(done, 2, "--metrics", "own --help")
+    done = run_command("collect", "--partitions=0", f"--log-dir={tmp_path}", "--metrics", "4001")
+    assert_one_line_error(done, 2, "--metrics", "collect --help")
 
 
 def test_where_the_boots_id_is_hidden_that_is_said(
@@ -356,10 +360,10 @@ def test_where_the_boots_id_is_hidden_that_is_said(
 # The service manager.
 
 
-def test_an_owner_tells_its_manager_when_it_is_ready_and_when_it_stops(
-    broker: Broker, partition: int, own: Own, tmp_path: Path, manager: NotifySocket
+def test_a_collector_tells_its_manager_when_it_is_ready_and_when_it_stops(
+    broker: Broker, partition: int, collect: Collect, tmp_path: Path, manager: NotifySocket
 ) -> None:
-    owner = own("--report-interval", "0.1", environment=told(manager))
+    collector = collect("--report-interval", "0.1", environment=told(manager))
     manager.wait_for("READY", "1")
     resumed, ready = manager.messages[1:3]
     assert manager.messages[0] == {"STATUS": "Starting"}
@@ -367,11 +371,11 @@ def test_an_owner_tells_its_manager_when_it_is_ready_and_when_it_stops(
     assert int(resumed["EXTEND_TIMEOUT_USEC"]) > 0
     assert ready == {
         "READY": "1",
-        "STATUS": f"Owning partitions {partition}; 0 unique, 0 duplicates",
+        "STATUS": f"Collecting partitions {partition}; 0 unique, 0 duplicates",
     }
     publish(broker, partition, sample(partition, 100), sample(partition, 100))
-    manager.wait_for("STATUS", f"Owning partitions {partition}; 100 unique, 100 duplicates, ")
-    assert owner.stop(signal.SIGTERM) == 0
+    manager.wait_for("STATUS", f"Collecting partitions {partition}; 100 unique, 100 duplicates, ")
+    assert collector.stop(signal.SIGTERM) == 0
     assert manager.values("READY") == ["1"]
     assert manager.values("STOPPING") == ["1"]
     stopping, last = manager.messages[-2:]
@@ -379,55 +383,57 @@ def test_an_owner_tells_its_manager_when_it_is_ready_and_when_it_stops(
     assert last["STATUS"].startswith("stopped by SIGTERM: 100 numbers written to ")
 
 
-def test_an_owner_that_cannot_go_on_tells_why(
-    broker: Broker, partition: int, own: Own, tmp_path: Path, manager: NotifySocket
+def test_a_collector_that_cannot_go_on_tells_why(
+    broker: Broker, partition: int, collect: Collect, tmp_path: Path, manager: NotifySocket
 ) -> None:
-    owner = own()
-    done = run_command(*own_arguments(broker.url, partition, tmp_path), environment=told(manager))
+    collector = collect()
+    done = run_command(
+        *collect_arguments(broker.url, partition, tmp_path), environment=told(manager)
+    )
     assert_one_line_error(done, 3, "another process has locked it")
     assert manager.values("READY") == []
     said = done.stderr.splitlines()[-1].removeprefix("numbers-uring: error: ")
     assert manager.values("STATUS")[-1] == said
-    assert owner.stop(signal.SIGTERM) == 0
-    owner = own(environment=told(manager))
+    assert collector.stop(signal.SIGTERM) == 0
+    collector = collect(environment=told(manager))
     (tmp_path / log_name(partition)).unlink()
     publish(broker, partition, sample(partition, 10))
-    assert owner.wait() == 4
+    assert collector.wait() == 4
     assert manager.values("STOPPING") == ["1"]
-    error = owner.stderr_lines[-1].removeprefix("numbers-uring: error: ")
+    error = collector.stderr_lines[-1].removeprefix("numbers-uring: error: ")
     assert "was removed" in error
     assert manager.values("STATUS")[-1] == error
 
 
-def test_the_watchdog_is_fed_and_the_owner_healthy_while_there_is_no_space(
-    broker: Broker, partition: int, own: Own, small_disk: Path, manager: NotifySocket
+def test_the_watchdog_is_fed_and_the_collector_healthy_while_there_is_no_space(
+    broker: Broker, partition: int, collect: Collect, small_disk: Path, manager: NotifySocket
 ) -> None:
-    held_back = f"{OWNER}_held_back_seconds_total {partition}"
-    owner = own(*METRICS, log_dir=small_disk, environment=told(manager, WATCHDOG_S))
+    held_back = f"{COLLECTOR}_held_back_seconds_total {partition}"
+    collector = collect(*METRICS, log_dir=small_disk, environment=told(manager, WATCHDOG_S))
     publish(broker, partition, sample(partition, 120_000))
-    manager.wait_for("STATUS", f"No space for a log, owning partitions {partition}; ")
-    assert health(owner) == (200, "held back")
-    first = scrape(owner)[held_back]
+    manager.wait_for("STATUS", f"No space for a log, collecting partitions {partition}; ")
+    assert health(collector) == (200, "held back")
+    first = scrape(collector)[held_back]
     manager.wait_for("WATCHDOG", "1", count=len(manager.values("WATCHDOG")) + 6)
-    assert scrape(owner)[held_back] > first
-    assert scrape(owner)[f"{OWNER}_acknowledged_messages_total {partition}"] == 0
+    assert scrape(collector)[held_back] > first
+    assert scrape(collector)[f"{COLLECTOR}_acknowledged_messages_total {partition}"] == 0
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     wait_for_lag(broker, partition)
-    wait_until(lambda: health(owner) == (200, "ok"), "space")
-    found = scrape(owner)
-    assert found[f"{OWNER}_log_written_bytes_total {partition}"] == 1_200_000
-    assert scrape(owner)[held_back] == found[held_back]
-    assert owner.stop(signal.SIGTERM) == 0
+    wait_until(lambda: health(collector) == (200, "ok"), "space")
+    found = scrape(collector)
+    assert found[f"{COLLECTOR}_log_written_bytes_total {partition}"] == 1_200_000
+    assert scrape(collector)[held_back] == found[held_back]
+    assert collector.stop(signal.SIGTERM) == 0
 
 
 @needs_strace
-def test_an_owner_that_is_stuck_in_a_sync_feeds_nothing(
-    broker: Broker, partition: int, own: Own, tmp_path: Path, manager: NotifySocket
+def test_a_collector_that_is_stuck_in_a_sync_feeds_nothing(
+    broker: Broker, partition: int, collect: Collect, tmp_path: Path, manager: NotifySocket
 ) -> None:
     stuck_s = 2
-    owner = own(environment=told(manager, WATCHDOG_S))
+    collector = collect(environment=told(manager, WATCHDOG_S))
     slow = ("-e", "trace=fdatasync", "-e", f"inject=fdatasync:delay_enter={stuck_s}s")
-    with strace(owner.process.pid, tmp_path / "trace", *slow):
+    with strace(collector.process.pid, tmp_path / "trace", *slow):
         manager.wait_for("WATCHDOG", "1", count=2)
         publish(broker, partition, sample(partition, 10))
         wait_for_lag(broker, partition)
@@ -435,4 +441,4 @@ def test_an_owner_that_is_stuck_in_a_sync_feeds_nothing(
     times_s = manager.times_s("WATCHDOG")
     longest_s = max(later_s - sooner_s for sooner_s, later_s in pairwise(times_s))
     assert longest_s > stuck_s - 2 * WATCHDOG_S
-    assert owner.stop(signal.SIGTERM) == 0
+    assert collector.stop(signal.SIGTERM) == 0

@@ -1,4 +1,4 @@
-"""The owner's kernel against its specification."""
+"""The collector's kernel against its specification."""
 
 import random
 from array import array
@@ -8,11 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numbers_uring.cluster.collector.kernel import NotOwnedError, OwnKernel, own_reference
+from numbers_uring.cluster.collector.kernel import (
+    CollectKernel,
+    ForeignNumberError,
+    collect_reference,
+)
 from numbers_uring.cluster.partitions import Range, range_of
 from numbers_uring.limits import BITMAP_BYTES, NUMBERS
 
-OWNED = range_of(3, 7)
+COLLECTED = range_of(3, 7)
 
 
 def packed(numbers: list[int]) -> bytes:
@@ -25,8 +29,8 @@ def bitmap() -> mmap:
     return mmap(-1, BITMAP_BYTES)
 
 
-def take(owned: Range, bitmap: mmap, messages: list[list[int]]) -> tuple[bytes, int]:
-    kernel = OwnKernel(owned, bitmap, 10 * max(sum(map(len, messages)), 1))
+def take(collected: Range, bitmap: mmap, messages: list[list[int]]) -> tuple[bytes, int]:
+    kernel = CollectKernel(collected, bitmap, 10 * max(sum(map(len, messages)), 1))
     for message in messages:
         kernel.take(packed(message))
     return bytes(kernel.lines()), kernel.duplicate
@@ -42,15 +46,17 @@ def clear(bitmap: mmap, numbers: list[int]) -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
-        st.lists(st.integers(OWNED.first, OWNED.first + 300), max_size=200), min_size=1, max_size=4
+        st.lists(st.integers(COLLECTED.first, COLLECTED.first + 300), max_size=200),
+        min_size=1,
+        max_size=4,
     )
 )
 def test_the_kernel_does_what_its_specification_does(messages: list[list[int]]) -> None:
     bitmap = mmap(-1, BITMAP_BYTES)
     expected, lines = mmap(-1, BITMAP_BYTES), bytearray()
-    duplicate = sum(own_reference(packed(m), OWNED, expected, lines)[1] for m in messages)
-    assert take(OWNED, bitmap, messages) == (bytes(lines), duplicate)
-    place = slice(OWNED.first // 8, OWNED.first // 8 + 40)
+    duplicate = sum(collect_reference(packed(m), COLLECTED, expected, lines)[1] for m in messages)
+    assert take(COLLECTED, bitmap, messages) == (bytes(lines), duplicate)
+    place = slice(COLLECTED.first // 8, COLLECTED.first // 8 + 40)
     assert bitmap[place] == expected[place]
 
 
@@ -78,25 +84,25 @@ def test_random_numbers_become_lines_in_their_order(bitmap: mmap) -> None:
 
 
 @pytest.mark.parametrize(
-    "number", [OWNED.first - 1, OWNED.end, 0, NUMBERS, 2**31, 2**32 - 1], ids=str
+    "number", [COLLECTED.first - 1, COLLECTED.end, 0, NUMBERS, 2**31, 2**32 - 1], ids=str
 )
 @pytest.mark.parametrize("place", [0, 63, 99])
 def test_a_message_with_one_number_of_another_partition_changes_nothing(
     bitmap: mmap, number: int, place: int
 ) -> None:
-    numbers = list(range(OWNED.first, OWNED.first + 100))
+    numbers = list(range(COLLECTED.first, COLLECTED.first + 100))
     numbers[place] = number
-    kernel = OwnKernel(OWNED, bitmap, 1000)
-    with pytest.raises(NotOwnedError):
+    kernel = CollectKernel(COLLECTED, bitmap, 1000)
+    with pytest.raises(ForeignNumberError):
         kernel.take(packed(numbers))
     assert (bytes(kernel.lines()), kernel.duplicate) == (b"", 0)
-    assert not any(bitmap[OWNED.first // 8 : OWNED.first // 8 + 20])
+    assert not any(bitmap[COLLECTED.first // 8 : COLLECTED.first // 8 + 20])
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_a_message_that_ends_within_a_number_is_refused(bitmap: mmap, size: int) -> None:
-    with pytest.raises(NotOwnedError):
-        OwnKernel(Range(0, NUMBERS), bitmap, 1000).take(bytes(size))
+    with pytest.raises(ForeignNumberError):
+        CollectKernel(Range(0, NUMBERS), bitmap, 1000).take(bytes(size))
 
 
 def test_the_first_and_the_last_number_of_each_range_are_owned_by_it_alone(
@@ -104,14 +110,14 @@ def test_the_first_and_the_last_number_of_each_range_are_owned_by_it_alone(
 ) -> None:
     for partitions in (1, 3, 8, 1000):
         for partition in (0, partitions // 2, partitions - 1):
-            owned = range_of(partition, partitions)
-            numbers = sorted({owned.first, owned.end - 1})
-            assert take(owned, bitmap, [numbers])[1] == 0
+            collected = range_of(partition, partitions)
+            numbers = sorted({collected.first, collected.end - 1})
+            assert take(collected, bitmap, [numbers])[1] == 0
             clear(bitmap, numbers)
 
 
 def test_the_batch_says_when_it_has_no_room(bitmap: mmap) -> None:
-    kernel = OwnKernel(Range(0, NUMBERS), bitmap, 10 * 3 + 9)
+    kernel = CollectKernel(Range(0, NUMBERS), bitmap, 10 * 3 + 9)
     assert kernel.room(12)
     assert not kernel.room(16)
     kernel.take(packed([1, 2]))

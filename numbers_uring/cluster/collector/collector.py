@@ -1,4 +1,4 @@
-"""The owner of one partition: its stream's messages into its log, each number once.
+"""The collector of one partition: its stream's messages into its log, each number once.
 
 A message is acknowledged when all of its numbers are on disk, and not before. Whatever is killed,
 a message that was not acknowledged is delivered again, late and out of order; it then brings
@@ -14,21 +14,21 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from numbers_uring.cluster.collector.kernel import NotOwnedError, OwnKernel
+from numbers_uring.cluster.collector.kernel import CollectKernel, ForeignNumberError
 from numbers_uring.cluster.collector.lease import Lease, Progress
 from numbers_uring.cluster.connection import broker_errors
 from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.errors import BackendError, SinkError, StartError
 from numbers_uring.limits import (
     BROKER_ACK_WAIT_S,
+    COLLECTOR_BROKER_ANSWER_S,
+    COLLECTOR_BROKER_RETRY_S,
     FETCH_BUSY_S,
     FETCH_IDLE_S,
     FETCH_MESSAGES,
     LINE_BYTES,
     MESSAGE_BYTES_MAX,
     NO_SPACE_RETRY_S,
-    OWNER_BROKER_ANSWER_S,
-    OWNER_BROKER_RETRY_S,
 )
 from numbers_uring.log.writer import NumbersLog
 from numbers_uring.system.stopwatch import Stopwatch
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
     from nats.js.api import ConsumerConfig, ConsumerInfo
 
-CONSUMER = "owner"
+CONSUMER = "collector"
 """The durable consumer of each stream."""
 
 
 def consumer_config() -> "ConsumerConfig":
-    """Return how an owner's consumer is made: everything, until it is acknowledged."""
+    """Return how a collector's consumer is made: everything, until it is acknowledged."""
     from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy  # noqa: PLC0415
 
     return ConsumerConfig(
@@ -56,11 +56,11 @@ def consumer_config() -> "ConsumerConfig":
     )
 
 
-class OwnerError(BackendError):
-    """An owner can't go on; its text is the one line for the user."""
+class CollectorError(BackendError):
+    """A collector can't go on; its text is the one line for the user."""
 
 
-class PartitionOwner:
+class PartitionCollector:
     """Takes in one partition. `log` is synced with each append; `resumed` lines are in it.
 
     `halt` ends a wait for space; `say` takes one line for the operator, `inform` one that is no
@@ -72,7 +72,7 @@ class PartitionOwner:
         partition: int,
         *,
         js: "JetStreamContext",
-        kernel: OwnKernel,
+        kernel: CollectKernel,
         log: NumbersLog,
         lease: Lease,
         pool: Executor,
@@ -116,7 +116,7 @@ class PartitionOwner:
     # Starting.
 
     async def prepare(self, recorded_lines: int, *, replay: bool) -> None:
-        """Make the consumer, or take up that of an earlier owner. Raises StartError.
+        """Make the consumer, or take up that of an earlier collector. Raises StartError.
 
         Where the log has less than what was acknowledged, its disk was lost or put back: the
         stream is then taken in from its start, as with `replay`.
@@ -191,14 +191,14 @@ class PartitionOwner:
         )
         if not right:
             raise StartError(
-                f"the consumer {CONSUMER} of the stream {self._stream} was not made by an owner: "
-                f"delete it with 'nats consumer rm {self._stream} {CONSUMER}'"
+                f"the consumer {CONSUMER} of the stream {self._stream} was not made by a "
+                f"collector: delete it with 'nats consumer rm {self._stream} {CONSUMER}'"
             )
 
     # Taking in.
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Take in until `stop` is set. Raises SinkError and OwnerError."""
+        """Take in until `stop` is set. Raises SinkError and CollectorError."""
         stopped = asyncio.create_task(stop.wait())
         with broker_errors(f"subscribe to the stream {self._stream}"):
             self._subscription = await self._js.pull_subscribe_bind(CONSUMER, self._stream)
@@ -239,9 +239,9 @@ class PartitionOwner:
         """Recreate the consumer if it was deleted; wait while the NATS server does not answer."""
         import nats  # noqa: PLC0415
 
-        await asyncio.sleep(OWNER_BROKER_RETRY_S)
+        await asyncio.sleep(COLLECTOR_BROKER_RETRY_S)
         with suppress(nats.errors.Error, TimeoutError):
-            async with asyncio.timeout(OWNER_BROKER_ANSWER_S):
+            async with asyncio.timeout(COLLECTOR_BROKER_ANSWER_S):
                 await self._require_stream()
                 info = await self._consumer_info()
             if info is None:
@@ -257,7 +257,7 @@ class PartitionOwner:
         try:
             await self._js.stream_info(self._stream)
         except NotFoundError as error:
-            raise OwnerError(f"the stream {self._stream} is gone") from error
+            raise CollectorError(f"the stream {self._stream} is gone") from error
 
     async def _process(self, messages: "Sequence[Msg]", stop: asyncio.Event) -> bool:
         """Put them on disk, then acknowledge them; False where the stop came before that."""
@@ -266,7 +266,7 @@ class PartitionOwner:
         while not self.lease.fresh:
             if stop.is_set():
                 return False
-            await asyncio.sleep(OWNER_BROKER_RETRY_S)
+            await asyncio.sleep(COLLECTOR_BROKER_RETRY_S)
         datas = [message.data for message in messages]
         loop = asyncio.get_running_loop()
         taken = await loop.run_in_executor(self._pool, self._take_in, datas)
@@ -277,19 +277,19 @@ class PartitionOwner:
                 self.acknowledged_messages += 1
         if self._bad is not None:
             sequence = messages[taken].metadata.sequence.stream
-            raise OwnerError(
+            raise CollectorError(
                 f"message {sequence} of the stream {self._stream} {self._bad}; it was not taken "
                 f"in: 'nats stream rmm {self._stream} {sequence}' removes it"
             )
         return taken == len(messages)
 
     async def _give_back(self, fetch: "asyncio.Task[Sequence[Msg]]") -> None:
-        """Have what was delivered, but not taken in, delivered to the next owner at once."""
+        """Have what was delivered, but not taken in, delivered to the next collector at once."""
         import nats  # noqa: PLC0415
 
         if not fetch.done():
             fetch.cancel()
-        with suppress(asyncio.CancelledError, nats.errors.Error, OwnerError):
+        with suppress(asyncio.CancelledError, nats.errors.Error, CollectorError):
             for message in await fetch:
                 await message.nak()
 
@@ -313,7 +313,7 @@ class PartitionOwner:
                 return 0
             try:
                 self._kernel.take(data)
-            except NotOwnedError:
+            except ForeignNumberError:
                 self._bad = "holds something else than whole numbers of this partition"
                 break
             count += 1

@@ -1,4 +1,4 @@
-"""Owners of partitions: how tests start them, what they are sent, and what is in their logs."""
+"""Collectors of partitions: how tests start them, what they are sent, and what is in their logs."""
 
 import random
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
-from numbers_uring.cluster.collector.owner import CONSUMER
+from numbers_uring.cluster.collector.collector import CONSUMER
 from numbers_uring.cluster.partitions import log_name, range_of, stream_name, subject_name
 from numbers_uring.errors import StartError
 from support.broker import PARTITIONS, Broker
@@ -17,11 +17,11 @@ from support.processes import CommandProcess
 from support.waiting import wait_until
 
 
-def own_arguments(url: str, partition: int, log_dir: Path) -> tuple[str, ...]:
-    return ("own", "--nats", url, "--partitions", str(partition), "--log-dir", str(log_dir))
+def collect_arguments(url: str, partition: int, log_dir: Path) -> tuple[str, ...]:
+    return ("collect", "--nats", url, "--partitions", str(partition), "--log-dir", str(log_dir))
 
 
-def owner_process(
+def collector_process(
     url: str,
     partition: int,
     log_dir: Path,
@@ -30,15 +30,18 @@ def owner_process(
     environment: dict[str, str] | None = None,
 ) -> CommandProcess:
     process = CommandProcess(
-        *own_arguments(url, partition, log_dir), *options, prefix=prefix, environment=environment
+        *collect_arguments(url, partition, log_dir),
+        *options,
+        prefix=prefix,
+        environment=environment,
     )
-    process.wait_for("owning partitions")
+    process.wait_for("collecting partitions")
     return process
 
 
 def sample(partition: int, count: int, seed: int = 1) -> list[int]:
-    owned = range_of(partition, PARTITIONS)
-    return random.Random(seed).sample(range(owned.first, owned.end), count)
+    collected = range_of(partition, PARTITIONS)
+    return random.Random(seed).sample(range(collected.first, collected.end), count)
 
 
 def publish(broker: Broker, partition: int, *messages: Iterable[int] | bytes) -> None:

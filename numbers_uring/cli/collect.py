@@ -1,4 +1,4 @@
-"""The command `own`: its options."""
+"""The command `collect`: its options."""
 
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def _partitions(_context: click.Context, _parameter: click.Parameter, text: str)
     metavar="LIST",
     required=True,
     callback=_partitions,
-    help="Own these partitions, such as 0-3 or 0,2,8-9.",
+    help="Collect these partitions, such as 0-3 or 0,2,8-9.",
 )
 @click.option(
     "--log-dir",
@@ -55,28 +55,28 @@ def _partitions(_context: click.Context, _parameter: click.Parameter, text: str)
 @diagnostic_options
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_obj
-def own(say: Diagnostics, /, **options: Any) -> None:
-    """Own partitions of a cluster: write their numbers to logs, each number once.
+def collect(say: Diagnostics, /, **options: Any) -> None:
+    """Collect partitions of a cluster: write their numbers to logs, each number once.
 
-    An owner reads the streams of its partitions, and syncs new numbers to disk before it
+    A collector reads the streams of its partitions, and syncs new numbers to disk before it
     acknowledges a message. It keeps logs of an earlier run: their numbers count as seen, a torn
     last line is cut. A log that is missing, or has less than was acknowledged, is written again
     from its stream.
 
-    An owner writes reports to standard output and all other messages to standard error. SIGUSR1
+    A collector writes reports to standard output and all other messages to standard error. SIGUSR1
     requests a report at once.
 
-    Every option can also be set from the environment: NUMBERS_URING_OWN_PARTITIONS=0-3 stands for
-    --partitions 0-3.
+    Every option can also be set from the environment: NUMBERS_URING_COLLECT_PARTITIONS=0-3 stands
+    for --partitions 0-3.
 
     Exit status: 0 stopped as requested and all that was acknowledged is in the logs, 1 the lease of
     a partition was lost, a message is no batch of its numbers, or the NATS server refuses the
     connection, 2 wrong usage, 3 could not start, 4 a log failed.
     """
-    from numbers_uring.cluster.collector.owners import OwnConfig, run_owners
+    from numbers_uring.cluster.collector.run import CollectConfig, run_collectors
 
-    run_owners(
-        OwnConfig(
+    run_collectors(
+        CollectConfig(
             url=options["nats"],
             access=access_of(options),
             partitions=options["partitions"],

@@ -1,5 +1,5 @@
 /* Packed numbers to the lines of those that are new, with the bitmap fetched ahead. */
-#include "cluster/own.h"
+#include "cluster/collect.h"
 
 #include "base.h"
 
@@ -17,7 +17,7 @@ static inline uint32_t number_at(const uint8_t *packed, size_t i) {
 }
 
 /* One pass without a branch, which the compiler turns into vector code. */
-static bool all_owned(const uint8_t *packed, size_t count, uint32_t first, uint32_t end) {
+static bool all_collected(const uint8_t *packed, size_t count, uint32_t first, uint32_t end) {
     uint32_t outside = 0;
     for (size_t i = 0; i < count; i++)
         outside |= number_at(packed, i) - first >= end - first;
@@ -46,7 +46,7 @@ static inline void write_line(uint8_t *line, uint32_t number) {
     line[NU_LINE_BYTES - 1] = '\n';
 }
 
-/* By bytes: another thread owns the numbers of the next one, perhaps. */
+/* By bytes: another thread collects the numbers of the next one, perhaps. */
 static inline bool test_and_set(uint8_t *bitmap, uint32_t number) {
     uint8_t *byte = bitmap + (number >> 3);
     uint8_t bit = (uint8_t)(1u << (number & 7));
@@ -55,13 +55,13 @@ static inline bool test_and_set(uint8_t *bitmap, uint32_t number) {
     return clear;
 }
 
-int nu_own(struct nu_own *own, const uint8_t *packed, size_t count) {
-    if ((own->batch_bytes - own->batch_used) / NU_LINE_BYTES < count)
+int nu_collect(struct nu_collect *collect, const uint8_t *packed, size_t count) {
+    if ((collect->batch_bytes - collect->batch_used) / NU_LINE_BYTES < count)
         return -ENOBUFS;
-    if (!all_owned(packed, count, own->first, own->end))
+    if (!all_collected(packed, count, collect->first, collect->end))
         return -ERANGE;
-    uint8_t *bitmap = own->bitmap;
-    uint8_t *start = own->batch + own->batch_used;
+    uint8_t *bitmap = collect->bitmap;
+    uint8_t *start = collect->batch + collect->batch_used;
     uint8_t *out = start;
     for (size_t i = 0; i < count && i < AHEAD; i++)
         __builtin_prefetch(bitmap + (number_at(packed, i) >> 3), 1);
@@ -74,7 +74,7 @@ int nu_own(struct nu_own *own, const uint8_t *packed, size_t count) {
         out += test_and_set(bitmap, number) ? NU_LINE_BYTES : 0;
     }
     size_t batched = (size_t)(out - start);
-    own->batch_used += batched;
-    own->duplicate += count - batched / NU_LINE_BYTES;
+    collect->batch_used += batched;
+    collect->duplicate += count - batched / NU_LINE_BYTES;
     return 0;
 }
