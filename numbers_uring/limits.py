@@ -363,8 +363,17 @@ MESSAGE_BYTES_MAX = 1024 * 1024
 DUPLICATE_WINDOW_S = 120.0
 """How long a stream knows the ids of messages, so that one sent again is stored once."""
 
-NODE_STATUS_S = 10.0
-"""What a node said of itself is forgotten after that time."""
+BUCKET_KEYS_MAX = 1000
+"""Keys whose values are asked for at once: nats-server answers up to 1,024."""
+
+BUCKET_TEXT_CHARACTERS_MAX = 1000
+"""The most that is shown of a text that was written by another process."""
+
+NODE_GONE_S = 10.0
+"""A node that has not reported for this long counts as gone."""
+
+NODES_KEEP_S = 3600.0
+"""How long the last report of a node is kept."""
 
 BROKER_START_S = 5.0
 """How long a command tries to reach the NATS server of a cluster before it gives up."""
@@ -554,7 +563,7 @@ assert STREAM_REQUESTS_MAX <= PARTITIONS_MAX
 assert BROKER_RECONNECT_S < BROKER_START_S < BROKER_REQUEST_S
 assert FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX < MESSAGE_BYTES_MAX
 assert FORWARD_IN_FLIGHT <= FORWARD_BATCHES_MAX
-assert 3 * NODE_STATUS_INTERVAL_S < NODE_STATUS_S
+assert 3 * NODE_STATUS_INTERVAL_S < NODE_GONE_S < NODES_KEEP_S
 assert COLLECTOR_BROKER_ANSWER_S < BROKER_REQUEST_S
 assert COLLECTOR_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
 assert 3 * LEASE_REFRESH_S < LEASE_S

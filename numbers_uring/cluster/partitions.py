@@ -9,17 +9,9 @@ from numbers_uring.limits import NUMBERS, PARTITIONS_MAX
 NUMBER_BYTES = 4
 """A batch is a whole count of numbers, each an unsigned 32-bit integer, little-endian."""
 
-CLUSTER_BUCKET = "numbers-cluster"
-"""The key-value bucket that keeps: key `partitions`, their number; key `log.<p>`, who wrote the
-partition's log last, and how many numbers were in it."""
-
 LEASES_BUCKET = "numbers-leases"
 """The key-value bucket in which collectors hold their partitions: key `<p>`, value a JSON object
 with the collector's name and counters. What is not said again for LEASE_S is gone."""
-
-NODES_BUCKET = "numbers-nodes"
-"""The key-value bucket in which nodes tell of themselves: key the node's boot id, value a JSON
-object. What is not said again for NODE_STATUS_S is gone."""
 
 
 class Range(NamedTuple):

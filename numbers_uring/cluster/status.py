@@ -4,17 +4,14 @@ import asyncio
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, Node
 from numbers_uring.cluster.collector.collector import CONSUMER
 from numbers_uring.cluster.collector.lease import read_object
 from numbers_uring.cluster.connection import broker_errors
-from numbers_uring.cluster.partitions import (
-    CLUSTER_BUCKET,
-    LEASES_BUCKET,
-    NODES_BUCKET,
-    stream_name,
-)
+from numbers_uring.cluster.partitions import LEASES_BUCKET, stream_name
 from numbers_uring.cluster.streams import each_partition, recorded_partitions
 from numbers_uring.ingest.report import rate_text
+from numbers_uring.limits import NODE_GONE_S
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
@@ -49,15 +46,15 @@ class PartitionStatus:
 class ClusterStatus:
     """All that `cluster status` tells."""
 
-    nodes: dict[str, dict[str, Any]]
-    """By key, what each node said of itself in the last moments."""
+    nodes: list[Node]
+    """What each node said of itself in the last moments."""
     partitions: list[PartitionStatus]
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON has it, with the totals."""
         each = self.partitions
         return {
-            "nodes": self.nodes,
+            "nodes": [asdict(node) for node in self.nodes],
             "partitions": [asdict(one) for one in each],
             "totals": {
                 "nodes": len(self.nodes),
@@ -72,7 +69,7 @@ class ClusterStatus:
 
     def as_text(self) -> str:
         """Return it for people: a line for each node and each partition, and one for all."""
-        lines = [f"node {key}: {_fields(node)}" for key, node in sorted(self.nodes.items())]
+        lines = [_node_text(node) for node in self.nodes]
         for one in self.partitions:
             fill = 100 * one.bytes // one.max_bytes if one.max_bytes > 0 else 0
             lines.append(
@@ -89,12 +86,10 @@ class ClusterStatus:
         return "\n".join(lines)
 
 
-def _fields(node: dict[str, Any]) -> str:
-    """Leave out what is for programs: the key names the node, and the time is about now."""
-    return ", ".join(
-        f"{name.replace('_', ' ')} {value}"
-        for name, value in node.items()
-        if name not in {"node", "boot_id", "time"}
+def _node_text(node: Node) -> str:
+    return (
+        f"node {node.run} on {node.host}: unique {node.unique}, duplicate {node.duplicate}, "
+        f"acknowledged {node.acknowledged}, in flight {node.in_flight}, clients {node.clients}"
     )
 
 
@@ -102,24 +97,13 @@ async def read_status(js: "JetStreamContext") -> ClusterStatus:
     """Ask the NATS server. Raises StartError."""
     partitions = await recorded_partitions(js)
     with broker_errors("read the cluster's status"):
-        leases, settings, nodes = await asyncio.gather(
-            *map(js.key_value, (LEASES_BUCKET, CLUSTER_BUCKET, NODES_BUCKET))
-        )
+        leases, settings = await asyncio.gather(*map(js.key_value, (LEASES_BUCKET, CLUSTER_BUCKET)))
         found = await each_partition(
             partitions, lambda partition: _read_partition(js, leases, settings, partition)
         )
-        return ClusterStatus(nodes=await _read_nodes(nodes), partitions=found)
-
-
-async def _read_nodes(bucket: Any) -> dict[str, dict[str, Any]]:
-    from nats.js.errors import NoKeysError  # noqa: PLC0415
-
-    try:
-        keys = await bucket.keys()
-    except NoKeysError:
-        return {}
-    objects = [(await read_object(bucket, key))[0] for key in keys]
-    return {key: each for key, each in zip(keys, objects, strict=True) if each is not None}
+        nodes, _ = await Buckets(js).nodes()
+        nodes = [node for node in nodes if node.age_s < NODE_GONE_S]
+        return ClusterStatus(nodes=nodes, partitions=found)
 
 
 async def _read_partition(

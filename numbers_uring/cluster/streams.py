@@ -13,13 +13,19 @@ What it stands on, of nats-server 2.15:
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from numbers_uring.cluster.bucket import (
+    CLUSTER_BUCKET,
+    NODES_BUCKET,
+    Buckets,
+    ChangedError,
+    Settings,
+)
 from numbers_uring.cluster.connection import broker_errors
 from numbers_uring.cluster.partitions import (
-    CLUSTER_BUCKET,
     LEASES_BUCKET,
-    NODES_BUCKET,
     NUMBER_BYTES,
     stream_name,
     subject_name,
@@ -29,9 +35,8 @@ from numbers_uring.limits import (
     DUPLICATE_WINDOW_S,
     LEASE_S,
     MESSAGE_BYTES_MAX,
-    NODE_STATUS_S,
+    NODES_KEEP_S,
     NUMBERS,
-    PARTITIONS_MAX,
     STREAM_NUMBERS_TIMES,
     STREAM_REQUESTS_MAX,
 )
@@ -42,9 +47,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PARTITIONS_KEY = "partitions"
-
-_BUCKETS = {CLUSTER_BUCKET: None, LEASES_BUCKET: LEASE_S, NODES_BUCKET: NODE_STATUS_S}
+_BUCKETS = {CLUSTER_BUCKET: None, LEASES_BUCKET: LEASE_S, NODES_BUCKET: NODES_KEEP_S}
 """How long each one keeps a value, in seconds; None: without limit."""
 
 
@@ -60,16 +63,13 @@ async def init_cluster(
     What is there already stays as it is, and is checked. `max_bytes` is of each stream; None
     stands for room for each number of its partition STREAM_NUMBERS_TIMES. Raises StartError.
     """
-    from nats.js.errors import KeyNotFoundError  # noqa: PLC0415
-
     with broker_errors("make the cluster's buckets"):
         for bucket, ttl_s in _BUCKETS.items():
             await _make_bucket(js, bucket, ttl_s, replicas)
-        settings = await js.key_value(CLUSTER_BUCKET)
-        try:
-            await settings.get(PARTITIONS_KEY)
-        except KeyNotFoundError:
-            await settings.create(PARTITIONS_KEY, str(partitions).encode())
+        buckets = Buckets(js)
+        await buckets.check_version()
+        with suppress(ChangedError):
+            await buckets.put_settings(Settings(partitions=partitions), new=True)
     await _check_number(js, partitions)
     made = 0
     with broker_errors("make the cluster's streams"):
@@ -89,7 +89,13 @@ async def _make_bucket(
         await js.key_value(bucket)
     except NotFoundError:
         await js.create_key_value(
-            KeyValueConfig(bucket, ttl=ttl_s, storage=StorageType.FILE, replicas=replicas)
+            KeyValueConfig(
+                bucket,
+                ttl=ttl_s,
+                storage=StorageType.FILE,
+                replicas=replicas,
+                direct=bucket != LEASES_BUCKET,
+            )
         )
 
 
@@ -138,24 +144,8 @@ async def _make_stream(
 
 async def recorded_partitions(js: "JetStreamContext") -> int:
     """Return how many partitions the cluster was made with. Raises StartError."""
-    from nats.js.errors import KeyNotFoundError, NotFoundError  # noqa: PLC0415
-
     with broker_errors("read the cluster's settings"):
-        try:
-            entry = await (await js.key_value(CLUSTER_BUCKET)).get(PARTITIONS_KEY)
-        except (NotFoundError, KeyNotFoundError) as error:
-            raise StartError(
-                "the NATS server has no cluster yet: run 'numbers-uring cluster init'"
-            ) from error
-    try:
-        partitions = int(entry.value or b"")
-    except ValueError:
-        partitions = 0
-    if not 1 <= partitions <= PARTITIONS_MAX:
-        raise StartError(
-            f"{entry.value!r} in the bucket {CLUSTER_BUCKET} is not a number of partitions"
-        )
-    return partitions
+        return (await Buckets(js).settings()).partitions
 
 
 async def _check_number(js: "JetStreamContext", partitions: int) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from nats.aio.client import Client
 from nats.js import JetStreamContext
-from nats.js.errors import NoKeysError
 
 from numbers_uring.cluster import connection
 from numbers_uring.cluster.access import client_for
+from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.collector.collector import CONSUMER
 from numbers_uring.cluster.connection import broker_errors, connected, jetstream
-from numbers_uring.cluster.partitions import NODES_BUCKET, log_name, stream_name
+from numbers_uring.cluster.partitions import log_name, stream_name
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
 from ports import reserve_port
@@ -396,10 +396,7 @@ def test_the_example_configuration_gives_all_the_rights_that_they_need(
 
 
 async def nodes(js: JetStreamContext) -> bool:
-    try:
-        return bool(await (await js.key_value(NODES_BUCKET)).keys())
-    except NoKeysError:
-        return False
+    return bool((await Buckets(js).nodes())[0])
 
 
 def test_what_is_forbidden_is_said_with_the_right_that_is_missing(

@@ -27,11 +27,10 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
+from numbers_uring.cluster.bucket import CLUSTER_BUCKET, NODES_BUCKET
 from numbers_uring.cluster.collector.collector import CONSUMER
 from numbers_uring.cluster.partitions import (
-    CLUSTER_BUCKET,
     LEASES_BUCKET,
-    NODES_BUCKET,
     log_name,
     range_of,
     stream_name,

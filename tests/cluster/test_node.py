@@ -1,6 +1,5 @@
 """Nodes on a real NATS server: what is acknowledged is in the streams, once, whatever fails."""
 
-import json
 import select
 import signal
 import socket
@@ -13,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nats.js.errors import NoKeysError
 
+from numbers_uring.cluster.bucket import Buckets, Node
 from numbers_uring.cluster.node import outbox
 from numbers_uring.cluster.node.forwarder import Forwarder, ForwardError
-from numbers_uring.cluster.partitions import NODES_BUCKET, range_of, stream_name
+from numbers_uring.cluster.partitions import range_of, stream_name
 from numbers_uring.config import BrokerAccess
 from ports import reserve_port
 from support.broker import Broker, broker_group, broker_with_cluster, init, leader
@@ -72,14 +71,9 @@ def scrape(server: ServerProcess) -> dict[str, float]:
     return {name: float(value) for name, value in found}
 
 
-async def nodes(js: Any) -> list[dict[str, Any]]:
+async def nodes(js: Any) -> list[Node]:
     """Return what the nodes tell of themselves."""
-    bucket = await js.key_value(NODES_BUCKET)
-    try:
-        keys = await bucket.keys()
-    except NoKeysError:
-        keys = []
-    return [json.loads((await bucket.get(key)).value) for key in keys]
+    return (await Buckets(js).nodes())[0]
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +128,7 @@ def test_each_number_is_stored_once_in_the_stream_of_its_range(empty_broker: Bro
 
         def told() -> bool:
             return any(
-                state["acknowledged"] == state["unique"] == len(numbers)
+                state.acknowledged == state.unique == len(numbers)
                 for state in empty_broker.run(nodes)
             )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from numbers_uring.addresses import TcpAddress
+from numbers_uring.cluster.bucket import CLUSTER_BUCKET
 from numbers_uring.cluster.collector.collector import CollectorError, PartitionCollector
 from numbers_uring.cluster.collector.kernel import CollectKernel
 from numbers_uring.cluster.collector.lag import tend_lag
@@ -26,7 +27,6 @@ from numbers_uring.cluster.connection import (
     url_text,
 )
 from numbers_uring.cluster.partitions import (
-    CLUSTER_BUCKET,
     LEASES_BUCKET,
     Range,
     log_name,

@@ -1,12 +1,10 @@
 """Forwards numbers to the NATS server of a cluster: the Sink of a node, which has no log."""
 
-import os
-import re
 import secrets
 import socket
-import time
 from collections.abc import Callable
 
+from numbers_uring.cluster.bucket import Node
 from numbers_uring.cluster.connection import url_text
 from numbers_uring.cluster.node.outbox import Outbox
 from numbers_uring.cluster.node.publisher import Publisher
@@ -42,14 +40,12 @@ class Forwarder:
         self._url_text = url_text(url)
         self._partitions = partitions
         self._inform = inform
-        self._boot_id = secrets.token_hex(8)
-        host = re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())
-        self._node = f"{host}-{os.getpid()}"
+        self._run = secrets.token_hex(8)
         self._publisher = Publisher(
             url,
             partitions,
             access=access,
-            boot_id=self._boot_id,
+            run=self._run,
             say=say,
             inform=inform,
             on_failure=wake,
@@ -60,18 +56,17 @@ class Forwarder:
     def watch(self, taken: Callable[[], Counts], clients: Callable[[], int]) -> None:
         """Publish the status of the server whose counts and connected clients these are."""
 
-        def state() -> tuple[str, dict[str, object]]:
+        def state() -> Node:
             forwarded = self.forwarded
-            return self._node, {
-                "node": self._node,
-                "boot_id": self._boot_id,
-                "unique": taken().unique,
-                "duplicate": taken().duplicate,
-                "acknowledged": forwarded.acknowledged,
-                "in_flight": forwarded.in_flight,
-                "clients": clients(),
-                "time": time.time(),
-            }
+            return Node(
+                run=self._run,
+                host=socket.gethostname(),
+                unique=taken().unique,
+                duplicate=taken().duplicate,
+                acknowledged=forwarded.acknowledged,
+                in_flight=forwarded.in_flight,
+                clients=clients(),
+            )
 
         self._publisher.publish_status(state)
 
@@ -81,7 +76,7 @@ class Forwarder:
 
     @property
     def fields(self) -> dict[str, object]:
-        return {"forward": self._url_text, "partitions": self._partitions, "node": self._node}
+        return {"forward": self._url_text, "partitions": self._partitions, "node": self._run}
 
     @property
     def written_lines(self) -> int:

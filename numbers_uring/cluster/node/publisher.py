@@ -11,15 +11,15 @@ Facts of nats-server 2.15 and nats-py 2.16 that it relies on:
 """
 
 import asyncio
-import json
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from numbers_uring.cluster.bucket import Buckets, Node
 from numbers_uring.cluster.connection import connected, jetstream, until_closed, url_text
 from numbers_uring.cluster.node.outbox import Batch, Outbox
-from numbers_uring.cluster.partitions import NODES_BUCKET, subject_name
+from numbers_uring.cluster.partitions import subject_name
 from numbers_uring.cluster.streams import check_streams
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
@@ -46,7 +46,7 @@ class _ClosedError(Exception):
 class Publisher:
     """Connected to the NATS server at `url`, whose streams were checked, once this returns.
 
-    Publishes the batches of the outbox that `attach` names, with ids that begin with `boot_id`.
+    Publishes the batches of the outbox that `attach` names, with ids that begin with `run`.
     `say` gets a line for the operator when batches are refused, `inform` when that ends.
     `on_failure` is called, in the thread, when there is a `failure`. Raises StartError.
     """
@@ -57,7 +57,7 @@ class Publisher:
         partitions: int,
         *,
         access: BrokerAccess,
-        boot_id: str,
+        run: str,
         say: Callable[[str], None],
         inform: Callable[[str], None],
         on_failure: Callable[[], None],
@@ -70,12 +70,12 @@ class Publisher:
         self._url = url
         self._access = access
         self._partitions = partitions
-        self._boot_id = boot_id
+        self._run_id = run
         self._say = say
         self._inform = inform
         self._on_failure = on_failure
         self._outbox: Outbox
-        self._state: Callable[[], tuple[str, dict[str, object]]] | None = None
+        self._state: Callable[[], Node] | None = None
         self._said: set[str] = set()
         self._timeouts: set[asyncio.Timeout] = set()
         self._loop: asyncio.AbstractEventLoop
@@ -100,8 +100,8 @@ class Publisher:
         """Look into the outbox; from any thread."""
         self._call(self._changed.set)
 
-    def publish_status(self, state: Callable[[], tuple[str, dict[str, object]]]) -> None:
-        """Write what `state` returns, a key and a JSON object, to the bucket of the nodes.
+    def publish_status(self, state: Callable[[], Node]) -> None:
+        """Write what `state` returns to the bucket of the nodes.
 
         `state` is called, in this thread, every NODE_STATUS_INTERVAL_S from now on.
         """
@@ -134,7 +134,7 @@ class Publisher:
             self._ready.set()
 
     async def _run(self) -> None:
-        name = f"numbers-uring {self._boot_id}"
+        name = f"numbers-uring {self._run_id}"
         async with connected(self._url, name, access=self._access, say=self._note) as client:
             if client.max_payload < FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX:
                 raise StartError(
@@ -194,7 +194,7 @@ class Publisher:
                     subject_name(batch.partition),
                     batch.payload,
                     timeout=2 * FORWARD_RESEND_S,
-                    headers={"Nats-Msg-Id": f"{self._boot_id}-{batch.number}"},
+                    headers={"Nats-Msg-Id": f"{self._run_id}-{batch.number}"},
                 )
         except (OSError, nats.errors.Error) as error:
             self._outbox.fail(batch, FORWARD_RETRY_S)
@@ -237,19 +237,15 @@ class Publisher:
         while True:
             await asyncio.sleep(NODE_STATUS_INTERVAL_S)
             if self._state is not None:
-                key, state = self._state()
                 # For information only; the publisher reports a NATS server that does not answer.
                 with suppress(OSError, nats.errors.Error):
-                    bucket: Any = await js.key_value(NODES_BUCKET)
-                    await bucket.put(key, json.dumps(state).encode())
+                    await Buckets(js).put_node(self._state())
 
     async def _delete_status(self, client: "Client", js: "JetStreamContext") -> None:
-        """Delete this node's status, which would otherwise stay for some seconds."""
+        """Delete this node's status: a node that stops is not one that is gone."""
         import nats  # noqa: PLC0415
 
         if self._state is not None and client.is_connected:
-            key, _ = self._state()
             with suppress(OSError, nats.errors.Error):
                 async with asyncio.timeout(FORWARD_CLOSE_S / 2):
-                    bucket: Any = await js.key_value(NODES_BUCKET)
-                    await bucket.delete(key)
+                    await Buckets(js).delete_node(self._run_id)
