@@ -1,20 +1,27 @@
 """How we and the NATS server prove who we are: from files to what the client takes.
 
+All files are read anew for each connection, so that replaced ones are used without a restart.
+
 Facts of nats-py 2.16 that it stands on:
 
 - Its own reader of credentials looks for their first line for ever where there is none.
-- It asks for the credentials each time a connection is made, again too: so a file may be replaced.
-  What is raised then is tried again if it is an OSError, and ends the attempts otherwise.
+- It asks for the credentials and for the TLS settings each time it makes a connection. It tries
+  again if an OSError is raised then, and ends the attempts for other errors.
 - Where the NATS server ends a connection because credentials have expired, it is closed for good.
 - With tls:// it encrypts if the NATS server asks for that, and sends in the clear if not.
+- asyncio is not told that its streams are encrypted, and warns at each end of a connection,
+  and reads without a limit.
+- It also connects to servers that a NATS server names, but without the password of the URL.
 """
 
+import asyncio
 import base64
 import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import ParseResult
 
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
@@ -32,7 +39,14 @@ _CREDENTIALS = re.compile(
 _REFUSED = ("authorization violation", "authentication expired", "authentication revoked")
 
 
-_STEPS = ("_connect_command", "_process_err", "_process_op_err")
+_STEPS = (
+    "_connect_command",
+    "_connect_to_server",
+    "_process_err",
+    "_process_info",
+    "_process_op_err",
+    "ssl_context",
+)
 """The client's own, which it does not promise to keep, and which we go into."""
 
 
@@ -40,8 +54,8 @@ class NoTlsError(OSError):
     """The NATS server does not ask for TLS, and we are not to do without."""
 
 
-class CredentialsError(OSError):
-    """They are not there just now, or are no credentials; its text is for the user."""
+class AccessFileError(OSError):
+    """A file of ours is missing or cannot be used at the moment; its text is for the user."""
 
 
 def client_for(url: str, access: BrokerAccess) -> "tuple[Client, dict[str, Any]]":
@@ -49,7 +63,8 @@ def client_for(url: str, access: BrokerAccess) -> "tuple[Client, dict[str, Any]]
 
     It encrypts, or is not connected, where `url` begins with tls:// or `access` has certificates.
     """
-    from nats.aio.client import Client  # noqa: PLC0415
+    from nats.aio.client import Client, Srv  # noqa: PLC0415
+    from nats.aio.transport import TcpTransport  # noqa: PLC0415
     from nats.errors import Error  # noqa: PLC0415
 
     for step in _STEPS:
@@ -61,7 +76,42 @@ def client_for(url: str, access: BrokerAccess) -> "tuple[Client, dict[str, Any]]
             )
     encrypt = "tls://" in url or access.ca is not None or access.certificate is not None
 
+    class OurTransport(TcpTransport):
+        def __bool__(self) -> bool:
+            return True  # Else the client takes one of its own.
+
+        async def connect_tls(
+            self,
+            uri: str | ParseResult,
+            ssl_context: ssl.SSLContext,
+            buffer_size: int,
+            connect_timeout: int,
+        ) -> None:
+            await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
+            assert self._io_writer is not None
+            transport = self._io_writer.transport
+            protocol: asyncio.BaseProtocol | None = transport.get_protocol()
+            # asyncio's start_tls leaves this to its caller. None: it is closed already.
+            if protocol is not None:
+                protocol.connection_made(transport)
+
     class OurClient(Client):
+        @property
+        def ssl_context(self) -> ssl.SSLContext:
+            return _tls(access)
+
+        async def _connect_to_server(self, s: Srv) -> None:
+            if not isinstance(self._transport, OurTransport):
+                self._transport = OurTransport()  # type: ignore[no-untyped-call]
+            await super()._connect_to_server(s)
+
+        # Only the servers that the user named: each with its password and the name to verify.
+        async def _process_info(
+            self, info: dict[str, Any], initial_connection: bool = False
+        ) -> None:
+            known = {name: value for name, value in info.items() if name != "connect_urls"}
+            await super()._process_info(known, initial_connection)
+
         # The last step before anything of ours is sent, passwords among it.
         def _connect_command(self) -> bytes:
             if encrypt and not self._server_info.get("tls_required"):
@@ -81,7 +131,10 @@ def client_for(url: str, access: BrokerAccess) -> "tuple[Client, dict[str, Any]]
     if access.credentials is not None:
         arguments |= _credentials(access.credentials)
     if encrypt:
-        arguments["tls"] = _tls(access)
+        try:
+            _tls(access)
+        except AccessFileError as error:
+            raise StartError(str(error)) from error
     return OurClient(), arguments
 
 
@@ -91,10 +144,11 @@ def is_refusal(text: str) -> bool:
 
 
 def _tls(access: BrokerAccess) -> ssl.SSLContext:
+    """Return the TLS settings by the files as they are now. Raises AccessFileError."""
     try:
         context = ssl.create_default_context(cafile=access.ca)
     except (OSError, ValueError) as error:
-        raise StartError(
+        raise AccessFileError(
             f"cannot use the certificates of the CA {access.ca}: {_text(error)}"
         ) from error
     if access.certificate is not None:
@@ -106,7 +160,7 @@ def _tls(access: BrokerAccess) -> ssl.SSLContext:
             context.load_cert_chain(access.certificate, access.key, password=refuse)
         except (OSError, ValueError) as error:
             of = "" if access.key is None else f" with the key {access.key}"
-            raise StartError(
+            raise AccessFileError(
                 f"cannot use the certificate {access.certificate}{of}: {_text(error)}"
             ) from error
     return context
@@ -138,7 +192,7 @@ def _credentials(path: Path) -> dict[str, Callable[..., bytes]]:
             why = str(error.strerror)
         except Exception:  # whatever the library raises for what is no seed
             why = "they are no user's JWT and seed, as nsc writes them"
-        raise CredentialsError(f"cannot use the credentials {path}: {why}")
+        raise AccessFileError(f"cannot use the credentials {path}: {why}")
 
     def sign(nonce: str) -> bytes:
         _, pair = read()
@@ -149,6 +203,6 @@ def _credentials(path: Path) -> dict[str, Callable[..., bytes]]:
 
     try:
         read()[1].wipe()
-    except CredentialsError as error:
+    except AccessFileError as error:
         raise StartError(str(error)) from error
     return {"user_jwt_cb": lambda: read()[0], "signature_cb": sign}

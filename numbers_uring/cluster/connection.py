@@ -15,7 +15,7 @@ from ssl import SSLError
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
 
-from numbers_uring.cluster.access import CredentialsError, NoTlsError, client_for, is_refusal
+from numbers_uring.cluster.access import AccessFileError, NoTlsError, client_for, is_refusal
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
@@ -79,16 +79,16 @@ class _Events:
         if is_refusal(text) or isinstance(error, NoTlsError):
             self._refuse(text)
         elif isinstance(error, SSLError):
-            self._distrust(text)
-        elif isinstance(error, CredentialsError):
+            self._fail_tls(text)
+        elif isinstance(error, AccessFileError):
             self._say_once(f"{text}; retrying")
 
-    def _distrust(self, text: str) -> None:
+    def _fail_tls(self, text: str) -> None:
         """Retry, because the certificate may be replaced soon; fail if this is the start."""
         if self.attempt is not None:
             self._refuse(text)
         else:
-            self._say_once(f"{self.name} is not trusted: {text}; retrying")
+            self._say_once(f"TLS fails with {self.name}: {text}; retrying")
 
     def _refuse(self, text: str) -> None:
         self._refusals += 1

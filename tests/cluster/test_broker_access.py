@@ -4,7 +4,6 @@ import asyncio
 import json
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +24,7 @@ from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
 from ports import reserve_port
 from support.broker import Broker
+from support.certificates import Certificates
 from support.logs import lines
 from support.processes import CommandProcess, ServerProcess, assert_one_line_error, run_command
 from support.signed_jwts import Operator
@@ -32,40 +32,6 @@ from support.waiting import DEADLINE_S, wait_until
 
 EXAMPLE = Path(__file__).parents[2] / "deploy" / "nats.conf"
 STATUS = ("cluster", "status", "--json")
-
-
-class Certificates:
-    """A CA, and certificates that it has signed for the NATS server and for us."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        folder.mkdir()
-        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-days", "2")
-        for name in ("ca", "other-ca"):
-            self._openssl("req", "-x509", *key, "-noenc", *self._files(name), f"-subj=/CN={name}")
-        for name in ("engine", "client"):
-            self._openssl(
-                *("req", "-x509", *key, "-noenc", *self._files(name), "-subj", f"/CN={name}"),
-                *("-CA", str(self.path("ca.pem")), "-CAkey", str(self.path("ca.key"))),
-                *("-addext", "subjectAltName=IP:127.0.0.1"),
-                *("-addext", "basicConstraints=CA:FALSE"),
-            )
-        both = self.path("client.pem").read_bytes() + self.path("client.key").read_bytes()
-        self.path("both.pem").write_bytes(both)
-        secret = ("-in", str(self.path("client.key")), "-out", str(self.path("secret.key")))
-        self._openssl("pkey", "-aes256", "-passout", "pass:secret", *secret)
-
-    def path(self, name: str) -> Path:
-        return self._folder / name
-
-    def _files(self, name: str) -> tuple[str, ...]:
-        paths = str(self.path(f"{name}.key")), str(self.path(f"{name}.pem"))
-        return "-keyout", paths[0], "-out", paths[1]
-
-    @staticmethod
-    def _openssl(*arguments: str) -> None:
-        done = subprocess.run(["openssl", *arguments], capture_output=True, check=False, text=True)
-        assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +163,56 @@ def test_nothing_is_said_to_a_nats_server_without_tls_where_tls_is_asked_for(
         thread.join(DEADLINE_S)
     assert_one_line_error(done, 3, "it does not offer TLS")
     assert said == [b""]
+
+
+def test_only_servers_that_the_user_named_are_connected_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "BROKER_RECONNECT_S", 0.05)
+
+    async def session() -> None:
+        others: list[asyncio.StreamWriter] = []
+
+        async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            """Name another server, and close the connection once it is made."""
+            names = {"max_payload": 1000, "connect_urls": [f"127.0.0.1:{other_port}"]}
+            writer.write(f"INFO {json.dumps(names)}\r\n".encode())
+            await reader.readuntil(b"PING\r\n")
+            writer.write(b"PONG\r\n")
+            await writer.drain()
+            writer.close()
+            named.release()
+
+        async def take(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            others.append(writer)
+            writer.close()
+
+        named = asyncio.Semaphore(0)
+        async with (
+            await asyncio.start_server(greet, "127.0.0.1", 0) as server,
+            await asyncio.start_server(take, "127.0.0.1", 0) as other,
+            asyncio.timeout(DEADLINE_S),
+        ):
+            (port, other_port) = (each.sockets[0].getsockname()[1] for each in (server, other))
+            async with connected(f"nats://127.0.0.1:{port}", "tests", access=BrokerAccess()):
+                for _ in range(4):
+                    await named.acquire()
+        assert not others
+
+    asyncio.run(session())
+
+
+def test_commands_say_nothing_but_their_own_lines_over_tls(
+    encrypted: Broker, access: tuple[str, ...]
+) -> None:
+    environment = {"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "always"}
+    for arguments in (("cluster", "init", "--partitions", "1"), ("cluster", "status")):
+        options = ("--nats", encrypted.url, *access)
+        done = run_command(*arguments, *options, environment=environment)
+        assert done.returncode == 0, done.stderr
+        # Python's development mode also says what took long.
+        said = [line for line in done.stderr.splitlines() if " took " not in line]
+        assert [line for line in said if " is ready: " not in line] == []
 
 
 def test_a_cluster_works_with_credentials(tmp_path: Path) -> None:
@@ -425,7 +441,7 @@ def test_what_is_forbidden_is_said_with_the_right_that_is_missing(
 def test_a_client_library_without_what_is_needed_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for step in ("_connect_command", "_process_err", "_process_op_err"):
+    for step in ("_connect_command", "_connect_to_server", "_process_info", "ssl_context"):
         with monkeypatch.context() as patch:
             patch.delattr(Client, step)
             with pytest.raises(StartError, match=f"no Client.{step}, which is needed"):

@@ -79,12 +79,16 @@ class Broker:
         self.process.send_signal(signal.SIGHUP)
 
     def start(self) -> None:
+        self.start_only()
+        if self._alone:
+            self.wait_ready()
+
+    def start_only(self) -> None:
+        """Start it, and do not wait until it answers."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [binary(), "--config", str(self.config)], stdout=log, stderr=log
             )
-        if self._alone:
-            self.wait_ready()
 
     def wait_ready(self) -> None:
         """Wait until JetStream answers."""
