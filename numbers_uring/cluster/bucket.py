@@ -80,6 +80,8 @@ class Copy:
     """The id of its process."""
     host: str
     log: str
+    place: str
+    """Tells its folder from a copy of that; see collector/identity.py."""
     state: str
     """What it does, in a word or two."""
     waits: str | None = None
@@ -88,6 +90,8 @@ class Copy:
     """How many numbers it took in recently, new and repeated."""
     time: float = field(default_factory=time.time)
     """When this was written, by the clock of its host."""
+    stream_created_ns: int = 0
+    """Tells the stream from others of the same name."""
     sequence: int = 0
     message_time_ns: int = 0
     log_bytes: int = 0
@@ -110,6 +114,15 @@ class Skip:
     by: str
     why: str
     time: float = field(default_factory=time.time)
+
+
+class Trim(NamedTuple):
+    """An announcement: the messages before `sequence` are going to be purged."""
+
+    sequence: int
+    stream_created_ns: int
+    revision: int = 0
+    """Of the key: not written, but read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +149,8 @@ class Contents:
     settings: Settings
     copies: list[Copy] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
-    trims: dict[int, int] = field(default_factory=dict)
-    """By partition: up to which sequence its stream is going to be trimmed."""
+    trims: dict[int, Trim] = field(default_factory=dict)
+    """By partition."""
     unreadable: list[str] = field(default_factory=list)
     """A line for each value that makes no sense, and was left out."""
 
@@ -172,13 +185,7 @@ class Buckets:
 
     async def put_settings(self, settings: Settings, *, new: bool) -> None:
         """Write them, the first ones if they are `new`. Raises ChangedError if they are not."""
-        revision = None
-        if new:
-            there = await self._last(CLUSTER_BUCKET, _SETTINGS)
-            if there is not None and not there.deleted:
-                raise ChangedError
-            revision = 0 if there is None else there.revision
-        await self._put(CLUSTER_BUCKET, _SETTINGS, asdict(settings), revision)
+        await self._put(CLUSTER_BUCKET, _SETTINGS, asdict(settings), 0 if new else None)
 
     async def read(
         self, partitions: Collection[int] | None = None, *, fresh: bool = False
@@ -224,9 +231,13 @@ class Buckets:
         value = {"by": skip.by, "why": skip.why, "time": skip.time}
         await self._put(CLUSTER_BUCKET, f"skip.{skip.partition}.{skip.sequence}", value)
 
-    async def put_trim(self, partition: int, sequence: int) -> None:
-        """Announce that the partition's stream is going to be trimmed up to `sequence`."""
-        await self._put(CLUSTER_BUCKET, f"trim.{partition}", {"sequence": sequence})
+    async def put_trim(self, partition: int, trim: Trim) -> int:
+        """Announce it; return its revision.
+
+        Raises ChangedError if the key has not the revision of `trim` by now; 0: if there is one.
+        """
+        value = {"sequence": trim.sequence, "stream_created_ns": trim.stream_created_ns}
+        return await self._put(CLUSTER_BUCKET, f"trim.{partition}", value, trim.revision)
 
     # The bucket `numbers-nodes`.
 
@@ -357,6 +368,7 @@ class Buckets:
     ) -> int:
         from nats.js.errors import APIError  # noqa: PLC0415
 
+        """Write it; 0 as the revision stands for a key that is not there, or deleted."""
         headers = None
         if revision is not None:
             headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
@@ -365,9 +377,12 @@ class Buckets:
                 f"$KV.{bucket}.{_PREFIX}{name}", json.dumps(value).encode(), headers=headers
             )
         except APIError as error:
-            if error.err_code in _WRONG_LAST_SEQUENCE:
+            if error.err_code not in _WRONG_LAST_SEQUENCE:
+                raise
+            there = None if revision else await self._last(bucket, name)
+            if there is None or not there.deleted:
                 raise ChangedError from error
-            raise
+            return await self._put(bucket, name, value, there.revision)
         return stored.seq
 
     async def _delete(self, bucket: str, name: str) -> None:
@@ -508,7 +523,10 @@ def _add(contents: Contents, name: str, value: _Value, now_s: float) -> None:
         )
     elif (match := _TRIM.fullmatch(name)) is not None:
         partition = _partition(match[1], contents.settings)
-        contents.trims[partition] = _Object(value.data).count("sequence")
+        fields = _Object(value.data)
+        contents.trims[partition] = Trim(
+            fields.count("sequence"), fields.count("stream_created_ns"), value.revision
+        )
     else:
         raise ValueError("it has no meaning in this version")
 
@@ -527,6 +545,8 @@ def _copy(partition: int, copy: str, value: _Value, now_s: float) -> Copy:
         run=fields.text("run"),
         host=fields.text("host"),
         log=fields.text("log"),
+        place=fields.text("place"),
+        stream_created_ns=fields.count("stream_created_ns"),
         state=fields.text("state"),
         waits=fields.text_or_none("waits"),
         per_s=fields.seconds("per_s"),

@@ -20,6 +20,7 @@ from numbers_uring.cluster.bucket import (
     Node,
     Settings,
     Skip,
+    Trim,
     VersionError,
 )
 from numbers_uring.cluster.checkpoints import Point
@@ -36,9 +37,11 @@ COPY = Copy(
     run="r1",
     host="host-1",
     log="/logs/numbers.1.log",
+    place="boot.1.2",
     state="reading",
     waits="the message 7 is missing",
     per_s=1.5,
+    stream_created_ns=2**61,
     sequence=6,
     message_time_ns=2**62,
     log_bytes=30,
@@ -95,7 +98,8 @@ def test_what_is_written_is_read_again(cluster: Broker, fresh: bool) -> None:
         revision = await buckets.put_copy(COPY)
         await buckets.put_copy(replace(COPY, partition=0, waits=None))
         await buckets.put_skip(skip)
-        await buckets.put_trim(1, 4)
+        trim = Trim(4, 2**61)
+        trim = trim._replace(revision=await buckets.put_trim(1, trim))
         assert await buckets.settings() == settings
         contents = await buckets.read(fresh=fresh)
         assert contents.copies[1].revision == revision
@@ -104,10 +108,10 @@ def test_what_is_written_is_read_again(cluster: Broker, fresh: bool) -> None:
             settings=settings,
             copies=[replace(COPY, partition=0, waits=None), COPY],
             skips=[skip],
-            trims={1: 4},
+            trims={1: trim},
         )
         some = await buckets.read([1], fresh=fresh)
-        assert without_age(some) == Contents(settings=settings, copies=[COPY], trims={1: 4})
+        assert without_age(some) == Contents(settings=settings, copies=[COPY], trims={1: trim})
         await buckets.forget_copy(1, "a1")
         assert (await buckets.read([1], fresh=fresh)).copies == []
 
@@ -139,6 +143,23 @@ def test_a_copy_is_only_replaced_by_who_knows_what_is_there(cluster: Broker) -> 
             with pytest.raises(ChangedError):
                 await buckets.put_copy(COPY, revision=stale)
         assert (await buckets.read()).copies[0].revision == second
+        await buckets.forget_copy(1, "a1")
+        with pytest.raises(ChangedError):
+            await buckets.put_copy(COPY, revision=second)
+        await buckets.put_copy(COPY, revision=0)
+        with pytest.raises(ChangedError):
+            await buckets.put_copy(COPY, revision=0)
+
+    use(cluster, session)
+
+
+def test_a_trim_is_only_announced_by_who_knows_what_was_announced(cluster: Broker) -> None:
+    async def session(_: JetStreamContext, buckets: Buckets) -> None:
+        revision = await buckets.put_trim(1, Trim(4, 7))
+        with pytest.raises(ChangedError):
+            await buckets.put_trim(1, Trim(5, 7))
+        revision = await buckets.put_trim(1, Trim(5, 7, revision))
+        assert (await buckets.read()).trims == {1: Trim(5, 7, revision)}
 
     use(cluster, session)
 
@@ -162,6 +183,8 @@ GOOD: dict[str, Any] = {
     "run": "r",
     "host": "h",
     "log": "l",
+    "place": "p",
+    "stream_created_ns": 1,
     "state": "s",
     "waits": None,
     "per_s": 0,
