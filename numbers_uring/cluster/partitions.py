@@ -52,6 +52,11 @@ def log_name(partition: int) -> str:
     return f"numbers.{partition}.log"
 
 
+def index_name(partition: int) -> str:
+    """Return the name of the log's index, in the same folder."""
+    return f"numbers.{partition}.index"
+
+
 def parse_partitions(text: str, partitions: int) -> list[int]:
     """Return what `0-3`, `0,2` or `0-3,8` names, ascending, each once. Raises ValueError."""
     found: set[int] = set()

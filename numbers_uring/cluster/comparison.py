@@ -1,0 +1,105 @@
+"""What the registered copies of one partition mean together: whether they differ, which of them
+has what another one lacks, and what of their stream none of them needs any more.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+from numbers_uring.cluster.bucket import Copy, Settings
+from numbers_uring.cluster.checkpoints import Difference, difference
+from numbers_uring.cluster.partitions import index_name, log_name, stream_name
+
+
+class Disagreement(NamedTuple):
+    """Two copies of a partition that differ, and where they begin to."""
+
+    one: Copy
+    other: Copy
+    where: Difference
+
+    @property
+    def text(self) -> str:
+        """Name both, and the messages between which they began to differ."""
+        where = self.where
+        return (
+            f"partition {self.one.partition}: {copy_text(self.one)} and {copy_text(self.other)} "
+            f"differ: equal up to message {where.equal_until} of the stream "
+            f"{stream_name(self.one.partition)}, different at message {where.differs_at}"
+        )
+
+
+def copy_text(copy: Copy) -> str:
+    """Return how a line for the operator names a copy."""
+    return f"copy {copy.copy} ({copy.log} on {copy.host})"
+
+
+def disagreements(copies: Iterable[Copy]) -> list[Disagreement]:
+    """Return all pairs of copies that differ; copies of other partitions or streams never do."""
+    found = []
+    for one, other in combinations(copies, 2):
+        if (one.partition, one.stream_created_ns) != (other.partition, other.stream_created_ns):
+            continue
+        where = difference(one.points, other.points)
+        if where is not None:
+            found.append(Disagreement(one, other, where))
+    return found
+
+
+def share_points(one: Copy, other: Copy) -> bool:
+    """Return whether the two can be compared at all."""
+    known = {point.sequence for point in other.points}
+    return any(point.sequence in known for point in one.points)
+
+
+def advice(copies: Iterable[Copy], own: Copy, sequence: int) -> str | None:
+    """Return what to do where `own` waits for a message that another copy has taken in.
+
+    None if no other copy has, of the same stream and without a difference to the others.
+    """
+    others = [
+        copy
+        for copy in copies
+        if copy.copy != own.copy
+        and copy.partition == own.partition
+        and copy.stream_created_ns == own.stream_created_ns
+        and copy.sequence >= sequence
+        and difference(copy.points, own.points) is None
+    ]
+    if not others:
+        return None
+    best = max(others, key=lambda copy: (copy.sequence, copy.copy))
+    return (
+        f"{copy_text(best)} has taken it in: stop this collector, copy "
+        f"{index_name(own.partition)} and then {log_name(own.partition)} from there, and start it "
+        "again"
+    )
+
+
+class Floor(NamedTuple):
+    """The last message that all copies have on disk, which is not needed by any of them.
+
+    It stays in the stream, because a copy begins with a look at the message of its position.
+    """
+
+    sequence: int
+    time_ns: int
+
+
+def trim_floor(copies: Sequence[Copy], settings: Settings, stream_created_ns: int) -> Floor | str:
+    """Return up to where the copies of one partition allow to trim its stream, or why they don't.
+
+    `stream_created_ns` tells the stream from an earlier one of the same name.
+    """
+    if not settings.copies:
+        return "trimming was not asked for"
+    foreign = [copy for copy in copies if copy.stream_created_ns != stream_created_ns]
+    if foreign:
+        return f"{copy_text(foreign[0])} is of another stream of the same name"
+    if len(copies) < settings.copies:
+        return f"{len(copies)} of {settings.copies} copies are registered"
+    differing = disagreements(copies)
+    if differing:
+        return differing[0].text
+    slowest = min(copies, key=lambda copy: copy.sequence)
+    return Floor(slowest.sequence, slowest.message_time_ns)

@@ -1,0 +1,111 @@
+"""What copies of a partition mean together: differences, advice, and what can be trimmed."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from numbers_uring.cluster.bucket import Copy, Settings
+from numbers_uring.cluster.checkpoints import Point
+from numbers_uring.cluster.comparison import Floor, advice, disagreements, trim_floor
+
+STREAM_NS = 1_700_000_000_000_000_000
+SETTINGS = Settings(partitions=8, copies=2)
+
+
+def copy_at(name: str, sequence: int, *, altered_from: int = 1 << 60) -> Copy:
+    """Return a copy of partition 3 whose messages have a number each."""
+    points = tuple(
+        Point(each, each, 7 * each + (each >= altered_from)) for each in range(1, sequence + 1)
+    )
+    return Copy(
+        partition=3,
+        copy=name,
+        run=f"run-{name}",
+        host=f"host-{name}",
+        log=f"/logs-{name}/numbers.3.log",
+        place=name,
+        state="collecting",
+        stream_created_ns=STREAM_NS,
+        sequence=sequence,
+        message_time_ns=STREAM_NS + sequence,
+        log_bytes=10 * sequence,
+        count=sequence,
+        sum=7 * sequence,
+        points=points,
+    )
+
+
+def test_copies_that_agree_at_all_they_share_do_not_differ() -> None:
+    assert disagreements([copy_at("a", 5), copy_at("b", 9), copy_at("c", 0)]) == []
+
+
+def test_each_pair_that_differs_is_named_with_the_messages_between_which_it_began() -> None:
+    found = disagreements([copy_at("a", 9), copy_at("b", 9, altered_from=4), copy_at("c", 9)])
+    assert [(each.one.copy, each.other.copy) for each in found] == [("a", "b"), ("b", "c")]
+    assert found[0].text == (
+        "partition 3: copy a (/logs-a/numbers.3.log on host-a) and copy b (/logs-b/numbers.3.log "
+        "on host-b) differ: equal up to message 3 of the stream numbers-3, different at message 4"
+    )
+
+
+def test_copies_of_something_else_do_not_differ() -> None:
+    altered = copy_at("b", 9, altered_from=1)
+    for stranger in (replace(altered, partition=4), replace(altered, stream_created_ns=1)):
+        assert disagreements([copy_at("a", 9), stranger]) == []
+
+
+def test_the_copy_that_has_most_of_what_is_missing_is_the_one_to_copy() -> None:
+    copies = [copy_at("a", 5), copy_at("b", 9), copy_at("c", 8), copy_at("d", 5)]
+    found = advice(copies, copies[0], 6)
+    assert found == (
+        "copy b (/logs-b/numbers.3.log on host-b) has taken it in: stop this collector, copy "
+        "numbers.3.index and then numbers.3.log from there, and start it again"
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        copy_at("b", 5),
+        copy_at("a", 9),
+        copy_at("b", 9, altered_from=4),
+        replace(copy_at("b", 9), partition=4),
+        replace(copy_at("b", 9), stream_created_ns=1),
+    ],
+    ids=["behind", "itself", "differs", "of another partition", "of another stream"],
+)
+def test_a_copy_that_does_not_help_is_not_named(other: Copy) -> None:
+    assert advice([other], copy_at("a", 5), 6) is None
+
+
+def test_a_stream_is_needed_from_the_position_of_its_slowest_copy_on() -> None:
+    copies = [copy_at("a", 9), copy_at("b", 4), copy_at("c", 7)]
+    assert trim_floor(copies, SETTINGS, STREAM_NS) == Floor(4, STREAM_NS + 4)
+
+
+@pytest.mark.parametrize(
+    ("copies", "settings", "why"),
+    [
+        ([copy_at("a", 9), copy_at("b", 9)], Settings(partitions=8), "was not asked for"),
+        ([], SETTINGS, "0 of 2 copies are registered"),
+        ([copy_at("a", 9)], SETTINGS, "1 of 2 copies are registered"),
+        ([copy_at("a", 9), copy_at("b", 9, altered_from=9)], SETTINGS, "differ"),
+        (
+            [copy_at("a", 9), copy_at("b", 9), copy_at("c", 9, altered_from=1)],
+            SETTINGS,
+            "differ",
+        ),
+        (
+            [copy_at("a", 9), copy_at("b", 9), replace(copy_at("c", 9), stream_created_ns=1)],
+            SETTINGS,
+            r"copy c \(.*\) is of another stream",
+        ),
+    ],
+)
+def test_a_stream_is_not_trimmed_and_the_reason_is_named(
+    copies: list[Copy], settings: Settings, why: str
+) -> None:
+    found = trim_floor(copies, settings, STREAM_NS)
+    assert isinstance(found, str)
+    assert re.search(why, found), found
