@@ -186,9 +186,42 @@ int nu_load_connect(struct nu_load *load, int64_t until_ns) {
     return 0;
 }
 
-/* Returns where bytes at .. at + bytes - 1 of what the client sends are, making them if needed. */
+static int read_bytes(int fd, uint8_t *out, size_t bytes, uint64_t offset) {
+    while (bytes > 0) {
+        ssize_t size = pread(fd, out, bytes, (off_t)offset);
+        if (size < 0 && errno == EINTR)
+            continue;
+        if (size <= 0)
+            return size < 0 ? -errno : -ENODATA;
+        out += size;
+        bytes -= (size_t)size;
+        offset += (uint64_t)size;
+    }
+    return 0;
+}
+
+/* Reads lines first .. first + count - 1 of all files. Returns 0 or -errno. */
+static int read_lines(const struct nu_load *load, uint64_t first, uint64_t count, uint8_t *out) {
+    for (uint32_t i = 0; i < load->file_count && count > 0; i++) {
+        const struct nu_line_file *file = &load->files[i];
+        uint64_t line = first - file->first;
+        if (line >= file->count)
+            continue;
+        uint64_t lines = file->count - line < count ? file->count - line : count;
+        int result = read_bytes(file->fd, out, (size_t)lines * NU_LINE_BYTES, line * NU_LINE_BYTES);
+        if (result != 0)
+            return result;
+        out += lines * NU_LINE_BYTES;
+        first += lines;
+        count -= lines;
+    }
+    return 0;
+}
+
+/* Returns where bytes at .. at + bytes - 1 of what the client sends are, making or reading them if
+ * needed; NULL, with *error set to -errno, where they cannot be read. */
 static const uint8_t *lines_at(struct nu_load *load, const struct nu_client *client, uint64_t at,
-                               size_t bytes) {
+                               size_t bytes, int *error) {
     if (load->prepared != NULL)
         return load->prepared + client->first * NU_LINE_BYTES + at;
     uint32_t index = (uint32_t)(client - load->clients);
@@ -200,7 +233,11 @@ static const uint8_t *lines_at(struct nu_load *load, const struct nu_client *cli
         uint64_t left = client->bytes / NU_LINE_BYTES - line;
         uint64_t room = load->chunk_bytes / NU_LINE_BYTES;
         uint64_t count = left < room ? left : room;
-        nu_lines(load->sequence, client->first + line, count, made);
+        chunk->client = UINT32_MAX;
+        if (load->file_count == 0)
+            nu_lines(load->sequence, client->first + line, count, made);
+        else if ((*error = read_lines(load, client->first + line, count, made)) != 0)
+            return NULL;
         *chunk = (struct nu_chunk){
             .client = index, .start = line * NU_LINE_BYTES, .stop = (line + count) * NU_LINE_BYTES};
     }
@@ -296,8 +333,13 @@ static enum sent send_chunk(struct nu_load *load, struct nu_client *client, int6
     size_t bytes = affordable(load, at, (size_t)(whole < left ? whole : left));
     if (bytes == 0)
         return SENT_NONE_YET;
-    ssize_t sent =
-        send(client->fd, lines_at(load, client, at, bytes), bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+    int error = 0;
+    const uint8_t *lines = lines_at(load, client, at, bytes, &error);
+    if (lines == NULL) {
+        fail_client(load, client, error, now);
+        return SENT_LAST;
+    }
+    ssize_t sent = send(client->fd, lines, bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (sent < 0 && errno == EAGAIN)
         return SENT_PART;
     if (sent < 0) {

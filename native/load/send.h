@@ -27,7 +27,8 @@ enum nu_client_state {
 struct nu_client {
     int fd; /* non-blocking; closed, and set to -1, once drained or failed */
     int state;
-    int error; /* of the failed: an errno, or 0 where the server closed too early */
+    int error; /* of the failed: an errno, 0 where the server closed too early, or -errno where a
+                * file could not be read: -ENODATA where it is shorter than it was */
     int queued;
     uint64_t first;          /* place of its first number in the sequence */
     uint64_t bytes;          /* to send in all */
@@ -35,6 +36,13 @@ struct nu_client {
     uint64_t unacknowledged; /* of the failed: sent bytes that the server's host did not confirm */
     int64_t last_send_ns;    /* begin of the last send() */
     int64_t drained_ns;      /* when the server's close was seen */
+};
+
+/* Lines that are sent: `count` whole lines from the start of an open file. */
+struct nu_line_file {
+    int fd;
+    uint64_t first; /* how many lines the files before it have */
+    uint64_t count;
 };
 
 /* Lines made ahead for one client: bytes start .. stop - 1 of what it sends. */
@@ -55,9 +63,12 @@ struct nu_sample {
 struct nu_load {
     /* Set by the caller. Either `prepared` holds all lines of the sequence, or it is NULL and
      * `chunks` (with client = UINT32_MAX) and `arena` hold chunk_count chunks of chunk_bytes each,
-     * a multiple of 10 and at least send_bytes + 18. */
+     * a multiple of 10 and at least send_bytes + 18. With file_count > 0 chunks are read from the
+     * files, and there is no sequence. */
     int epoll_fd;
     const struct nu_sequence *sequence;
+    const struct nu_line_file *files;
+    uint32_t file_count;
     const uint8_t *prepared;
     struct nu_chunk *chunks;
     uint8_t *arena;

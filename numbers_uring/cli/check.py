@@ -1,8 +1,6 @@
 """The command `check`: its options, and how it prints findings and repairs."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import combinations
 from json import dumps
 from pathlib import Path
@@ -10,11 +8,11 @@ from pathlib import Path
 import click
 
 from numbers_uring import __version__
+from numbers_uring.cli.progress import bar_of_bytes
 from numbers_uring.errors import ExitCode, SinkError
 from numbers_uring.ingest.bitmap import allocate
 from numbers_uring.ingest.native import variants
-from numbers_uring.limits import CHECK_PROGRESS_BYTES
-from numbers_uring.log.check import Findings, Progress, check_logs, open_logs
+from numbers_uring.log.check import Findings, check_logs, open_logs
 from numbers_uring.log.repair import Repair, repair_logs
 from numbers_uring.system.stdio import PROGRAM
 
@@ -65,10 +63,10 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
     failure: SinkError | None = None
     with open_logs(files, lock=repair) as logs:
         kernel, bitmap = variants()[0], allocate().memory
-        findings = check_logs(logs, kernel, bitmap, _stage)
+        findings = check_logs(logs, kernel, bitmap, bar_of_bytes)
         if repair:
             try:
-                for repair_done in repair_logs(findings, kernel, bitmap, _stage):
+                for repair_done in repair_logs(findings, kernel, bitmap, bar_of_bytes):
                     repairs.append(repair_done)
             except SinkError as error:
                 failure = error
@@ -81,19 +79,6 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
     if failure is not None:
         raise failure
     return code
-
-
-@contextmanager
-def _stage(label: str, size_bytes: int) -> Iterator[Progress]:
-    """Show a progress bar where standard error is a terminal."""
-    # Standard error is None where it was closed at the start.
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield lambda _size: None
-        return
-    with click.progressbar(
-        length=size_bytes, label=label, file=sys.stderr, update_min_steps=CHECK_PROGRESS_BYTES
-    ) as bar:
-        yield bar.update
 
 
 def _json(

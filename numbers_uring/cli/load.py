@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from numbers_uring import __version__
 from numbers_uring.cli.types import Fraction, Seconds
@@ -42,8 +43,12 @@ Mixes, which depend only on --seed, --numbers and --duplicates, not on --clients
   sequential  0, 1, 2, ...; each client sends a contiguous part
   hot         drawn from 1,000 numbers
 
-All lines are prepared before the clock starts if they fit in --prepare-bytes. Otherwise the thread
-that sends makes them during the run; the result says which.
+With FILEs, the numbers of these logs are sent instead of a mix, for example to a new cluster or
+server. All files are read once before that: if a line is no number, nothing is sent. A torn tail is
+left out and reported.
+
+All lines of a mix are prepared before the clock starts if they fit in --prepare-bytes. Otherwise
+the thread that sends makes them during the run; the result says which.
 
 \b
 Times, in milliseconds:
@@ -57,13 +62,18 @@ Every option can also be set from the environment: NUMBERS_URING_LOAD_PORT=5000 
 --port 5000.
 
 Exit status: 0 all numbers were accepted, 1 some were not, or not in time, or the plot could not be
-written, 2 wrong usage, 3 could not connect, 130 interrupted.
+written, 2 wrong usage, 3 could not connect, or a FILE cannot be read or has a line that is no
+number, 130 interrupted.
 """
 
 _DEFAULT = LoadParameters()
 
 
+_OPTIONS_OF_MIX = {"numbers", "mix", "duplicates", "seed", "prepare_bytes"}
+
+
 @click.command(help=_HELP, context_settings={"show_default": True})
+@click.argument("files", metavar="[FILE]...", type=click.Path(path_type=Path), nargs=-1)
 @click.option(
     "--host",
     metavar="HOST",
@@ -153,12 +163,37 @@ _DEFAULT = LoadParameters()
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.version_option(__version__, prog_name=PROGRAM)
-@click.pass_obj
-def load(say: Diagnostics, /, *, as_json: bool, plot_path: Path | None, **options: Any) -> int:
+@click.pass_context
+def load(
+    context: click.Context,
+    /,
+    *,
+    files: tuple[Path, ...],
+    as_json: bool,
+    plot_path: Path | None,
+    **options: Any,
+) -> int:
     """Run one load."""
-    parameters = _parameters(options)
-    raise_descriptor_limit(parameters.clients, f"--clients {parameters.clients}")
-    return _load_and_print(parameters, as_json=as_json, say=say, plot_path=plot_path)
+    say: Diagnostics = context.obj
+    clients = options["clients"]
+    raise_descriptor_limit(clients + len(files), f"--clients {clients}")
+    with ExitStack() as opened:
+        if files:
+            _refuse_options_of_mix(context)
+            from numbers_uring.cli.line_files import open_line_files
+
+            lines = opened.enter_context(open_line_files(files, say))
+            options |= {"files": lines, "numbers": sum(file.numbers for file in lines)}
+        parameters = _parameters(options)
+        return _load_and_print(parameters, as_json=as_json, say=say, plot_path=plot_path)
+
+
+def _refuse_options_of_mix(context: click.Context) -> None:
+    for parameter in context.command.params:
+        if parameter.name in _OPTIONS_OF_MIX and (
+            context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT
+        ):
+            raise click.UsageError(f"{parameter.opts[0]} cannot be used with FILE.")
 
 
 def _parameters(options: dict[str, Any]) -> LoadParameters:
@@ -223,11 +258,13 @@ def _result_line(result: LoadResult) -> str:
     """Return the result as one line for people."""
     parameters = result.parameters
     some = f" of {parameters.numbers}" if not result.complete else ""
+    source = f"mix {parameters.mix}, {'prepared' if result.prepared else 'made on the fly'}"
+    if parameters.files:
+        source = f"{len(parameters.files)} file{'s' if len(parameters.files) > 1 else ''}"
     taken = f" {result.numbers_taken} numbers taken in," if not result.complete else ""
     return (
         f"Sent {result.numbers_sent}{some} numbers"
-        f" ({result.numbers_sent * LINE_BYTES / 1e6:.1f} MB, mix {parameters.mix},"
-        f" {'prepared' if result.prepared else 'made on the fly'})"
+        f" ({result.numbers_sent * LINE_BYTES / 1e6:.1f} MB, {source})"
         f" from {parameters.clients} clients in {result.seconds:.3f} s:{taken}"
         f" {_figure(result.numbers_per_s / 1e6)} M numbers/s,"
         f" {_figure(result.bytes_per_s / 1e6)} MB/s taken in;"
@@ -255,6 +292,11 @@ def _flat(result: LoadResult) -> dict[str, Any]:
     """Parameters and figures side by side."""
     fields = asdict(result)
     parameters: dict[str, Any] = fields.pop("parameters")
+    if parameters["files"]:
+        for name in _OPTIONS_OF_MIX - {"numbers"}:
+            del parameters[name]
+    for file in parameters["files"]:
+        del file["fd"]
     return parameters | fields | {"complete": result.complete}
 
 

@@ -31,6 +31,15 @@ class Mix(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LineFile:
+    """An open file of which the first `numbers` lines are sent."""
+
+    path: str
+    fd: int
+    numbers: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadParameters:
     """One load, each value in the range of its option.
 
@@ -54,8 +63,13 @@ class LoadParameters:
     terminate: bool = False
     timeout_s: float = 0.0
     """Ends the run, counted from its first connection; 0: never."""
+    files: tuple[LineFile, ...] = ()
+    """Where the numbers come from instead of a mix; `numbers` is then how many they have."""
 
     def __post_init__(self) -> None:
+        if self.files:
+            assert self.numbers == sum(file.numbers for file in self.files), self
+            return
         if self.mix in (Mix.UNIQUE, Mix.SEQUENTIAL) and self.numbers > NUMBERS:
             raise ValueError(f"there are only {NUMBERS} different numbers for mix {self.mix}")
         if self.distinct > NUMBERS:
@@ -72,8 +86,8 @@ class LoadParameters:
 
     @property
     def prepared(self) -> bool:
-        """Whether all lines are made before the clock starts."""
-        return self.numbers * LINE_BYTES <= self.prepare_bytes
+        """Whether all lines are made before the clock starts; those of files never are."""
+        return not self.files and self.numbers * LINE_BYTES <= self.prepare_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,8 @@ class _Run:
         self._parameters = parameters
         self._progress = progress
         self._slice_s = slice_s
-        self._sequence = make_sequence(parameters)
+        self._sequence = ffi.NULL if parameters.files else make_sequence(parameters)
+        self._files: Any = ffi.new("struct nu_line_file[]", len(parameters.files))
         self._clients: Any = ffi.new("struct nu_client[]", parameters.clients)
         self._queue: Any = ffi.new("uint32_t[]", parameters.clients)
         self._load: Any = ffi.new("struct nu_load *")
@@ -125,6 +126,12 @@ class _Run:
         parameters, load = self._parameters, self._load
         load.epoll_fd = epoll_fd
         load.sequence = self._sequence
+        load.files = self._files
+        load.file_count = len(parameters.files)
+        first = 0
+        for index, file in enumerate(parameters.files):
+            self._files[index] = {"fd": file.fd, "first": first, "count": file.numbers}
+            first += file.numbers
         load.clients = self._clients
         load.client_count = parameters.clients
         load.queue = self._queue
@@ -329,6 +336,10 @@ def _failure(code: int) -> str:
         return "closed by the server before it had read everything"
     if code == errno.EPROTO:
         return "the server answered, which this protocol's servers do not"
+    if code == -errno.ENODATA:
+        return "a file was truncated while it was sent"
+    if code < 0:
+        return f"a file cannot be read: {os.strerror(-code)}"
     return os.strerror(code)
 
 

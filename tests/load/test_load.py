@@ -8,11 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +28,7 @@ from numbers_uring.load.lines import make_lines
 from numbers_uring.load.model import LoadParameters, Mix
 from numbers_uring.load.run import run_load
 from ports import reserve_port
+from support.peers import peer, read_all
 from support.waiting import DEADLINE_S
 
 COMMAND = [sys.executable, "-m", "numbers_uring"]
@@ -307,38 +307,6 @@ def reported(output: str) -> tuple[int, int, int]:
         r"Received (\d+) unique numbers, (\d+) duplicates\. Unique total: (\d+)", output
     )
     return sum(int(f[0]) for f in found), sum(int(f[1]) for f in found), int(found[-1][2])
-
-
-@contextmanager
-def peer(serve: Callable[[socket.socket], object]) -> Iterator[int]:
-    """A server that does to each client in turn what `serve` says; gives its port."""
-    stopping = threading.Event()
-
-    def accept() -> None:
-        while not stopping.is_set():
-            connection, _ = listener.accept()
-            with connection:
-                connection.settimeout(DEADLINE_S)
-                if not stopping.is_set():
-                    serve(connection)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=accept)
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            stopping.set()
-            socket.create_connection(listener.getsockname(), DEADLINE_S).close()
-            thread.join(DEADLINE_S)
-            assert not thread.is_alive()
-
-
-def read_all(connection: socket.socket) -> bytes:
-    pieces = []
-    while piece := connection.recv(1 << 16):
-        pieces.append(piece)
-    return b"".join(pieces)
 
 
 def load_command(*options: object, **others: Any) -> subprocess.CompletedProcess[str]:
