@@ -468,6 +468,27 @@ LAG_INTERVAL_S = 5.0
 LAG_PAUSE_S = 0.05
 """The least time between two such questions of one process, however many partitions it collects."""
 
+COPY_TELL_S = 4.0
+"""How often a collector reports the positions of its copies."""
+
+COPY_UNCHANGED_TELLS = 3
+"""Of so many reports that would be the same one is sent."""
+
+COPY_GONE_S = 30.0
+"""A copy that has not reported for this long counts as gone."""
+
+COPY_POLL_S = 0.5
+"""How often a start looks whether the last process of its copy still reports."""
+
+COPY_STOP_S = 2.0
+"""How long the last reports of a collector that stops may take."""
+
+COPIES_READ_S = 10.0
+"""How often a collector compares its copies with the others, and looks what can be trimmed."""
+
+COPIES_REQUESTS_MAX = 32
+"""Reports, or questions about streams, that are sent at once."""
+
 LEASE_S = 15.0
 """How long after its collector has vanished a partition is free."""
 
@@ -567,6 +588,8 @@ assert 3 * NODE_STATUS_INTERVAL_S < NODE_GONE_S < NODES_KEEP_S
 assert COLLECTOR_BROKER_ANSWER_S < BROKER_REQUEST_S
 assert COLLECTOR_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
 assert 3 * LEASE_REFRESH_S < LEASE_S
+assert 2 * COPY_TELL_S * COPY_UNCHANGED_TELLS < COPY_GONE_S
+assert COPY_TELL_S * COPY_UNCHANGED_TELLS + 2 * COPIES_READ_S < 60
 assert SLOW_APPEND_S < GATHER_S_MAX < IDLE_PASS_S
 assert 2 * max(HEARTBEAT_INTERVAL_S, DRAIN_S, FORWARD_ROOM_ALL_S) < HEARTBEAT_STALE_S
 assert LOG_SCAN_CHUNK_BYTES <= CHECK_PROGRESS_BYTES

@@ -1,0 +1,354 @@
+"""The copies of a collector's partitions: registered in the bucket, and compared with the others.
+
+A registered copy is known by the id of its folder. What it reports is on its disk, index included,
+so that streams can be trimmed by it; see collector/trim.py.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, ChangedError, Contents, Copy
+from numbers_uring.cluster.checkpoints import Point
+from numbers_uring.cluster.collector.identity import Identity
+from numbers_uring.cluster.comparison import (
+    Disagreement,
+    advice,
+    copy_text,
+    disagreements,
+    share_points,
+)
+from numbers_uring.errors import BackendError, StartError
+from numbers_uring.ingest.report import next_due_s
+from numbers_uring.limits import (
+    COPIES_READ_S,
+    COPIES_REQUESTS_MAX,
+    COPY_GONE_S,
+    COPY_POLL_S,
+    COPY_STOP_S,
+    COPY_TELL_S,
+    COPY_UNCHANGED_TELLS,
+)
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+STOPPED = "stopped"
+"""The state of a copy whose collector has ended in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a partition's files have for certain: the last record of its index that is synced."""
+
+    stream_created_ns: int
+    sequence: int
+    message_time_ns: int
+    log_bytes: int
+    count: int
+    sum: int
+    points: tuple[Point, ...]
+    state: str = "collecting"
+    waits: str | None = None
+    per_s: float = 0.0
+
+
+class CopyInUseError(BackendError):
+    """Another process reports as this copy; its text is the one line for the user."""
+
+
+class CopyReport:
+    """What the copy of a partition, with the log at this path, reports: what `progress` returns."""
+
+    def __init__(
+        self,
+        partition: int,
+        log: Path,
+        progress: Callable[[], Progress],
+        *,
+        buckets: Buckets,
+        identity: Identity,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.partition = partition
+        self._log = log
+        self._progress = progress
+        self._buckets = buckets
+        self._identity = identity
+        self._clock = clock
+        self._host = socket.gethostname()
+        self._revision: int | None = None
+        self._told: Progress | None = None
+        self._skipped = 0
+        self._told_s: float | None = None
+
+    @property
+    def age_s(self) -> float | None:
+        """How long ago the bucket took the last report; None before the first one."""
+        return None if self._told_s is None else self._clock() - self._told_s
+
+    @property
+    def copy(self) -> Copy:
+        """The copy as of now."""
+        return self._as_copy(self._progress())
+
+    def _as_copy(self, progress: Progress) -> Copy:
+        return Copy(
+            partition=self.partition,
+            copy=self._identity.copy,
+            run=self._identity.run,
+            place=self._identity.place,
+            host=self._host,
+            log=str(self._log),
+            stream_created_ns=progress.stream_created_ns,
+            state=progress.state,
+            waits=progress.waits,
+            per_s=progress.per_s,
+            sequence=progress.sequence,
+            message_time_ns=progress.message_time_ns,
+            log_bytes=progress.log_bytes,
+            count=progress.count,
+            sum=progress.sum,
+            points=progress.points,
+        )
+
+    async def register(self, there: Copy | None) -> None:
+        """Take over `there`, the report of an earlier run. Raises ChangedError if it is not that.
+
+        The process has locked the partition's log.
+        """
+        await self._put(self._progress(), 0 if there is None else there.revision)
+
+    async def tell(self) -> None:
+        """Report what is new, and now and then that nothing is. Raises CopyInUseError."""
+        progress = self._progress()
+        if progress == self._told and self._skipped + 1 < COPY_UNCHANGED_TELLS:
+            self._skipped += 1
+            return
+        await self._tell(progress)
+
+    async def leave(self) -> None:
+        """Report for the last time. Raises CopyInUseError."""
+        await self._tell(replace(self._progress(), state=STOPPED, waits=None, per_s=0.0))
+
+    async def _tell(self, progress: Progress) -> None:
+        try:
+            await self._put(progress, self._revision)
+        except ChangedError:
+            # It was forgotten, or an answer to us was lost, or another process writes it.
+            contents = await self._buckets.read([self.partition], fresh=True)
+            there = find(contents.copies, self.partition, self._identity.copy)
+            if there is not None and there.run != self._identity.run:
+                raise CopyInUseError(in_use(there, self._identity)) from None
+            with suppress(ChangedError):
+                await self._put(progress, 0 if there is None else there.revision)
+
+    async def _put(self, progress: Progress, revision: int | None) -> None:
+        self._revision = await self._buckets.put_copy(self._as_copy(progress), revision=revision)
+        self._told = progress
+        self._skipped = 0
+        self._told_s = self._clock()
+
+
+def find(copies: Iterable[Copy], partition: int, copy: str) -> Copy | None:
+    """Return the report of this copy of the partition; None if it is not registered."""
+    wanted = (partition, copy)
+    return next((each for each in copies if (each.partition, each.copy) == wanted), None)
+
+
+def in_use(there: Copy, identity: Identity) -> str:
+    """Return the line for the operator of another process of one copy."""
+    return (
+        f"{copy_text(there)} is in use by another process: if this folder was copied from there, "
+        f"remove {identity.path}"
+    )
+
+
+class Copies:
+    """The reports of all partitions of a process, and what the other copies report.
+
+    `say` takes one line for the operator, `inform` one that is no warning.
+    """
+
+    def __init__(
+        self,
+        reports: Sequence[CopyReport],
+        buckets: Buckets,
+        identity: Identity,
+        *,
+        say: Callable[[str], None],
+        inform: Callable[[str], None],
+    ) -> None:
+        self._reports = {report.partition: report for report in reports}
+        self._buckets = buckets
+        self._identity = identity
+        self._say = say
+        self._inform = inform
+        self._contents: Contents | None = None
+        self._differing: dict[tuple[int, str], Disagreement] = {}
+        self._said: set[str] = set()
+
+    # What was read last, for any thread.
+
+    def registered(self, partition: int) -> int | None:
+        """Return how many copies of the partition are registered; None before that was read."""
+        contents = self._contents
+        if contents is None:
+            return None
+        return sum(copy.partition == partition for copy in contents.copies)
+
+    def differing(self, partition: int) -> int:
+        """Return how many other copies differ from the one of this process."""
+        return sum(each == partition for each, _ in self._differing.copy())
+
+    def advice(self, partition: int, sequence: int) -> str | None:
+        """Return what to do where the partition waits for a message; None if nothing helps."""
+        if self._contents is None:
+            return None
+        return advice(self._contents.copies, self._reports[partition].copy, sequence)
+
+    # Starting, running, stopping.
+
+    async def register(self) -> None:
+        """Register all partitions, whose logs are locked.
+
+        Raises StartError where another process is this copy, and what Buckets raises.
+        """
+        begin_s = time.monotonic()
+        waiting, first = list(self._reports), dict[int, int]()
+        while waiting:
+            contents = await self._buckets.read(waiting, fresh=True)
+            free = []
+            for partition in waiting:
+                there = find(contents.copies, partition, self._identity.copy)
+                if there is None or self._can_take_over(there, time.monotonic() - begin_s):
+                    free.append((partition, there))
+                elif first.setdefault(partition, there.revision) != there.revision:
+                    raise StartError(in_use(there, self._identity))
+            taken = await some_at_once(free, lambda each: self._register(*each))
+            waiting = [each for each in waiting if each not in set(taken)]
+            if waiting:
+                self._inform_once("waiting until the last process of this copy is surely gone")
+                await asyncio.sleep(COPY_POLL_S)
+        self._contents = await self._buckets.read(self._reports)
+
+    async def _register(self, partition: int, there: Copy | None) -> int | None:
+        """Return the partition; None if another process was faster."""
+        with suppress(ChangedError):
+            await self._reports[partition].register(there)
+            return partition
+        return None
+
+    def _can_take_over(self, there: Copy, waited_s: float) -> bool:
+        """Return whether no living process can have reported `there`.
+
+        One in the very same folder would have the lock of the log, which is ours.
+        """
+        return (
+            there.state == STOPPED
+            or there.place == self._identity.place
+            or there.age_s + waited_s > COPY_GONE_S
+        )
+
+    async def tend(self, after_read: Callable[[Contents], Awaitable[None]]) -> None:
+        """Report and compare until cancelled; `after_read` is awaited with what was read.
+
+        A NATS server that does not answer is asked again. Raises CopyInUseError.
+        """
+        tasks = [
+            asyncio.create_task(self._repeat(COPY_TELL_S, self.tell)),
+            asyncio.create_task(self._repeat(COPIES_READ_S, lambda: self.read(after_read))),
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _repeat(self, interval_s: float, step: Callable[[], Awaitable[None]]) -> None:
+        import nats  # noqa: PLC0415
+
+        due_s = time.monotonic()
+        while True:
+            try:
+                await step()
+            except StartError as error:
+                self._say_once(str(error))
+            except (nats.errors.Error, TimeoutError, OSError):
+                pass  # The connection's own lines say what is wrong.
+            due_s = next_due_s(due_s, time.monotonic(), interval_s)
+            await asyncio.sleep(due_s - time.monotonic())
+
+    async def tell(self) -> None:
+        """Report all partitions that have news. Raises CopyInUseError, and what Buckets raises."""
+        await some_at_once(self._reports.values(), self._tell_one)
+
+    async def _tell_one(self, report: CopyReport) -> None:
+        from nats.js.errors import APIError  # noqa: PLC0415
+
+        try:
+            await report.tell()
+        except APIError as error:
+            self._say_once(
+                f"cannot report partition {report.partition} in the bucket {CLUSTER_BUCKET}: "
+                f"{error.description}; retrying"
+            )
+
+    async def read(self, after_read: Callable[[Contents], Awaitable[None]]) -> None:
+        """Compare the copies, and say where one of this process differs. Raises as `tell` does."""
+        contents = await self._buckets.read(self._reports)
+        for line in contents.unreadable:
+            self._say_once(line)
+        self._compare(contents)
+        self._contents = contents
+        await after_read(contents)
+
+    def _compare(self, contents: Contents) -> None:
+        before, self._differing = self._differing, {}
+        for partition, report in self._reports.items():
+            own = report.copy
+            for other in contents.copies:
+                if other.partition != partition or other.copy == own.copy:
+                    continue
+                key = partition, other.copy
+                found = disagreements([own, other])
+                if found and key not in before:
+                    self._say(found[0].text)
+                if found or (key in before and not share_points(own, other)):
+                    self._differing[key] = before[key] if key in before else found[0]
+
+    async def leave(self) -> None:
+        """Report for the last time, as stopped: what the files have now."""
+        import nats  # noqa: PLC0415
+
+        with suppress(StartError, CopyInUseError, nats.errors.Error, TimeoutError, OSError):
+            async with asyncio.timeout(COPY_STOP_S):
+                await some_at_once(self._reports.values(), CopyReport.leave)
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
+
+    def _inform_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._inform(text)
+
+
+async def some_at_once(items: Iterable[T], do: Callable[[T], Awaitable[R]]) -> list[R]:
+    """Await it of each item, COPIES_REQUESTS_MAX at once, and return the answers in order.
+
+    Raises the first one's error, and leaves out the items behind.
+    """
+    answers: list[R] = []
+    rest = list(items)
+    for first in range(0, len(rest), COPIES_REQUESTS_MAX):
+        some = rest[first : first + COPIES_REQUESTS_MAX]
+        answers.extend(await asyncio.gather(*map(do, some)))
+    return answers

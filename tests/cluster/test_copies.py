@@ -1,0 +1,442 @@
+"""What a collector reports of its copies, and what it says of those that differ."""
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+from nats.js import JetStreamContext
+
+from numbers_uring.cluster.bucket import Buckets, Contents, Copy, Settings
+from numbers_uring.cluster.checkpoints import Checkpoints, Point
+from numbers_uring.cluster.collector import copies as copies_module
+from numbers_uring.cluster.collector.copies import (
+    Copies,
+    CopyInUseError,
+    CopyReport,
+    Progress,
+    find,
+)
+from numbers_uring.cluster.collector.identity import Identity, identify
+from numbers_uring.errors import StartError
+from numbers_uring.limits import (
+    COPIES_REQUESTS_MAX,
+    COPY_GONE_S,
+    COPY_TELL_S,
+    COPY_UNCHANGED_TELLS,
+)
+from support.broker import Broker
+
+STREAM_NS = 10**18
+
+
+class Files:
+    """What a copy has: message n adds the number n, from `altered_from` on another one."""
+
+    def __init__(self, altered_from: int = 1 << 60) -> None:
+        self._altered_from = altered_from
+        self._points = Checkpoints()
+        self._sequence = 0
+        self._sum = 0
+
+    def take(self, count: int) -> None:
+        """Take in so many messages, and sync."""
+        for _ in range(count):
+            self._sequence += 1
+            self._sum += self._sequence + (self._sequence >= self._altered_from)
+            self._points.note(Point(self._sequence, self._sequence, self._sum), 0)
+        self._points.synced()
+
+    def progress(self) -> Progress:
+        return Progress(
+            stream_created_ns=STREAM_NS,
+            sequence=self._sequence,
+            message_time_ns=STREAM_NS + self._sequence,
+            log_bytes=10 * self._sequence,
+            count=self._sequence,
+            sum=self._sum,
+            points=self._points.told,
+        )
+
+
+@dataclass
+class Process:
+    """The copies of one process, in a folder of its own."""
+
+    identity: Identity
+    files: dict[int, Files]
+    copies: Copies
+    said: list[str] = field(default_factory=list)
+    contents: Contents | None = None
+
+    async def read(self) -> None:
+        async def keep(contents: Contents) -> None:
+            self.contents = contents
+
+        await self.copies.read(keep)
+
+    def there(self, partition: int) -> Copy | None:
+        assert self.contents is not None
+        return find(self.contents.copies, partition, self.identity.copy)
+
+
+def process(buckets: Buckets, folder: Path, partitions: list[int], **altered: int) -> Process:
+    folder.mkdir(exist_ok=True)
+    identity = identify(folder)
+    files = {partition: Files(**altered) for partition in partitions}
+    said: list[str] = []
+    reports = [
+        CopyReport(
+            partition,
+            folder / f"numbers.{partition}.log",
+            files[partition].progress,
+            buckets=buckets,
+            identity=identity,
+        )
+        for partition in partitions
+    ]
+    copies = Copies(reports, buckets, identity, say=said.append, inform=said.append)
+    return Process(identity, files, copies, said)
+
+
+def use(broker: Broker, session: Callable[[Buckets], Awaitable[None]]) -> None:
+    async def run(js: JetStreamContext) -> None:
+        await session(Buckets(js))
+
+    broker.run(run)
+
+
+def test_a_copy_is_registered_reported_and_left(
+    broker: Broker, partition: int, tmp_path: Path
+) -> None:
+    async def session(buckets: Buckets) -> None:
+        here = process(buckets, tmp_path / "here", [partition])
+        here.files[partition].take(5)
+        await here.copies.register()
+        assert here.copies.registered(partition) == 1
+        here.files[partition].take(2)
+        await here.copies.tell()
+        await here.read()
+        there = here.there(partition)
+        assert there is not None
+        assert (there.sequence, there.count, there.sum) == (7, 7, 28)
+        assert there.points == here.files[partition].progress().points
+        assert (there.place, there.run) == (here.identity.place, here.identity.run)
+        await here.copies.leave()
+        await here.read()
+        assert here.there(partition) == replace(
+            there,
+            state="stopped",
+            revision=there.revision + 1,
+            time=here.there(partition).time,  # type: ignore[union-attr]
+            age_s=here.there(partition).age_s,  # type: ignore[union-attr]
+        )
+
+    use(broker, session)
+
+
+def test_what_is_not_new_is_reported_less_often(
+    broker: Broker, partition: int, tmp_path: Path
+) -> None:
+    async def session(buckets: Buckets) -> None:
+        here = process(buckets, tmp_path / "here", [partition])
+        await here.copies.register()
+        revisions = []
+        for _ in range(3 * COPY_UNCHANGED_TELLS):
+            await here.copies.tell()
+            await here.read()
+            revisions.append(here.there(partition).revision)  # type: ignore[union-attr]
+        assert len(set(revisions)) == 4
+
+    use(broker, session)
+
+
+def test_a_second_process_of_one_copy_is_refused_with_one_line(
+    broker: Broker, partition: int, tmp_path: Path
+) -> None:
+    async def session(buckets: Buckets) -> None:
+        first = process(buckets, tmp_path / "here", [partition])
+        await first.copies.register()
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there/numbers.copy").write_bytes((tmp_path / "here/numbers.copy").read_bytes())
+        second = process(buckets, tmp_path / "there", [partition])
+        starting = asyncio.create_task(second.copies.register())
+        while not starting.done():
+            first.files[partition].take(1)
+            await first.copies.tell()
+            await asyncio.wait([starting], timeout=0.05)
+        with pytest.raises(StartError) as error:
+            await starting
+        assert str(error.value) == (
+            f"copy {first.identity.copy} ({tmp_path}/here/numbers.{partition}.log on "
+            f"{socket.gethostname()}) is in use by another process: if this folder was copied from "
+            f"there, remove {tmp_path}/there/numbers.copy"
+        )
+
+    use(broker, session)
+
+
+def test_two_processes_of_one_copy_that_start_at_once_do_not_both_go_on(
+    broker: Broker, partition: int, tmp_path: Path
+) -> None:
+    async def session(buckets: Buckets) -> None:
+        first = process(buckets, tmp_path / "here", [partition])
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there/numbers.copy").write_bytes((tmp_path / "here/numbers.copy").read_bytes())
+        both = [first, process(buckets, tmp_path / "there", [partition])]
+        starting = [asyncio.create_task(each.copies.register()) for each in both]
+        done, waiting = await asyncio.wait(starting, return_when=asyncio.FIRST_COMPLETED)
+        assert len(done) == 1
+        winner = both[starting.index(done.pop())]
+        while not all(task.done() for task in starting):
+            winner.files[partition].take(1)
+            await winner.copies.tell()
+            await asyncio.wait(waiting, timeout=0.05)
+        with pytest.raises(StartError, match="is in use by another process"):
+            await waiting.pop()
+
+    use(broker, session)
+
+
+def test_a_killed_collector_starts_again_at_once_in_its_folder(
+    broker: Broker, partition: int, tmp_path: Path
+) -> None:
+    async def session(buckets: Buckets) -> None:
+        for _ in range(2):
+            here = process(buckets, tmp_path / "here", [partition])
+            async with asyncio.timeout(COPY_GONE_S / 3):
+                await here.copies.register()
+        assert here.said == []
+
+    use(broker, session)
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_folder_that_was_moved_starts_as_soon_as_its_last_process_is_surely_gone(
+    broker: Broker,
+    partition: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stopped: bool,
+) -> None:
+    if not stopped:
+        monkeypatch.setattr(copies_module, "COPY_GONE_S", 1.0)
+
+    async def session(buckets: Buckets) -> None:
+        first = process(buckets, tmp_path / "here", [partition])
+        await first.copies.register()
+        if stopped:
+            await first.copies.leave()
+        (tmp_path / "there").mkdir()
+        (tmp_path / "there/numbers.copy").write_bytes((tmp_path / "here/numbers.copy").read_bytes())
+        begin_s = time.monotonic()
+        second = process(buckets, tmp_path / "there", [partition])
+        async with asyncio.timeout(COPY_GONE_S / 3):
+            await second.copies.register()
+        waiting = "waiting until the last process of this copy is surely gone"
+        assert second.said == ([] if stopped else [waiting])
+        assert stopped or time.monotonic() - begin_s > 0.5
+
+    use(broker, session)
+
+
+def test_a_copy_that_was_forgotten_while_it_runs_registers_again(
+    broker: Broker, partition: int, tmp_path: Path
+) -> None:
+    async def session(buckets: Buckets) -> None:
+        here = process(buckets, tmp_path / "here", [partition])
+        await here.copies.register()
+        await buckets.forget_copy(partition, here.identity.copy)
+        here.files[partition].take(1)
+        await here.copies.tell()
+        await here.read()
+        assert here.there(partition).sequence == 1  # type: ignore[union-attr]
+
+    use(broker, session)
+
+
+def test_a_report_whose_answer_was_lost_is_no_other_process(
+    broker: Broker, partition: int, tmp_path: Path
+) -> None:
+    async def session(buckets: Buckets) -> None:
+        here = process(buckets, tmp_path / "here", [partition])
+        await here.copies.register()
+        await here.read()
+        stored = here.there(partition)
+        assert stored is not None
+        await buckets.put_copy(stored)
+        here.files[partition].take(1)
+        await here.copies.tell()
+        await here.read()
+        assert here.there(partition).sequence == 1  # type: ignore[union-attr]
+
+    use(broker, session)
+
+
+def test_a_process_ends_that_finds_another_one_in_its_place(
+    broker: Broker, partition: int, tmp_path: Path
+) -> None:
+    async def session(buckets: Buckets) -> None:
+        here = process(buckets, tmp_path / "here", [partition])
+        await here.copies.register()
+        await here.read()
+        stored = here.there(partition)
+        assert stored is not None
+        await buckets.put_copy(replace(stored, run="another", host="elsewhere"))
+        here.files[partition].take(1)
+        with pytest.raises(CopyInUseError, match=r"on elsewhere\) is in use by another process"):
+            await here.copies.tend(lambda _: asyncio.sleep(0))
+
+    use(broker, session)
+
+
+def test_copies_that_differ_are_said_once_by_both_and_not_before(
+    broker: Broker, partition: int, tmp_path: Path
+) -> None:
+    async def session(buckets: Buckets) -> None:
+        sound = process(buckets, tmp_path / "sound", [partition])
+        altered = process(buckets, tmp_path / "altered", [partition], altered_from=5)
+        both = (sound, altered)
+        for each in both:
+            each.files[partition].take(4)
+            await each.copies.register()
+        for each in both:
+            await each.read()
+            assert each.said == []
+            assert each.copies.differing(partition) == 0
+            each.files[partition].take(4)
+            await each.copies.tell()
+        for each, other in (both, both[::-1]):
+            for _ in range(3):
+                await each.read()
+            (line,) = each.said
+            assert line.startswith(f"partition {partition}: copy {each.identity.copy} (")
+            assert f"and copy {other.identity.copy} (" in line
+            assert line.endswith(
+                f"differ: equal up to message 4 of the stream numbers-{partition}, different at "
+                "message 6"
+            )
+            assert each.copies.differing(partition) == 1
+
+        # Without a shared point they count as different as before; with a sound one no longer.
+        altered.files[partition] = Files()
+        altered.files[partition].take(8)
+        there = altered.there(partition)
+        assert there is not None
+        await buckets.put_copy(replace(there, points=()))
+        await sound.read()
+        assert sound.copies.differing(partition) == 1
+        await buckets.put_copy(replace(there, points=altered.files[partition].progress().points))
+        await sound.read()
+        assert sound.copies.differing(partition) == 0
+        assert len(sound.said) == 1
+
+    use(broker, session)
+
+
+def test_advice_names_a_copy_that_has_what_is_missing(
+    broker: Broker, partition: int, tmp_path: Path
+) -> None:
+    async def session(buckets: Buckets) -> None:
+        first = process(buckets, tmp_path / "first", [partition])
+        second = process(buckets, tmp_path / "second", [partition])
+        assert first.copies.advice(partition, 1) is None
+        second.files[partition].take(9)
+        await second.copies.register()
+        await first.copies.register()
+        line = first.copies.advice(partition, 1)
+        assert line is not None
+        assert line.startswith(f"copy {second.identity.copy} ({tmp_path}/second/numbers.")
+        assert first.copies.advice(partition, 10) is None
+
+    use(broker, session)
+
+
+class SlowBuckets(Buckets):
+    """A bucket at the end of a long line: each report takes 25 ms."""
+
+    def __init__(self) -> None:
+        self.at_once = 0
+        self.at_once_max = 0
+
+    async def put_copy(self, copy: Copy, *, revision: int | None = None) -> int:  # noqa: ARG002
+        self.at_once += 1
+        self.at_once_max = max(self.at_once, self.at_once_max)
+        await asyncio.sleep(0.025)
+        self.at_once -= 1
+        return (revision or 0) + 1
+
+    async def read(self, _partitions: object = None, *, fresh: bool = False) -> Contents:  # noqa: ARG002
+        await asyncio.sleep(0.025)
+        return Contents(settings=Settings(partitions=256))
+
+
+def test_reports_of_many_partitions_take_less_time_than_there_is_between_them(
+    tmp_path: Path,
+) -> None:
+    async def session() -> None:
+        buckets = SlowBuckets()
+        here = process(buckets, tmp_path / "here", list(range(256)))
+        begin_s = time.monotonic()
+        await here.copies.register()
+        await here.copies.leave()
+        assert time.monotonic() - begin_s < COPY_TELL_S
+        assert buckets.at_once_max == COPIES_REQUESTS_MAX
+
+    asyncio.run(session())
+
+
+def test_a_nats_server_that_does_not_answer_holds_up_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies_module, "COPY_TELL_S", 0.01)
+    monkeypatch.setattr(copies_module, "COPIES_READ_S", 0.01)
+
+    class DeadBuckets(SlowBuckets):
+        dead = False
+        asked = 0
+
+        async def put_copy(self, copy: Copy, *, revision: int | None = None) -> int:
+            if self.dead:
+                self.asked += 1
+                raise TimeoutError
+            return await super().put_copy(copy, revision=revision)
+
+        async def read(self, partitions: object = None, *, fresh: bool = False) -> Contents:
+            if self.dead:
+                raise TimeoutError
+            return await super().read(partitions, fresh=fresh)
+
+    async def session() -> None:
+        buckets = DeadBuckets()
+        here = process(buckets, tmp_path / "here", list(range(64)))
+        await here.copies.register()
+        buckets.dead = True
+        read = asyncio.Event()
+
+        async def after_read(_: Contents) -> None:
+            read.set()
+
+        tending = asyncio.create_task(here.copies.tend(after_read))
+        while buckets.asked < 10 * COPIES_REQUESTS_MAX:
+            for files in here.files.values():
+                files.take(1)
+            await asyncio.sleep(0)
+            assert not tending.done()
+        # What is not answered is not followed by questions for all the others.
+        assert buckets.asked % COPIES_REQUESTS_MAX == 0
+        assert not read.is_set()
+        buckets.dead = False
+        await asyncio.wait_for(read.wait(), 10)
+        tending.cancel()
+        with suppress(asyncio.CancelledError):
+            await tending
+        buckets.dead = True
+        await here.copies.leave()
+        assert here.said == []
+
+    asyncio.run(session())
