@@ -1,0 +1,193 @@
+"""Trims the streams: purges what all registered copies have on disk, and is old enough.
+
+A purge never outruns a registered copy. It is announced in the bucket, up to a message that all
+copies had passed; a round later the copies are read again, and what all of them have passed by
+then is purged. A copy that registers meanwhile is either found by that, or finds the announcement.
+"""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from numbers_uring.cluster.bucket import Buckets, ChangedError, Contents, Trim
+from numbers_uring.cluster.collector.copies import some_at_once
+from numbers_uring.cluster.comparison import Floor, trim_floor
+from numbers_uring.cluster.partitions import stream_name
+from numbers_uring.limits import BROKER_REQUEST_S
+
+if TYPE_CHECKING:
+    from nats.js import JetStreamContext
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamState:
+    """A stream as the NATS server last described it."""
+
+    created_ns: int
+    first_sequence: int
+    last_sequence: int
+    bytes: int
+    max_bytes: int
+    now_ns: int
+    """The NATS server's time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrimSource:
+    """A partition of this process, whose stream was created at that time."""
+
+    partition: int
+    stream_created_ns: int
+    record_before: Callable[[int], Floor | None]
+    """Returns the last record of the index whose message is not younger than a time in the stream,
+    in nanoseconds; called in a thread."""
+
+
+class Trimmer:
+    """Trims the streams of some partitions. `say` takes one line for the operator."""
+
+    def __init__(
+        self,
+        js: "JetStreamContext",
+        buckets: Buckets,
+        sources: Sequence[TrimSource],
+        *,
+        say: Callable[[str], None],
+    ) -> None:
+        self._js = js
+        self._client = js._nc  # it has no public name
+        self._buckets = buckets
+        self._sources = {source.partition: source for source in sources}
+        self._say = say
+        self._said: set[str] = set()
+        self._announced: dict[int, int] = {}
+        """By partition: what was announced when the last round ended."""
+        self.streams: dict[int, StreamState] = {}
+        """By partition, for any thread."""
+
+    async def round(self, contents: Contents) -> None:
+        """Look at all streams, announce what can go, purge what was announced a round ago.
+
+        Raises what the client and Buckets raise.
+        """
+        for state, partition in zip(
+            await some_at_once(self._sources, self._ask), self._sources, strict=True
+        ):
+            self.streams[partition] = state
+        announced, self._announced = self._announced, {}
+        floors = await self._floors(contents, list(self._sources))
+        await some_at_once(
+            floors, lambda partition: self._announce(partition, floors[partition], contents)
+        )
+        due = [
+            partition
+            for partition, floor in floors.items()
+            if self._gain(partition, announced.get(partition, 0), floor)
+        ]
+        if due:
+            # No replica's moment-old answer, and who registers from here on finds our announcement.
+            again = await self._floors(await self._buckets.read(due, fresh=True), due)
+            await some_at_once(
+                again,
+                lambda partition: self._purge(partition, announced[partition], again[partition]),
+            )
+
+    async def _floors(self, contents: Contents, partitions: Sequence[int]) -> dict[int, Floor]:
+        """Return up to where each stream may be trimmed; those that may not are left out."""
+        if contents.unreadable:
+            return {}  # One of them may be a copy.
+        found = {}
+        for partition in partitions:
+            source, state = self._sources[partition], self.streams[partition]
+            if state.created_ns != source.stream_created_ns:
+                continue
+            copies = [copy for copy in contents.copies if copy.partition == partition]
+            floor: Floor | str | None
+            floor = trim_floor(copies, contents.settings, source.stream_created_ns)
+            limit_ns = state.now_ns - int(contents.settings.keep_s * 1e9)
+            if isinstance(floor, Floor) and floor.time_ns > limit_ns:
+                floor = await asyncio.to_thread(source.record_before, limit_ns)
+            if isinstance(floor, Floor):
+                found[partition] = floor
+        return found
+
+    async def _announce(self, partition: int, floor: Floor, contents: Contents) -> None:
+        created_ns = self._sources[partition].stream_created_ns
+        before = contents.trims.get(partition, Trim(0, created_ns))
+        up_to = before.sequence if before.stream_created_ns == created_ns else 0
+        if floor.sequence > max(up_to, self.streams[partition].first_sequence):
+            # Another collector may be faster: its announcement is found in the next round.
+            with suppress(ChangedError):
+                trim = Trim(floor.sequence, created_ns, before.revision)
+                await self._buckets.put_trim(partition, trim)
+                up_to = floor.sequence
+        self._announced[partition] = up_to
+
+    def _gain(self, partition: int, announced: int, floor: Floor) -> int:
+        """Return how many messages can be purged at most."""
+        return max(min(announced, floor.sequence) - self.streams[partition].first_sequence, 0)
+
+    async def _purge(self, partition: int, announced: int, floor: Floor) -> None:
+        from nats.js.errors import APIError  # noqa: PLC0415
+
+        up_to = min(announced, floor.sequence)
+        stream = stream_name(partition)
+        try:
+            # A server that was put back has other messages under sequences that we know.
+            if self._gain(partition, announced, floor) and await self._has(stream, floor):
+                await self._js.purge_stream(stream, seq=up_to)
+        except APIError as error:
+            self._say_once(f"cannot trim the stream {stream}: {error.description}; retrying")
+
+    async def _ask(self, partition: int) -> StreamState:
+        info = await self._request(f"STREAM.INFO.{stream_name(partition)}", {})
+        state = info["state"]
+        return StreamState(
+            created_ns=nanoseconds(info["created"]),
+            first_sequence=state["first_seq"],
+            last_sequence=state["last_seq"],
+            bytes=state["bytes"],
+            max_bytes=info["config"].get("max_bytes", -1),
+            now_ns=nanoseconds(info["ts"]),
+        )
+
+    async def _has(self, stream: str, floor: Floor) -> bool:
+        """Return whether the stream has that very message."""
+        from nats.js.errors import NotFoundError  # noqa: PLC0415
+
+        try:
+            found = await self._request(f"STREAM.MSG.GET.{stream}", {"seq": floor.sequence})
+        except NotFoundError:
+            return False
+        return nanoseconds(found["message"]["time"]) == floor.time_ns
+
+    async def _request(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
+        from nats.js.errors import APIError  # noqa: PLC0415
+
+        answer = await self._client.request(
+            f"$JS.API.{name}", json.dumps(request).encode(), BROKER_REQUEST_S
+        )
+        found: dict[str, Any] = json.loads(answer.data)
+        if "error" in found:
+            APIError.from_error(found["error"])
+        return found
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
+
+
+_TIME = re.compile(r"(.*T[0-9:]{8})(?:\.([0-9]{1,9}))?Z")
+
+
+def nanoseconds(text: str) -> int:
+    match = _TIME.fullmatch(text)
+    assert match is not None, text
+    seconds = datetime.fromisoformat(match[1]).replace(tzinfo=UTC).timestamp()
+    return int(seconds) * 10**9 + int((match[2] or "").ljust(9, "0"))
