@@ -27,10 +27,10 @@ from support.broker import Broker
 from support.certificates import Certificates
 from support.logs import lines
 from support.processes import CommandProcess, ServerProcess, assert_one_line_error, run_command
+from support.shipped_broker import shipped_brokers, url_of
 from support.signed_jwts import Operator
 from support.waiting import DEADLINE_S, wait_until
 
-EXAMPLE = Path(__file__).parents[2] / "deploy" / "nats.conf"
 STATUS = ("cluster", "status", "--json")
 
 
@@ -355,31 +355,10 @@ def test_a_missing_library_for_credentials_is_said_with_what_to_do(tmp_path: Pat
 def example(
     certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Broker]:
-    """A NATS server with deploy/nats.conf, and a cluster that its admin made."""
+    """A NATS server with deploy/nats.conf."""
     folder = tmp_path_factory.mktemp("example")
-    broker = Broker(folder)
-    text = EXAMPLE.read_text()
-    for there, here in (
-        ("0.0.0.0:4222", f"127.0.0.1:{broker.port}"),
-        ("/var/lib/nats", str(folder / "store")),
-        ("/etc/nats", str(certificates.path("ca.pem").parent)),
-    ):
-        assert there in text
-        text = text.replace(there, here)
-    broker.config.write_text(text)
-    broker.access = BrokerAccess(
-        ca=certificates.path("ca.pem"), certificate=certificates.path("both.pem")
-    )
-    broker.url = url_of(broker, "admin")
-    with pytest.MonkeyPatch.context() as patch:
-        for user in ("admin", "node", "collector"):
-            patch.setenv(f"NUMBERS_{user.upper()}_PASSWORD", f"secret-{user}")
-        with broker:
-            yield broker
-
-
-def url_of(broker: Broker, user: str) -> str:
-    return f"tls://{user}:secret-{user}@127.0.0.1:{broker.port}"
+    with shipped_brokers(folder, certificates, 1) as (broker,):
+        yield broker
 
 
 def test_the_example_configuration_gives_all_the_rights_that_they_need(

@@ -46,6 +46,8 @@ class Broker:
         self.url = f"nats://127.0.0.1:{self.port}"
         self.access = BrokerAccess()
         self.name = f"broker-{member}"
+        self.route_port = routes[member] if routes else 0
+        """Where the others of its group reach it."""
         self._alone = not routes
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
