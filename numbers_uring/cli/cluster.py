@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.group()
 @click.version_option(__version__, prog_name=PROGRAM)
 def cluster() -> None:
-    """Create a cluster's streams, and show its status."""
+    """Create a cluster's streams, show its status, forget a copy."""
 
 
 @cluster.command(context_settings={"show_default": True})
@@ -107,3 +107,33 @@ def status(nats: str, as_json: bool, **options: Any) -> None:
 
     found = asyncio.run(run())
     click.echo(json.dumps(found.as_json()) if as_json else found.as_text())
+
+
+@cluster.command(context_settings={"show_default": True})
+@broker_options
+@click.argument("copy")
+@click.option("--force", is_flag=True, help="Forget it although its collector reported just now.")
+@click.version_option(__version__, prog_name=PROGRAM)
+@click.pass_obj
+def forget(say: Diagnostics, /, nats: str, copy: str, force: bool, **options: Any) -> None:
+    """Forget COPY, a copy that is gone for good, so that streams are trimmed without it.
+
+    COPY is the id that 'cluster status' shows, and the file numbers.copy in the folder of its logs.
+    If it starts again it is registered again, and may find that what it lacks was trimmed.
+
+    Exit status: 0 forgotten, 2 wrong usage, 3 no such copy is registered, or it is in use, or the
+    NATS server cannot be reached.
+    """
+    import asyncio
+
+    from numbers_uring.cluster.connection import connected, jetstream
+    from numbers_uring.cluster.forget import forget_copy
+
+    access = access_of(options)
+
+    async def run() -> list[int]:
+        async with connected(nats, f"{PROGRAM} cluster forget", access=access) as client:
+            return await forget_copy(jetstream(client), copy, force=force)
+
+    partitions = asyncio.run(run())
+    say.info(f"forgot copy {copy} of partitions {', '.join(map(str, partitions))}")

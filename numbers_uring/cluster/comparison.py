@@ -9,6 +9,10 @@ from typing import NamedTuple
 from numbers_uring.cluster.bucket import Copy, Settings
 from numbers_uring.cluster.checkpoints import Difference, difference
 from numbers_uring.cluster.partitions import index_name, log_name, stream_name
+from numbers_uring.limits import COPY_GONE_S
+
+STOPPED = "stopped"
+"""The state of a copy whose collector has ended in order."""
 
 
 class Disagreement(NamedTuple):
@@ -32,6 +36,11 @@ class Disagreement(NamedTuple):
 def copy_text(copy: Copy) -> str:
     """Return how a line for the operator names a copy."""
     return f"copy {copy.copy} ({copy.log} on {copy.host})"
+
+
+def is_alive(copy: Copy) -> bool:
+    """Return whether the collector of a copy may still run."""
+    return copy.state != STOPPED and copy.age_s <= COPY_GONE_S
 
 
 def disagreements(copies: Iterable[Copy]) -> list[Disagreement]:
@@ -91,7 +100,7 @@ def trim_floor(copies: Sequence[Copy], settings: Settings, stream_created_ns: in
 
     `stream_created_ns` tells the stream from an earlier one of the same name.
     """
-    if not settings.copies:
+    if not settings.copies or not settings.keep_s:
         return "trimming was not asked for"
     foreign = [copy for copy in copies if copy.stream_created_ns != stream_created_ns]
     if foreign:

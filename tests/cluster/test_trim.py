@@ -16,7 +16,7 @@ from numbers_uring.cluster.partitions import stream_name, subject_name
 from support.broker import Broker, broker_with_cluster
 
 PARTITIONS = 32
-KEEP_NOTHING = Settings(partitions=PARTITIONS, copies=2)
+KEEP_NOTHING = Settings(partitions=PARTITIONS, copies=2, keep_s=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,8 @@ def test_what_all_copies_have_goes_a_round_after_it_was_announced(use: Use) -> N
 
 
 @pytest.mark.parametrize(
-    "hindrance", ["one copy", "no copies wanted", "differ", "another stream", "unreadable"]
+    "hindrance",
+    ["one copy", "no copies wanted", "all is kept", "differ", "another stream", "unreadable"],
 )
 def test_nothing_goes_while_there_is_a_hindrance(use: Use, hindrance: str) -> None:
     async def session(partition: Partition) -> None:
@@ -150,6 +151,9 @@ def test_nothing_goes_while_there_is_a_hindrance(use: Use, hindrance: str) -> No
         key = f"$KV.numbers-cluster.v1.copy.{partition.number}.c"
         if hindrance == "no copies wanted":
             settings = Settings(partitions=PARTITIONS)
+            await partition.buckets.put_settings(settings, new=False)
+        elif hindrance == "all is kept":
+            settings = Settings(partitions=PARTITIONS, copies=2)
             await partition.buckets.put_settings(settings, new=False)
         elif hindrance == "differ":
             await partition.register("c", 9, altered=1)

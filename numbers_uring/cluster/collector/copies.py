@@ -17,6 +17,7 @@ from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, ChangedError, 
 from numbers_uring.cluster.checkpoints import Point
 from numbers_uring.cluster.collector.identity import Identity
 from numbers_uring.cluster.comparison import (
+    STOPPED,
     Disagreement,
     advice,
     copy_text,
@@ -37,9 +38,6 @@ from numbers_uring.limits import (
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-STOPPED = "stopped"
-"""The state of a copy whose collector has ended in order."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
