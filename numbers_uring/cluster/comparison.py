@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from numbers_uring.cluster.bucket import Copy, Settings
 from numbers_uring.cluster.checkpoints import Difference, difference
-from numbers_uring.cluster.partitions import index_name, log_name, stream_name
+from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.limits import COPY_GONE_S
 
 STOPPED = "stopped"
@@ -61,10 +61,10 @@ def share_points(one: Copy, other: Copy) -> bool:
     return any(point.sequence in known for point in one.points)
 
 
-def advice(copies: Iterable[Copy], own: Copy, sequence: int) -> str | None:
-    """Return what to do where `own` waits for a message that another copy has taken in.
+def passed_by(copies: Iterable[Copy], own: Copy, sequence: int) -> Copy | None:
+    """Return the copy that is to be copied where `own` waits for a message that others have passed.
 
-    None if no other copy has, of the same stream and without a difference to the others.
+    None if no other copy of the same stream has, without a difference to `own`.
     """
     others = [
         copy
@@ -75,14 +75,7 @@ def advice(copies: Iterable[Copy], own: Copy, sequence: int) -> str | None:
         and copy.sequence >= sequence
         and difference(copy.points, own.points) is None
     ]
-    if not others:
-        return None
-    best = max(others, key=lambda copy: (copy.sequence, copy.copy))
-    return (
-        f"{copy_text(best)} has taken it in: stop this collector, copy "
-        f"{index_name(own.partition)} and then {log_name(own.partition)} from there, and start it "
-        "again"
-    )
+    return max(others, key=lambda copy: (copy.sequence, copy.copy), default=None)
 
 
 class Floor(NamedTuple):

@@ -1,4 +1,4 @@
-"""What copies of a partition mean together: differences, advice, and what can be trimmed."""
+"""What copies of a partition mean together: differences, who has what, and what can be trimmed."""
 
 import re
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 
 from numbers_uring.cluster.bucket import Copy, Settings
 from numbers_uring.cluster.checkpoints import Point
-from numbers_uring.cluster.comparison import Floor, advice, disagreements, trim_floor
+from numbers_uring.cluster.comparison import Floor, disagreements, passed_by, trim_floor
 
 STREAM_NS = 1_700_000_000_000_000_000
 SETTINGS = Settings(partitions=8, copies=2, keep_s=1.0)
@@ -57,11 +57,7 @@ def test_copies_of_something_else_do_not_differ() -> None:
 
 def test_the_copy_that_has_most_of_what_is_missing_is_the_one_to_copy() -> None:
     copies = [copy_at("a", 5), copy_at("b", 9), copy_at("c", 8), copy_at("d", 5)]
-    found = advice(copies, copies[0], 6)
-    assert found == (
-        "copy b (/logs-b/numbers.3.log on host-b) has taken it in: stop this collector, copy "
-        "numbers.3.index and then numbers.3.log from there, and start it again"
-    )
+    assert passed_by(copies, copies[0], 6) == copies[1]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +72,7 @@ def test_the_copy_that_has_most_of_what_is_missing_is_the_one_to_copy() -> None:
     ids=["behind", "itself", "differs", "of another partition", "of another stream"],
 )
 def test_a_copy_that_does_not_help_is_not_named(other: Copy) -> None:
-    assert advice([other], copy_at("a", 5), 6) is None
+    assert passed_by([other], copy_at("a", 5), 6) is None
 
 
 def test_a_stream_is_needed_from_the_position_of_its_slowest_copy_on() -> None:

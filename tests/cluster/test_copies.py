@@ -42,6 +42,7 @@ class Files:
         self._points = Checkpoints()
         self._sequence = 0
         self._sum = 0
+        self.started = True
 
     def take(self, count: int) -> None:
         """Take in so many messages, and sync."""
@@ -51,7 +52,9 @@ class Files:
             self._points.note(Point(self._sequence, self._sequence, self._sum), 0)
         self._points.synced()
 
-    def progress(self) -> Progress:
+    def progress(self) -> Progress | None:
+        if not self.started:
+            return None
         return Progress(
             stream_created_ns=STREAM_NS,
             sequence=self._sequence,
@@ -60,7 +63,12 @@ class Files:
             count=self._sequence,
             sum=self._sum,
             points=self._points.told,
+            taken=self._sequence,
         )
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        return self._points.told
 
 
 @dataclass
@@ -93,6 +101,7 @@ def process(buckets: Buckets, folder: Path, partitions: list[int], **altered: in
         CopyReport(
             partition,
             folder / f"numbers.{partition}.log",
+            STREAM_NS,
             files[partition].progress,
             buckets=buckets,
             identity=identity,
@@ -124,7 +133,7 @@ def test_a_copy_is_registered_reported_and_left(
         there = here.there(partition)
         assert there is not None
         assert (there.sequence, there.count, there.sum) == (7, 7, 28)
-        assert there.points == here.files[partition].progress().points
+        assert there.points == here.files[partition].points
         assert (there.place, there.run) == (here.identity.place, here.identity.run)
         await here.copies.leave()
         await here.read()
@@ -134,6 +143,7 @@ def test_a_copy_is_registered_reported_and_left(
             revision=there.revision + 1,
             time=here.there(partition).time,  # type: ignore[union-attr]
             age_s=here.there(partition).age_s,  # type: ignore[union-attr]
+            per_s=0.0,
         )
 
     use(broker, session)
@@ -330,7 +340,7 @@ def test_copies_that_differ_are_said_once_by_both_and_not_before(
         await buckets.put_copy(replace(there, points=()))
         await sound.read()
         assert sound.copies.differing(partition) == 1
-        await buckets.put_copy(replace(there, points=altered.files[partition].progress().points))
+        await buckets.put_copy(replace(there, points=altered.files[partition].points))
         await sound.read()
         assert sound.copies.differing(partition) == 0
         assert len(sound.said) == 1
@@ -338,20 +348,104 @@ def test_copies_that_differ_are_said_once_by_both_and_not_before(
     use(broker, session)
 
 
-def test_advice_names_a_copy_that_has_what_is_missing(
+def test_a_copy_that_has_what_is_missing_is_named(
     broker: Broker, partition: int, tmp_path: Path
 ) -> None:
     async def session(buckets: Buckets) -> None:
         first = process(buckets, tmp_path / "first", [partition])
         second = process(buckets, tmp_path / "second", [partition])
-        assert first.copies.advice(partition, 1) is None
+        await first.copies.register()
+        assert await first.copies.passed_by(partition, 1) is None
         second.files[partition].take(9)
         await second.copies.register()
-        await first.copies.register()
-        line = first.copies.advice(partition, 1)
-        assert line is not None
-        assert line.startswith(f"copy {second.identity.copy} ({tmp_path}/second/numbers.")
-        assert first.copies.advice(partition, 10) is None
+        log = f"{tmp_path}/second/numbers.{partition}.log"
+        assert await first.copies.passed_by(partition, 9) == (
+            f"copy {second.identity.copy} ({log} on {socket.gethostname()})"
+        )
+        assert await first.copies.passed_by(partition, 10) is None
+
+    use(broker, session)
+
+
+def test_a_new_copy_is_registered_before_it_knows_where_to_go_on(
+    broker: Broker, partition: int, tmp_path: Path
+) -> None:
+    async def session(buckets: Buckets) -> None:
+        new = process(buckets, tmp_path / "new", [partition])
+        new.files[partition].started = False
+        new.files[partition].take(9)
+        await new.copies.register()
+        await new.read()
+        there = new.there(partition)
+        assert there is not None
+        assert (there.state, there.sequence, there.stream_created_ns) == ("starting", 0, STREAM_NS)
+        new.files[partition].started = True
+        await new.copies.tell()
+        await new.read()
+        there = new.there(partition)
+        assert there is not None
+        assert (there.state, there.sequence) == ("collecting", 9)
+
+        # What it has is known of it while it starts again.
+        again = process(buckets, tmp_path / "new", [partition])
+        again.files[partition].started = False
+        await again.copies.register()
+        await again.read()
+        there = again.there(partition)
+        assert there is not None
+        assert (there.state, there.sequence, there.count) == ("starting", 9, 9)
+        assert there.run == again.identity.run
+
+    use(broker, session)
+
+
+@pytest.mark.parametrize("was_registered", [False, True])
+def test_a_start_that_fails_leaves_what_is_registered_as_it_was(
+    broker: Broker, partition: int, tmp_path: Path, was_registered: bool
+) -> None:
+    async def session(buckets: Buckets) -> None:
+        if was_registered:
+            first = process(buckets, tmp_path / "here", [partition])
+            first.files[partition].take(5)
+            await first.copies.register()
+            await first.copies.leave()
+        here = process(buckets, tmp_path / "here", [partition])
+        here.files[partition].started = False
+        await here.copies.register()
+        await here.copies.leave()
+        await here.read()
+        there = here.there(partition)
+        assert (there and (there.state, there.sequence)) == (
+            ("stopped", 5) if was_registered else None
+        )
+
+    use(broker, session)
+
+
+def test_the_rate_is_that_since_the_last_report(
+    broker: Broker, partition: int, tmp_path: Path
+) -> None:
+    async def session(buckets: Buckets) -> None:
+        clock_s = 100.0
+        files = Files()
+        report = CopyReport(
+            partition,
+            tmp_path / "log",
+            STREAM_NS,
+            files.progress,
+            buckets=buckets,
+            identity=identify(tmp_path),
+            clock=lambda: clock_s,
+        )
+        await report.register(None)
+        rates = []
+        for count in (40, 0, 0):
+            files.take(count)
+            clock_s += 4
+            await report.tell()
+            (there,) = (await buckets.read([partition])).copies
+            rates.append(there.per_s)
+        assert rates == [10, 0, 0]
 
     use(broker, session)
 

@@ -19,9 +19,9 @@ from numbers_uring.cluster.collector.identity import Identity
 from numbers_uring.cluster.comparison import (
     STOPPED,
     Disagreement,
-    advice,
     copy_text,
     disagreements,
+    passed_by,
     share_points,
 )
 from numbers_uring.errors import BackendError, StartError
@@ -51,9 +51,10 @@ class Progress:
     count: int
     sum: int
     points: tuple[Point, ...]
+    taken: int = 0
+    """Numbers that this run has taken in, repeats included."""
     state: str = "collecting"
     waits: str | None = None
-    per_s: float = 0.0
 
 
 class CopyInUseError(BackendError):
@@ -61,29 +62,44 @@ class CopyInUseError(BackendError):
 
 
 class CopyReport:
-    """What the copy of a partition, with the log at this path, reports: what `progress` returns."""
+    """What the copy of a partition, with the log at this path, reports.
+
+    `progress` returns None until the start has found where to go on.
+    """
 
     def __init__(
         self,
         partition: int,
         log: Path,
-        progress: Callable[[], Progress],
+        stream_created_ns: int,
+        progress: Callable[[], Progress | None],
         *,
         buckets: Buckets,
         identity: Identity,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.partition = partition
-        self._log = log
         self._progress = progress
         self._buckets = buckets
-        self._identity = identity
         self._clock = clock
-        self._host = socket.gethostname()
+        self._base = Copy(
+            partition=partition,
+            copy=identity.copy,
+            run=identity.run,
+            place=identity.place,
+            host=socket.gethostname(),
+            log=str(log),
+            stream_created_ns=stream_created_ns,
+            state="starting",
+        )
+        """What is reported before there is progress."""
+        self._identity = identity
+        self._is_new = False
         self._revision: int | None = None
-        self._told: Progress | None = None
-        self._skipped = 0
+        self._told: Copy | None = None
+        self._told_taken = 0
         self._told_s: float | None = None
+        self._skipped = 0
 
     @property
     def age_s(self) -> float | None:
@@ -91,22 +107,23 @@ class CopyReport:
         return None if self._told_s is None else self._clock() - self._told_s
 
     @property
+    def has_progress(self) -> bool:
+        """Whether the start has found where to go on."""
+        return self._progress() is not None
+
+    @property
     def copy(self) -> Copy:
         """The copy as of now."""
-        return self._as_copy(self._progress())
-
-    def _as_copy(self, progress: Progress) -> Copy:
-        return Copy(
-            partition=self.partition,
-            copy=self._identity.copy,
-            run=self._identity.run,
-            place=self._identity.place,
-            host=self._host,
-            log=str(self._log),
+        progress = self._progress()
+        if progress is None:
+            return self._base
+        passed_s = self.age_s or COPY_TELL_S
+        return replace(
+            self._base,
             stream_created_ns=progress.stream_created_ns,
             state=progress.state,
             waits=progress.waits,
-            per_s=progress.per_s,
+            per_s=max(0.0, progress.taken - self._told_taken) / passed_s,
             sequence=progress.sequence,
             message_time_ns=progress.message_time_ns,
             log_bytes=progress.log_bytes,
@@ -118,25 +135,44 @@ class CopyReport:
     async def register(self, there: Copy | None) -> None:
         """Take over `there`, the report of an earlier run. Raises ChangedError if it is not that.
 
-        The process has locked the partition's log.
+        A new copy holds all of its stream until it has found where to go on.
         """
-        await self._put(self._progress(), 0 if there is None else there.revision)
+        self._is_new = there is None
+        if there is not None:
+            ours = self._base
+            self._base = replace(
+                there,
+                run=ours.run,
+                place=ours.place,
+                host=ours.host,
+                log=ours.log,
+                state=ours.state,
+                waits=None,
+                per_s=0.0,
+            )
+        await self._put(self.copy, 0 if there is None else there.revision)
 
     async def tell(self) -> None:
         """Report what is new, and now and then that nothing is. Raises CopyInUseError."""
-        progress = self._progress()
-        if progress == self._told and self._skipped + 1 < COPY_UNCHANGED_TELLS:
+        copy = self.copy
+        if copy == self._told and self._skipped + 1 < COPY_UNCHANGED_TELLS:
             self._skipped += 1
             return
-        await self._tell(progress)
+        await self._tell(copy)
 
     async def leave(self) -> None:
-        """Report for the last time. Raises CopyInUseError."""
-        await self._tell(replace(self._progress(), state=STOPPED, waits=None, per_s=0.0))
+        """Report for the last time; a new copy whose start has failed leaves nothing behind.
 
-    async def _tell(self, progress: Progress) -> None:
+        Raises CopyInUseError.
+        """
+        if self._is_new and not self.has_progress:
+            await self._buckets.forget_copy(self.partition, self._identity.copy)
+        else:
+            await self._tell(replace(self.copy, state=STOPPED, waits=None, per_s=0.0))
+
+    async def _tell(self, copy: Copy) -> None:
         try:
-            await self._put(progress, self._revision)
+            await self._put(copy, self._revision)
         except ChangedError:
             # It was forgotten, or an answer to us was lost, or another process writes it.
             contents = await self._buckets.read([self.partition], fresh=True)
@@ -144,13 +180,16 @@ class CopyReport:
             if there is not None and there.run != self._identity.run:
                 raise CopyInUseError(in_use(there, self._identity)) from None
             with suppress(ChangedError):
-                await self._put(progress, 0 if there is None else there.revision)
+                await self._put(copy, 0 if there is None else there.revision)
 
-    async def _put(self, progress: Progress, revision: int | None) -> None:
-        self._revision = await self._buckets.put_copy(self._as_copy(progress), revision=revision)
-        self._told = progress
-        self._skipped = 0
+    async def _put(self, copy: Copy, revision: int | None) -> None:
+        progress = self._progress()
+        now = replace(copy, time=time.time(), revision=0, age_s=0.0)
+        self._revision = await self._buckets.put_copy(now, revision=revision)
+        self._told = copy
+        self._told_taken = 0 if progress is None else progress.taken
         self._told_s = self._clock()
+        self._skipped = 0
 
 
 def find(copies: Iterable[Copy], partition: int, copy: str) -> Copy | None:
@@ -204,11 +243,14 @@ class Copies:
         """Return how many other copies differ from the one of this process."""
         return sum(each == partition for each, _ in self._differing.copy())
 
-    def advice(self, partition: int, sequence: int) -> str | None:
-        """Return what to do where the partition waits for a message; None if nothing helps."""
-        if self._contents is None:
-            return None
-        return advice(self._contents.copies, self._reports[partition].copy, sequence)
+    async def passed_by(self, partition: int, sequence: int) -> str | None:
+        """Name a copy that has taken in a message that the partition waits for; None without any.
+
+        Raises what Buckets raises.
+        """
+        contents = await self._buckets.read([partition])
+        found = passed_by(contents.copies, self._reports[partition].copy, sequence)
+        return None if found is None else copy_text(found)
 
     # Starting, running, stopping.
 
@@ -310,6 +352,8 @@ class Copies:
         before, self._differing = self._differing, {}
         for partition, report in self._reports.items():
             own = report.copy
+            if not report.has_progress:
+                continue
             for other in contents.copies:
                 if other.partition != partition or other.copy == own.copy:
                     continue
