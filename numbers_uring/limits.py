@@ -351,11 +351,26 @@ LOAD_CONNECT_WAIT_S = 1.0
 PARTITIONS_MAX = 1024
 """Of one cluster: ranges of numbers, each with a stream and a log of its own."""
 
+COPIES_MAX = 100
+"""Of each partition."""
+
 STREAM_NUMBERS_TIMES = 4
 """A stream has room for each number of its partition so often, unless asked for otherwise."""
 
-STREAM_REQUESTS_MAX = 32
+STREAM_REQUESTS_MAX = 64
 """Streams that are asked for at once."""
+
+REPLICA_SILENT_S = 4.0
+"""A replica that its leader has not heard of for this long counts as away."""
+
+REPLICAS_POLL_S = 0.5
+"""How often new replicas are asked for whether they have everything."""
+
+REPLICAS_PROGRESS_S = 5.0
+"""The pause between two lines about new replicas that do not have everything yet."""
+
+REPLICAS_STUCK_S = 60.0
+"""New replicas that take in nothing for this long are an error."""
 
 MESSAGE_BYTES_MAX = 1024 * 1024
 """The longest message that a collector takes, and that a stream is made for, headers included."""
@@ -390,6 +405,12 @@ BROKER_POLL_S = 0.25
 
 BROKER_REQUEST_S = 10.0
 """How long an answer may take: a group of three needs 5-7 s to choose a new leader."""
+
+BROKER_ANSWER_S = 5.0
+"""How long an answer may take to a request that is then sent again."""
+
+BROKER_REQUEST_TRIES = 3
+"""How often such a request is sent."""
 
 # cluster/node/
 
@@ -581,7 +602,9 @@ assert NUMBERS <= LOAD_NUMBERS_MAX
 assert LOAD_PREPARE_BYTES <= LOAD_PREPARE_BYTES_MAX
 assert LOAD_SEND_BYTES <= LOAD_SEND_BYTES_MAX <= LOAD_ARENA_BYTES
 assert STREAM_REQUESTS_MAX <= PARTITIONS_MAX
+assert REPLICAS_POLL_S < REPLICAS_PROGRESS_S < REPLICAS_STUCK_S
 assert BROKER_RECONNECT_S < BROKER_START_S < BROKER_REQUEST_S
+assert BROKER_REQUEST_S < BROKER_ANSWER_S * BROKER_REQUEST_TRIES
 assert FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX < MESSAGE_BYTES_MAX
 assert FORWARD_IN_FLIGHT <= FORWARD_BATCHES_MAX
 assert 3 * NODE_STATUS_INTERVAL_S < NODE_GONE_S < NODES_KEEP_S

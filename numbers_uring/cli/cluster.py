@@ -7,7 +7,8 @@ import click
 
 from numbers_uring import __version__
 from numbers_uring.cli.nats_options import access_of, broker_options
-from numbers_uring.limits import MESSAGE_BYTES_MAX, PARTITIONS_MAX
+from numbers_uring.cli.types import Duration
+from numbers_uring.limits import COPIES_MAX, MESSAGE_BYTES_MAX, PARTITIONS_MAX
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.stdio import PROGRAM
 
@@ -34,15 +35,29 @@ def cluster() -> None:
 @click.option(
     "--replicas",
     type=click.Choice(["1", "3", "5"]),
-    default="1",
-    help="Store each message on this many NATS servers.",
+    help="Store each message on this many NATS servers: 1, unless the cluster has more already. "
+    "More than before makes the streams grow.",
 )
 @click.option(
     "--max-bytes",
     type=click.IntRange(min=MESSAGE_BYTES_MAX),
     metavar="BYTES",
-    help="Limit each stream to this size on the NATS server's disk; nodes pause at it. The default "
-    "has space for each number of the partition four times.",
+    help="Limit each stream to this size on the NATS server's disk; nodes pause at it. A new "
+    "stream has space for each number of the partition four times. It can be raised later.",
+)
+@click.option(
+    "--copies",
+    type=click.IntRange(0, COPIES_MAX),
+    metavar="K",
+    help="Expect this many copies of each partition: 'cluster status' reports fewer as a problem, "
+    "and nothing is trimmed before there are as many. 0, the default, expects none.",
+)
+@click.option(
+    "--keep",
+    type=Duration(),
+    metavar="DURATION",
+    help="Trim from the streams what all copies have on disk and is older than this: seconds, or "
+    "15m, 12h, 7d. 0, the default, trims nothing.",
 )
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_obj
@@ -51,35 +66,47 @@ def init(
     /,
     nats: str,
     partitions: int,
-    replicas: str,
+    replicas: str | None,
     max_bytes: int | None,
+    copies: int | None,
+    keep: float | None,
     **options: Any,
 ) -> None:
     """Create the missing streams and buckets of a cluster, and check the settings of the others.
 
+    It can be run again at any time: to change --copies or --keep, or to grow --replicas or
+    --max-bytes. What is not given stays as it is. It waits until new replicas have everything.
+
     Exit status: 0 all exist, 2 wrong usage, 3 the NATS server cannot be reached, or has streams or
-    buckets with other settings.
+    buckets with other settings, or new replicas make no progress.
     """
     import asyncio
 
     from numbers_uring.cluster.connection import connected, jetstream, url_text
-    from numbers_uring.cluster.streams import init_cluster
+    from numbers_uring.cluster.init import Made, init_cluster
 
     access = access_of(options)
 
-    async def run() -> int:
+    async def run() -> Made:
         async with connected(nats, f"{PROGRAM} cluster init", access=access) as client:
             return await init_cluster(
                 jetstream(client),
                 partitions,
-                replicas=int(replicas),
+                replicas=None if replicas is None else int(replicas),
                 max_bytes=max_bytes,
+                copies=copies,
+                keep_s=keep,
+                say=say.info,
             )
 
     made = asyncio.run(run())
+    keep_s = made.settings.keep_s
+    trimming = f"messages are kept for {keep_s:g} s" if keep_s else "nothing is trimmed"
     say.info(
         f"the cluster at {url_text(nats)} is ready: {partitions} partitions, "
-        f"{made} streams created, {partitions - made} existed before"
+        f"{made.created} streams created, {partitions - made.created} existed before"
+        f"{f', {made.changed} of them changed' if made.changed else ''}; replicas "
+        f"{made.replicas}, copies {made.settings.copies}, {trimming}"
     )
 
 

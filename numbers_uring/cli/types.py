@@ -1,6 +1,7 @@
 """Types of option values that several commands have in common."""
 
 import math
+import re
 from typing import Any
 
 import click
@@ -32,3 +33,18 @@ class Seconds(Fraction):
         if not seconds < 1e9:
             self.fail(f"{value!r} is not a number of seconds.", param, ctx)
         return seconds
+
+
+class Duration(Seconds):
+    """A time in seconds, or with a unit: 90, 30s, 15m, 12h, 7d."""
+
+    name = "duration"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhd]?)", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not a duration such as 90, 30s, 15m, 12h or 7d.", param, ctx)
+        unit_s = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+        return super().convert(float(match[1]) * unit_s, param, ctx)

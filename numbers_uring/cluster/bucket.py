@@ -25,6 +25,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numbers_uring.cluster.checkpoints import Point
+from numbers_uring.cluster.connection import request_api, until_answered
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     BROKER_REQUEST_S,
@@ -52,6 +53,10 @@ _WRONG_LAST_SEQUENCE = {10071, 10164}
 
 class VersionError(StartError):
     """The bucket was written by another version; its text is the one line for the user."""
+
+
+class NoClusterError(StartError):
+    """There is no bucket, or nothing in it; its text is the one line for the user."""
 
 
 class ChangedError(Exception):
@@ -169,8 +174,12 @@ class Buckets:
     # The bucket `numbers-cluster`.
 
     async def check_version(self) -> None:
-        """Raise VersionError where a bucket has keys of another version."""
-        await asyncio.gather(*map(self._names, (CLUSTER_BUCKET, NODES_BUCKET)))
+        """Raise VersionError where a bucket that exists has keys of another version."""
+        for bucket in (CLUSTER_BUCKET, NODES_BUCKET):
+            try:
+                await self._names(bucket)
+            except NoClusterError:
+                continue
 
     async def settings(self) -> Settings:
         """Return what the cluster was made with.
@@ -271,20 +280,15 @@ class Buckets:
 
         Raises StartError where there is no bucket, or one of another version.
         """
-        from nats.js.errors import APIError  # noqa: PLC0415
+        from nats.js.errors import NotFoundError  # noqa: PLC0415
 
-        request = {"subjects_filter": ">"}
-        subject = f"$JS.API.STREAM.INFO.{_stream(bucket)}"
         names: list[str] = []
         while True:
-            answer = await self._client.request(
-                subject, json.dumps(request | {"offset": len(names)}).encode(), BROKER_REQUEST_S
-            )
-            info = json.loads(answer.data)
-            if info.get("error", {}).get("code") == 404:
-                raise _no_cluster()
-            if "error" in info:
-                APIError.from_error(info["error"])
+            request = {"subjects_filter": ">", "offset": len(names)}
+            try:
+                info = await request_api(self._js, f"STREAM.INFO.{_stream(bucket)}", request)
+            except NotFoundError:
+                raise _no_cluster() from None
             some = info["state"].get("subjects") or {}
             names.extend(each.removeprefix(f"$KV.{bucket}.") for each in some)
             if not some or len(names) >= info.get("total", 0):
@@ -357,7 +361,9 @@ class Buckets:
         from nats.js.errors import NotFoundError  # noqa: PLC0415
 
         try:
-            message = await self._js.get_last_msg(_stream(bucket), f"$KV.{bucket}.{prefix}{name}")
+            message = await until_answered(
+                lambda: self._js.get_last_msg(_stream(bucket), f"$KV.{bucket}.{prefix}{name}")
+            )
         except NotFoundError:
             return None
         at_s = 0.0 if message.time is None else message.time.timestamp()
@@ -418,8 +424,8 @@ def _is_of(name: str, partitions: Collection[int] | None) -> bool:
     return len(parts) > 1 and parts[1].isdecimal() and int(parts[1]) in partitions
 
 
-def _no_cluster() -> StartError:
-    return StartError("the NATS server has no cluster yet: run 'numbers-uring cluster init'")
+def _no_cluster() -> NoClusterError:
+    return NoClusterError("the NATS server has no cluster yet: run 'numbers-uring cluster init'")
 
 
 def _other_version(bucket: str, name: str) -> VersionError:

@@ -9,26 +9,31 @@ Facts of nats-py 2.16 that it relies on:
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from ssl import SSLError
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
 from numbers_uring.cluster.access import AccessFileError, NoTlsError, client_for, is_refusal
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
+    BROKER_ANSWER_S,
     BROKER_POLL_S,
     BROKER_RECONNECT_S,
     BROKER_REFUSALS_MAX,
     BROKER_REQUEST_S,
+    BROKER_REQUEST_TRIES,
     BROKER_START_S,
 )
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js import JetStreamContext
+
+T = TypeVar("T")
 
 
 def require_nats_library() -> None:
@@ -206,3 +211,40 @@ def broker_errors(doing: str) -> Iterator[None]:
 def jetstream(client: "Client") -> "JetStreamContext":
     """Return JetStream with the timeouts of a cluster."""
     return client.jetstream(timeout=BROKER_REQUEST_S)
+
+
+async def until_answered(ask: Callable[[], Awaitable[T]]) -> T:
+    """Ask again if there is no answer: a group without a leader loses what it is asked.
+
+    Only for what may be done twice. Raises TimeoutError after BROKER_REQUEST_TRIES.
+    """
+    for _ in range(BROKER_REQUEST_TRIES - 1):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BROKER_ANSWER_S):
+                return await ask()
+    async with asyncio.timeout(BROKER_ANSWER_S):
+        return await ask()
+
+
+async def request_api(
+    js: "JetStreamContext", name: str, request: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the JSON answer to a request of JetStream's API, such as STREAM.INFO.numbers-0.
+
+    The library's own calls leave out what they do not know, so that a configuration that is read,
+    changed and written would lose it. Raises nats.errors.Error, TimeoutError, OSError.
+    """
+    import nats  # noqa: PLC0415
+
+    client = js._nc  # it has no public name
+    payload = b"" if request is None else json.dumps(request).encode()
+    try:
+        answer = await until_answered(
+            lambda: client.request(f"$JS.API.{name}", payload, timeout=BROKER_ANSWER_S)
+        )
+    except nats.errors.NoRespondersError as error:
+        raise nats.js.errors.ServiceUnavailableError from error
+    found: dict[str, Any] = json.loads(answer.data)
+    if "error" in found:
+        nats.js.errors.APIError.from_error(found["error"])
+    return found

@@ -9,7 +9,7 @@ from numbers_uring.cluster.collector.collector import CONSUMER
 from numbers_uring.cluster.collector.lease import read_object
 from numbers_uring.cluster.connection import broker_errors
 from numbers_uring.cluster.partitions import LEASES_BUCKET, stream_name
-from numbers_uring.cluster.streams import each_partition, recorded_partitions
+from numbers_uring.cluster.streams import each_of, recorded_partitions
 from numbers_uring.ingest.report import rate_text
 from numbers_uring.limits import NODE_GONE_S
 
@@ -98,8 +98,8 @@ async def read_status(js: "JetStreamContext") -> ClusterStatus:
     partitions = await recorded_partitions(js)
     with broker_errors("read the cluster's status"):
         leases, settings = await asyncio.gather(*map(js.key_value, (LEASES_BUCKET, CLUSTER_BUCKET)))
-        found = await each_partition(
-            partitions, lambda partition: _read_partition(js, leases, settings, partition)
+        found = await each_of(
+            range(partitions), lambda partition: _read_partition(js, leases, settings, partition)
         )
         nodes, _ = await Buckets(js).nodes()
         nodes = [node for node in nodes if node.age_s < NODE_GONE_S]

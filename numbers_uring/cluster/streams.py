@@ -1,29 +1,26 @@
-"""The streams and buckets of a cluster: made, and checked for what keeps its promise.
+"""The settings that the streams and buckets of a cluster need, and what is wrong with others.
 
-What it stands on, of nats-server 2.15:
+Facts of nats-server 2.15 that it relies on:
 
 - `discard new` turns a full stream into a refusal of the next message; the default throws away the
   oldest one.
 - A limit by messages beside one by bytes has lost messages without a word (nats-server issue
   4771), so there is one limit alone.
+- A message may bring a time to live, or remove all others of its subject, where a stream allows it.
 - A group of replicas acknowledges a message when most of them have written it; whether they have
   synced it is set at the server (`sync_interval`), and can't be seen from here
   (nats-server issue 7564).
+- A replica tells its leader of itself each second. One that is dead counts as current for ten
+  seconds, and not as offline for long.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+import math
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from numbers_uring.cluster.bucket import (
-    CLUSTER_BUCKET,
-    NODES_BUCKET,
-    Buckets,
-    ChangedError,
-    Settings,
-)
-from numbers_uring.cluster.connection import broker_errors
+from numbers_uring.cluster.bucket import CLUSTER_BUCKET, NODES_BUCKET, Buckets
+from numbers_uring.cluster.connection import broker_errors, request_api
 from numbers_uring.cluster.partitions import (
     LEASES_BUCKET,
     NUMBER_BYTES,
@@ -37,109 +34,227 @@ from numbers_uring.limits import (
     MESSAGE_BYTES_MAX,
     NODES_KEEP_S,
     NUMBERS,
+    REPLICA_SILENT_S,
     STREAM_NUMBERS_TIMES,
     STREAM_REQUESTS_MAX,
 )
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
-    from nats.js.api import StreamConfig
 
 T = TypeVar("T")
+U = TypeVar("U")
 
-_BUCKETS = {CLUSTER_BUCKET: None, LEASES_BUCKET: LEASE_S, NODES_BUCKET: NODES_KEEP_S}
-"""How long each one keeps a value, in seconds; None: without limit."""
+Json = dict[str, Any]
+
+BUCKETS = {CLUSTER_BUCKET: 0.0, LEASES_BUCKET: LEASE_S, NODES_BUCKET: NODES_KEEP_S}
+"""How long each bucket keeps a value, in seconds; 0: without limit."""
+
+_NS = 1_000_000_000
 
 
-def _default_max_bytes(partitions: int) -> int:
+def bucket_stream(bucket: str) -> str:
+    """Return the name of the stream that a bucket is."""
+    return f"KV_{bucket}"
+
+
+# What is made.
+
+
+def default_max_bytes(partitions: int) -> int:
     return -(-STREAM_NUMBERS_TIMES * NUMBERS * NUMBER_BYTES // partitions)
 
 
-async def init_cluster(
-    js: "JetStreamContext", partitions: int, *, replicas: int, max_bytes: int | None
-) -> int:
-    """Create missing streams and buckets; return the number of streams created.
-
-    What is there already stays as it is, and is checked. `max_bytes` is of each stream; None
-    stands for room for each number of its partition STREAM_NUMBERS_TIMES. Raises StartError.
-    """
-    with broker_errors("make the cluster's buckets"):
-        for bucket, ttl_s in _BUCKETS.items():
-            await _make_bucket(js, bucket, ttl_s, replicas)
-        buckets = Buckets(js)
-        await buckets.check_version()
-        with suppress(ChangedError):
-            await buckets.put_settings(Settings(partitions=partitions), new=True)
-    await _check_number(js, partitions)
-    made = 0
-    with broker_errors("make the cluster's streams"):
-        for partition in range(partitions):
-            made += await _make_stream(js, partition, partitions, replicas, max_bytes)
-    await check_streams(js, partitions)
-    return made
+def stream_config(partition: int, *, replicas: int, max_bytes: int) -> Json:
+    """Return the configuration of a partition's stream, as the NATS server takes it."""
+    return {
+        "name": stream_name(partition),
+        "description": "Batches of new numbers: unsigned 32 bits each, little-endian",
+        "subjects": [subject_name(partition)],
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "num_replicas": replicas,
+        "max_bytes": max_bytes,
+        "max_msgs": -1,
+        "max_msgs_per_subject": -1,
+        "max_msg_size": MESSAGE_BYTES_MAX,
+        "max_consumers": -1,
+        "max_age": 0,
+        "duplicate_window": round(DUPLICATE_WINDOW_S * _NS),
+        "allow_direct": True,
+    }
 
 
-async def _make_bucket(
-    js: "JetStreamContext", bucket: str, ttl_s: float | None, replicas: int
-) -> None:
-    from nats.js.api import KeyValueConfig, StorageType  # noqa: PLC0415
-    from nats.js.errors import NotFoundError  # noqa: PLC0415
+def bucket_config(bucket: str, *, replicas: int) -> Json:
+    """Return the configuration of a bucket's stream: what nats-py and the tool nats would make."""
+    keep_s = BUCKETS[bucket]
+    window_s = min(keep_s, DUPLICATE_WINDOW_S) if keep_s else DUPLICATE_WINDOW_S
+    return {
+        "name": bucket_stream(bucket),
+        "subjects": [f"$KV.{bucket}.>"],
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "num_replicas": replicas,
+        "max_bytes": -1,
+        "max_msgs": -1,
+        "max_msgs_per_subject": 1,
+        "max_msg_size": -1,
+        "max_consumers": -1,
+        "max_age": round(keep_s * _NS),
+        "duplicate_window": round(window_s * _NS),
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+    }
 
-    try:
-        await js.key_value(bucket)
-    except NotFoundError:
-        await js.create_key_value(
-            KeyValueConfig(
-                bucket,
-                ttl=ttl_s,
-                storage=StorageType.FILE,
-                replicas=replicas,
-                direct=bucket != LEASES_BUCKET,
-            )
+
+# What is wrong.
+
+
+class _Need(NamedTuple):
+    """What a setting has to be."""
+
+    name: str
+    wanted: object
+    change: str | None
+    """What `nats stream edit` needs to change it; None if only a new stream has another value."""
+    at_least: bool = False
+
+
+def _stream_needs(partition: int) -> list[_Need]:
+    window_ns = round(DUPLICATE_WINDOW_S * _NS)
+    return [
+        _Need("subjects", [subject_name(partition)], f"--subjects {subject_name(partition)}"),
+        _Need("storage", "file", None),
+        _Need("retention", "limits", None),
+        _Need("discard", "new", "--discard new"),
+        _Need("no_ack", False, "--ack"),
+        _Need("max_age", 0, "--max-age 0s"),
+        _Need("max_msgs", -1, "--max-msgs=-1"),
+        _Need("max_msgs_per_subject", -1, "--max-msgs-per-subject=-1"),
+        _Need("max_consumers", -1, None),
+        _Need("duplicate_window", window_ns, "--dupe-window 2m", at_least=True),
+        _Need("persist_mode", "default", None),
+        _Need("sealed", False, None),
+        _Need("deny_purge", False, None),
+        _Need("allow_rollup_hdrs", False, "--no-allow-rollup"),
+        _Need("allow_msg_ttl", False, None),
+        _Need("allow_direct", True, "--allow-direct"),
+    ]
+
+
+def _bucket_needs(bucket: str) -> list[_Need]:
+    keep_s = BUCKETS[bucket]
+    return [
+        _Need("subjects", [f"$KV.{bucket}.>"], f"--subjects '$KV.{bucket}.>'"),
+        _Need("storage", "file", None),
+        _Need("retention", "limits", None),
+        _Need("no_ack", False, "--ack"),
+        _Need("max_age", round(keep_s * _NS), f"--max-age {keep_s:.0f}s"),
+        _Need("max_msgs", -1, "--max-msgs=-1"),
+        _Need("max_bytes", -1, "--max-bytes=-1"),
+        _Need("max_msgs_per_subject", 1, "--max-msgs-per-subject=1"),
+        _Need("sealed", False, None),
+        _Need("allow_direct", True, "--allow-direct"),
+    ]
+
+
+_ABSENT = {"persist_mode": "default", "max_msgs_per_subject": -1, "max_age": 0}
+"""What a setting is if the NATS server does not name it; others are false or 0 then."""
+
+
+def wrong_stream_settings(partition: int, config: Json) -> Iterator[str]:
+    """Yield a line for each setting that breaks the promise, with what changes it."""
+    name = stream_name(partition)
+    for need, value in _wrong(_stream_needs(partition), config):
+        yield (
+            f"the stream {name} has {need.name} {_text(need.name, value)} but needs "
+            f"{_text(need.name, need.wanted)}{' or more' if need.at_least else ''}: "
+        ) + (
+            f"'nats stream rm {name}' and 'numbers-uring cluster init' make it again, without its "
+            "messages"
+            if need.change is None
+            else f"'nats stream edit {name} {need.change}' changes it"
         )
 
 
-async def _make_stream(
-    js: "JetStreamContext", partition: int, partitions: int, replicas: int, max_bytes: int | None
-) -> bool:
-    from nats.js.api import (  # noqa: PLC0415
-        DiscardPolicy,
-        RetentionPolicy,
-        StorageType,
-        StreamConfig,
-    )
+def wrong_bucket_settings(bucket: str, config: Json) -> Iterator[str]:
+    """Yield a line for each setting that breaks the promise, with what changes it."""
+    for need, value in _wrong(_bucket_needs(bucket), config):
+        yield (
+            f"the bucket {bucket} has {need.name} {_text(need.name, value)} but needs "
+            f"{_text(need.name, need.wanted)}: "
+        ) + (
+            f"'nats kv rm {bucket}' and 'numbers-uring cluster init' make it again, without its "
+            "values"
+            if need.change is None
+            else f"'nats stream edit {bucket_stream(bucket)} {need.change}' changes it"
+        )
+
+
+def _wrong(needs: list[_Need], config: Json) -> Iterator[tuple[_Need, Any]]:
+    for need in needs:
+        wanted: Any = need.wanted
+        value: Any = config.get(need.name) or _ABSENT.get(need.name, type(wanted)())
+        # No limit may be written as 0, too.
+        if wanted == -1 and value == 0:
+            continue
+        if not (value >= wanted if need.at_least else value == wanted):
+            yield need, value
+
+
+def _text(name: str, value: Any) -> str:
+    if name in {"max_age", "duplicate_window"}:
+        return f"{value / _NS:g} s"
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "-1, no limit" if value == -1 else str(value)
+
+
+class LateReplica(NamedTuple):
+    """A replica that does not have everything."""
+
+    name: str
+    is_silent: bool
+    """Whether the leader has not heard from it for some time, or not yet."""
+    lag: int
+    """How many operations it is behind, if that is known."""
+
+    @property
+    def text(self) -> str:
+        return f"the replica on {self.name} {'is silent' if self.is_silent else 'is not current'}"
+
+
+def late_replicas(info: Json) -> list[LateReplica]:
+    """Return the replicas of a stream that are not as they should be; one is its leader."""
+    replicas = (info.get("cluster") or {}).get("replicas") or []
+    late = []
+    for each in replicas:
+        is_current, active_ns = bool(each.get("current")), each.get("active") or 0
+        # One that the leader has never heard of has no time.
+        silent_s = active_ns / _NS if active_ns or is_current else math.inf
+        is_silent = silent_s >= REPLICA_SILENT_S or bool(each.get("offline"))
+        if is_silent or not is_current:
+            late.append(LateReplica(str(each.get("name")), is_silent, int(each.get("lag") or 0)))
+    missing = info["config"]["num_replicas"] - 1 - len(replicas)
+    return late + [LateReplica("another server", False, 0)] * missing
+
+
+# What is asked for.
+
+
+async def stream_info(js: "JetStreamContext", name: str) -> Json | None:
+    """Return what the NATS server tells of a stream; None if it has none of that name."""
     from nats.js.errors import NotFoundError  # noqa: PLC0415
 
     try:
-        there = (await js.stream_info(stream_name(partition))).config
-        for setting, value, wanted in (
-            ("replicas", there.num_replicas, replicas),
-            ("max_bytes", there.max_bytes, max_bytes),
-        ):
-            if wanted not in {None, value}:
-                raise StartError(
-                    f"the stream {stream_name(partition)} exists with {setting} {value}, not "
-                    f"{wanted}: 'nats stream edit {stream_name(partition)}' changes it"
-                )
+        return await request_api(js, f"STREAM.INFO.{name}")
     except NotFoundError:
-        await js.add_stream(
-            StreamConfig(
-                name=stream_name(partition),
-                description="Batches of new numbers: unsigned 32 bits each, little-endian",
-                subjects=[subject_name(partition)],
-                retention=RetentionPolicy.LIMITS,
-                storage=StorageType.FILE,
-                discard=DiscardPolicy.NEW,
-                num_replicas=replicas,
-                max_bytes=max_bytes or _default_max_bytes(partitions),
-                max_msgs=-1,
-                max_msg_size=MESSAGE_BYTES_MAX,
-                max_age=0,
-                duplicate_window=DUPLICATE_WINDOW_S,
-            )
-        )
-        return True
-    return False
+        return None
 
 
 async def recorded_partitions(js: "JetStreamContext") -> int:
@@ -148,8 +263,8 @@ async def recorded_partitions(js: "JetStreamContext") -> int:
         return (await Buckets(js).settings()).partitions
 
 
-async def _check_number(js: "JetStreamContext", partitions: int) -> None:
-    recorded = await recorded_partitions(js)
+def check_number(recorded: int, partitions: int) -> None:
+    """Raise StartError if the cluster was made with another number of partitions."""
     if recorded != partitions:
         raise StartError(
             f"the cluster has {recorded} partitions, not {partitions}: their ranges differ, so "
@@ -162,69 +277,39 @@ async def check_streams(js: "JetStreamContext", partitions: int) -> None:
 
     So it does where the cluster was made with another number of partitions, or not at all.
     """
-    await _check_number(js, partitions)
-    await each_partition(partitions, lambda partition: _check_stream(js, partition))
-
-
-async def each_partition(partitions: int, ask: Callable[[int], Awaitable[T]]) -> list[T]:
-    """Await it of each partition, some at once, and return the answers in order.
-
-    Raises the first one's error.
-    """
-    answers: list[T] = []
-    for first in range(0, partitions, STREAM_REQUESTS_MAX):
-        some = range(first, min(first + STREAM_REQUESTS_MAX, partitions))
-        answers.extend(await asyncio.gather(*map(ask, some)))
-    return answers
+    check_number(await recorded_partitions(js), partitions)
+    await each_of(range(partitions), lambda partition: _check_stream(js, partition))
 
 
 async def _check_stream(js: "JetStreamContext", partition: int) -> None:
-    from nats.js.errors import NotFoundError  # noqa: PLC0415
-
     name = stream_name(partition)
     with broker_errors(f"ask for the stream {name}"):
-        try:
-            info = await js.stream_info(name)
-        except NotFoundError as error:
-            raise StartError(
-                f"the NATS server has no stream {name}: run 'numbers-uring cluster init'"
-            ) from error
-    for setting, value, wanted, right in _settings(info.config, partition):
-        if not right:
-            raise StartError(
-                f"the stream {name} has {setting} {value} but needs {wanted}: "
-                f"change it with 'nats stream edit {name}', or delete it and create it again"
-            )
+        info = await stream_info(js, name)
+    if info is None:
+        raise StartError(f"the NATS server has no stream {name}: run 'numbers-uring cluster init'")
+    refuse(wrong_stream_settings(partition, info["config"]))
 
 
-def _settings(config: "StreamConfig", partition: int) -> Iterator[tuple[str, Any, str, bool]]:
-    """Yield each setting that matters: its name, its value, what it has to be, whether it is."""
-    from nats.js.api import DiscardPolicy, PersistMode, RetentionPolicy, StorageType  # noqa: PLC0415
-
-    def equal(name: str, value: Any, wanted: Any) -> tuple[str, Any, str, bool]:
-        return name, _text(value), _text(wanted), value == wanted
-
-    yield equal("subjects", config.subjects, [subject_name(partition)])
-    yield equal("storage", config.storage, StorageType.FILE)
-    yield equal("retention", config.retention, RetentionPolicy.LIMITS)
-    yield equal("discard", config.discard, DiscardPolicy.NEW)
-    yield equal("no_ack", bool(config.no_ack), False)
-    yield equal("max_age", config.max_age or 0, 0)
-    for name in ("max_msgs", "max_msgs_per_subject"):
-        value = getattr(config, name)
-        yield name, value, "-1, no limit", value in {None, -1, 0}
-    window_s = config.duplicate_window
-    yield (
-        "duplicate_window",
-        f"{window_s:g} s",
-        f"{DUPLICATE_WINDOW_S:g} s or more",
-        window_s >= DUPLICATE_WINDOW_S,
-    )
-    mode = config.persist_mode
-    yield "persist_mode", _text(mode), "default", mode in {None, PersistMode.DEFAULT, ""}
+def refuse(lines: Iterator[str]) -> None:
+    """Raise StartError with the first of these lines, if there is one."""
+    for line in lines:
+        raise StartError(line)
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return str(getattr(value, "value", value))
+async def each_of(these: Iterable[U], ask: Callable[[U], Awaitable[T]]) -> list[T]:
+    """Await it of each of these, some at a time, and return the answers in order.
+
+    Raises the first error, and ends the others.
+    """
+    free = asyncio.Semaphore(STREAM_REQUESTS_MAX)
+
+    async def one(this: U) -> T:
+        async with free:
+            return await ask(this)
+
+    tasks = [asyncio.ensure_future(one(this)) for this in these]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

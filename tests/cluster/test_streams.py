@@ -1,4 +1,4 @@
-"""The streams of a cluster on a real NATS server: made once, and checked for each setting."""
+"""The streams and buckets of a cluster on a real NATS server: checked for each setting."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,8 @@ from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
 
 from numbers_uring.cluster.connection import url_text
-from numbers_uring.cluster.streams import check_streams, init_cluster
+from numbers_uring.cluster.init import init_cluster
+from numbers_uring.cluster.streams import check_streams
 from numbers_uring.errors import StartError
 from support.broker import Broker
 from support.processes import assert_one_line_error, run_command
@@ -36,22 +37,6 @@ def cluster(bare_broker: Broker) -> Broker:
     return bare_broker
 
 
-def test_a_cluster_is_made_once_and_its_number_of_partitions_stays(cluster: Broker) -> None:
-    def init(*options: str) -> Any:
-        return run_command("cluster", "init", "--nats", cluster.url, *options)
-
-    done = init("--partitions", "3")
-    assert done.returncode == 0, done.stderr
-    assert "3 partitions, 0 streams created, 3 existed before" in done.stderr
-    assert_one_line_error(init("--partitions", "4"), 3, "has 3 partitions, not 4")
-    assert_one_line_error(init("--partitions", "3", "--replicas", "3"), 3, "replicas 1, not 3")
-    done = init("--partitions", "3", "--max-bytes", "3000000")
-    assert_one_line_error(done, 3, "max_bytes 2000000, not 3000000")
-    cluster.run(lambda js: js.delete_stream("numbers-1"))
-    done = init("--partitions", "3", "--max-bytes", "2000000")
-    assert "1 streams created, 2 existed before" in done.stderr
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -65,6 +50,11 @@ def test_a_cluster_is_made_once_and_its_number_of_partitions_stays(cluster: Brok
         ("max_msgs_per_subject", 1000),
         ("duplicate_window", 30.0),
         ("persist_mode", "async"),
+        ("max_consumers", 5),
+        ("allow_direct", False),
+        ("deny_purge", True),
+        ("allow_rollup_hdrs", True),
+        ("allow_msg_ttl", True),
     ],
 )
 def test_a_setting_that_breaks_the_promise_is_named(cluster: Broker, name: str, value: Any) -> None:
@@ -73,8 +63,46 @@ def test_a_setting_that_breaks_the_promise_is_named(cluster: Broker, name: str, 
         await js.delete_stream("numbers-1")
         setattr(config, name, value)
         await js.add_stream(config)
-        with pytest.raises(StartError, match=rf"^the stream numbers-1 has {name} "):
+        with pytest.raises(StartError, match=rf"^the stream numbers-1 has {name} .* 'nats stream "):
             await check_streams(js, PARTITIONS)
+        if name == "allow_direct":
+            await init_cluster(js, PARTITIONS)
+            await check_streams(js, PARTITIONS)
+            return
+        with pytest.raises(StartError, match=rf"^the stream numbers-1 has {name} "):
+            await init_cluster(js, PARTITIONS)
+
+    cluster.run(spoil)
+
+
+@pytest.mark.parametrize("bucket", ["numbers-cluster", "numbers-nodes"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("storage", StorageType.MEMORY),
+        ("max_age", 77),
+        ("max_msgs_per_subject", 5),
+        ("max_bytes", 100_000),
+        ("max_msgs", 5),
+        ("no_ack", True),
+        ("allow_direct", False),
+    ],
+)
+def test_a_setting_of_a_bucket_that_breaks_the_promise_is_named(
+    cluster: Broker, bucket: str, name: str, value: Any
+) -> None:
+    async def spoil(js: JetStreamContext) -> None:
+        config = (await js.stream_info(f"KV_{bucket}")).config
+        await js.delete_stream(f"KV_{bucket}")
+        config.duplicate_window = 5.0
+        setattr(config, name, value)
+        await js.add_stream(config)
+        if name == "allow_direct":
+            await init_cluster(js, PARTITIONS)
+            assert (await js.stream_info(f"KV_{bucket}")).config.allow_direct
+            return
+        with pytest.raises(StartError, match=rf"^the bucket {bucket} has {name} .*: 'nats "):
+            await init_cluster(js, PARTITIONS)
 
     cluster.run(spoil)
 

@@ -159,9 +159,9 @@ async def _account(js: JetStreamContext) -> None:
         await js.account_info()
 
 
-async def _place_replicas(js: JetStreamContext) -> None:
+async def _place_replicas(js: JetStreamContext, replicas: int) -> None:
     async with asyncio.timeout(2):
-        await js.add_stream(name="probe", subjects=["probe"], num_replicas=3)
+        await js.add_stream(name="probe", subjects=["probe"], num_replicas=replicas)
         await js.delete_stream("probe")
 
 
@@ -188,9 +188,9 @@ def broker_with_cluster(
 
 
 @contextmanager
-def broker_group(folder: Path) -> Iterator[list[Broker]]:
-    """Three servers that replicate among themselves."""
-    routes = (reserve_port(), reserve_port(), reserve_port())
+def broker_group(folder: Path, size: int = 3) -> Iterator[list[Broker]]:
+    """Three servers, or `size`, that replicate among themselves."""
+    routes = tuple(reserve_port() for _ in range(size))
     with ExitStack() as running:
         brokers = [
             Broker(folder / f"broker-{member}", routes=routes, member=member)
@@ -200,7 +200,10 @@ def broker_group(folder: Path) -> Iterator[list[Broker]]:
             running.enter_context(broker)
         for broker in brokers:
             broker.wait_ready()
-        wait_until(lambda: brokers[0].tried(_place_replicas), "all three to know of each other")
+        wait_until(
+            lambda: brokers[0].tried(lambda js: _place_replicas(js, size)),
+            "all to know of each other",
+        )
         yield brokers
 
 
