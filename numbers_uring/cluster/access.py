@@ -21,7 +21,7 @@ import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import ParseResult
+from urllib.parse import ParseResult, urlsplit
 
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
@@ -34,6 +34,9 @@ _CREDENTIALS = re.compile(
     rb".*-+BEGIN USER NKEY SEED-+\s+(\S+)\s+-+END USER NKEY SEED-+",
     re.DOTALL,
 )
+
+
+_SUBJECT_NAME = re.compile(r"[0-9A-Za-z_-]+")
 
 
 _REFUSED = ("authorization violation", "authentication expired", "authentication revoked")
@@ -127,7 +130,7 @@ def client_for(url: str, access: BrokerAccess) -> "tuple[Client, dict[str, Any]]
             await self._error_cb(error)
             await self._process_op_err(error)
 
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"inbox_prefix": _inbox(url)}
     if access.credentials is not None:
         arguments |= _credentials(access.credentials)
     if encrypt:
@@ -136,6 +139,12 @@ def client_for(url: str, access: BrokerAccess) -> "tuple[Client, dict[str, Any]]
         except AccessFileError as error:
             raise StartError(str(error)) from error
     return OurClient(), arguments
+
+
+def _inbox(url: str) -> str:
+    """Return below which subject answers arrive: the user's own, which no other may then read."""
+    user = urlsplit(url.partition(",")[0].strip()).username or ""
+    return f"_INBOX.{user}" if _SUBJECT_NAME.fullmatch(user) else "_INBOX"
 
 
 def is_refusal(text: str) -> bool:

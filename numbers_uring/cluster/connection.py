@@ -83,7 +83,7 @@ class _Events:
         self.reason = error
         if is_refusal(text) or isinstance(error, NoTlsError):
             self._refuse(text)
-        elif isinstance(error, SSLError):
+        elif isinstance(error, SSLError) and not self._client.is_closed:
             self._fail_tls(text)
         elif isinstance(error, AccessFileError):
             self._say_once(f"{text}; retrying")

@@ -5,21 +5,17 @@ import json
 import signal
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import pytest
 from nats.aio.client import Client
-from nats.js import JetStreamContext
 
 from numbers_uring.cluster import connection
 from numbers_uring.cluster.access import client_for
-from numbers_uring.cluster.bucket import Buckets
-from numbers_uring.cluster.collector.collector import CONSUMER
-from numbers_uring.cluster.connection import broker_errors, connected, jetstream
-from numbers_uring.cluster.partitions import log_name, stream_name
+from numbers_uring.cluster.connection import connected
+from numbers_uring.cluster.partitions import log_name
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
 from ports import reserve_port
@@ -27,7 +23,6 @@ from support.broker import Broker
 from support.certificates import Certificates
 from support.logs import lines
 from support.processes import CommandProcess, ServerProcess, assert_one_line_error, run_command
-from support.shipped_broker import shipped_brokers, url_of
 from support.signed_jwts import Operator
 from support.waiting import DEADLINE_S, wait_until
 
@@ -349,72 +344,6 @@ def test_a_missing_library_for_credentials_is_said_with_what_to_do(tmp_path: Pat
     environment = {"PYTHONPATH": str(tmp_path)}
     done = run_command(*STATUS, f"--nats-credentials={credentials}", environment=environment)
     assert_one_line_error(done, 3, "nkeys", "pip install 'numbers-uring[cluster]'")
-
-
-@pytest.fixture(scope="module")
-def example(
-    certificates: Certificates, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Broker]:
-    """A NATS server with deploy/nats.conf."""
-    folder = tmp_path_factory.mktemp("example")
-    with shipped_brokers(folder, certificates, 1) as (broker,):
-        yield broker
-
-
-def test_the_example_configuration_gives_all_the_rights_that_they_need(
-    example: Broker, access: tuple[str, ...], tmp_path: Path
-) -> None:
-    done = run_command("cluster", "init", "--nats", example.url, "--partitions", "1", *access)
-    assert done.returncode == 0, done.stderr
-    log = tmp_path / log_name(0)
-    collect = ("collect", "--partitions", "0", "--log-dir", str(tmp_path), *access)
-    forward = ("--forward", url_of(example, "node"), "--partitions", "1", *access)
-    with ServerProcess(Path("no-log"), *forward, has_log=False) as node:
-        with CommandProcess(*collect, "--nats", url_of(example, "collector")) as collector:
-            collector.wait_for("collecting partitions")
-            node.send(lines([1, 2, 3]))
-            wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the numbers")
-            example.run(lambda js: js.delete_consumer(stream_name(0), CONSUMER))
-            collector.wait_for("was deleted: taking in the stream from its start")
-            wait_until(lambda: example.run(nodes), "the node in the list of nodes")
-        # Killed, so that the next one finds its lease.
-        with CommandProcess(*collect, "--nats", url_of(example, "collector")) as collector:
-            collector.wait_for("collecting partitions")
-            assert collector.stop(signal.SIGTERM) == 0
-        log.unlink()
-        with CommandProcess(*collect, "--nats", url_of(example, "collector")) as collector:
-            collector.wait_for("taking in the stream numbers-0 from its start")
-            wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the log, made again")
-            assert collector.stop(signal.SIGTERM) == 0
-        assert node.terminate() == 0
-    assert "iolation" not in example.log.read_text()
-
-
-async def nodes(js: JetStreamContext) -> bool:
-    return bool((await Buckets(js).nodes())[0])
-
-
-def test_what_is_forbidden_is_said_with_the_right_that_is_missing(
-    example: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "BROKER_REQUEST_S", 0.5)
-    said: list[str] = []
-
-    async def do(what: Callable[[JetStreamContext], Coroutine[Any, Any, object]]) -> None:
-        url = url_of(example, "node")
-        async with connected(url, "tests", access=example.access, say=said.append) as client:
-            with broker_errors("do that"):
-                await what(jetstream(client))
-
-    for what, right in (
-        (lambda js: js.purge_stream("numbers-0"), "stream.purge.numbers-0"),
-        (lambda js: js.publish("numbers-else", b"", timeout=0.5), "numbers-else"),
-        (lambda js: js.consumer_info("numbers-0", CONSUMER), "consumer.info.numbers-0.collector"),
-    ):
-        with pytest.raises(StartError, match=f"permissions violation for publish .*{right}"):
-            asyncio.run(do(what))
-    assert len(said) == 3
-    assert all(" forbids something: permissions violation" in line for line in said)
 
 
 def test_a_client_library_without_what_is_needed_is_refused(

@@ -11,6 +11,7 @@ Facts of nats-server 2.15 and nats-py 2.16 that it relies on:
 """
 
 import asyncio
+import secrets
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -46,7 +47,7 @@ class _ClosedError(Exception):
 class Publisher:
     """Connected to the NATS server at `url`, whose streams were checked, once this returns.
 
-    Publishes the batches of the outbox that `attach` names, with ids that begin with `run`.
+    Publishes the batches of the outbox that `attach` names, each with an id of its own.
     `say` gets a line for the operator when batches are refused, `inform` when that ends.
     `on_failure` is called, in the thread, when there is a `failure`. Raises StartError.
     """
@@ -71,6 +72,9 @@ class Publisher:
         self._access = access
         self._partitions = partitions
         self._run_id = run
+        # Not the run's id, which others can read: who knows an id can take its place in the stream,
+        # and the batch would be acknowledged as a repeat.
+        self._message_id = secrets.token_hex(8)
         self._say = say
         self._inform = inform
         self._on_failure = on_failure
@@ -194,7 +198,7 @@ class Publisher:
                     subject_name(batch.partition),
                     batch.payload,
                     timeout=2 * FORWARD_RESEND_S,
-                    headers={"Nats-Msg-Id": f"{self._run_id}-{batch.number}"},
+                    headers={"Nats-Msg-Id": f"{self._message_id}-{batch.number}"},
                 )
         except (OSError, nats.errors.Error) as error:
             self._outbox.fail(batch, FORWARD_RETRY_S)

@@ -1,0 +1,199 @@
+"""What the users of deploy/nats.conf may do, and what one who has taken their place cannot."""
+
+import asyncio
+import json
+import signal
+from array import array
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+
+from numbers_uring.cluster import connection
+from numbers_uring.cluster.bucket import NODES_BUCKET, Buckets
+from numbers_uring.cluster.collector.collector import CONSUMER
+from numbers_uring.cluster.connection import broker_errors, connected, jetstream
+from numbers_uring.cluster.partitions import log_name, stream_name, subject_name
+from numbers_uring.errors import StartError
+from support.broker import Broker
+from support.certificates import Certificates
+from support.logs import lines
+from support.processes import CommandProcess, ServerProcess, run_command
+from support.shipped_broker import shipped_brokers, url_of
+from support.waiting import wait_until
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return Certificates(tmp_path_factory.mktemp("certificates") / "files")
+
+
+@pytest.fixture(scope="module")
+def access(certificates: Certificates) -> tuple[str, ...]:
+    path = certificates.path
+    return (f"--nats-ca={path('ca.pem')}", f"--nats-cert={path('both.pem')}")
+
+
+@pytest.fixture(scope="module")
+def example(
+    certificates: Certificates, access: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Broker]:
+    """A NATS server with deploy/nats.conf, and a cluster of two partitions that its admin made."""
+    folder = tmp_path_factory.mktemp("example")
+    with shipped_brokers(folder, certificates, 1) as (broker,):
+        done = run_command("cluster", "init", "--nats", broker.url, "--partitions", "2", *access)
+        assert done.returncode == 0, done.stderr
+        yield broker
+
+
+def test_the_example_configuration_gives_all_the_rights_that_they_need(
+    example: Broker, access: tuple[str, ...], tmp_path: Path
+) -> None:
+    log = tmp_path / log_name(0)
+    collect = ("collect", "--partitions", "0", "--log-dir", str(tmp_path), *access)
+    forward = ("--forward", url_of(example, "node"), "--partitions", "2", *access)
+    with ServerProcess(Path("no-log"), *forward, has_log=False) as node:
+        with CommandProcess(*collect, "--nats", url_of(example, "collector")) as collector:
+            collector.wait_for("collecting partitions")
+            node.send(lines([1, 2, 3]))
+            wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the numbers")
+            example.run(lambda js: js.delete_consumer(stream_name(0), CONSUMER))
+            collector.wait_for("was deleted: taking in the stream from its start")
+            wait_until(lambda: example.run(nodes), "the node in the list of nodes")
+        # Killed, so that the next one finds its lease.
+        with CommandProcess(*collect, "--nats", url_of(example, "collector")) as collector:
+            collector.wait_for("collecting partitions")
+            assert collector.stop(signal.SIGTERM) == 0
+        log.unlink()
+        with CommandProcess(*collect, "--nats", url_of(example, "collector")) as collector:
+            collector.wait_for("taking in the stream numbers-0 from its start")
+            wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the log, made again")
+            assert collector.stop(signal.SIGTERM) == 0
+        assert node.terminate() == 0
+    assert "iolation" not in example.log.read_text()
+
+
+async def nodes(js: JetStreamContext) -> bool:
+    return bool((await Buckets(js).nodes())[0])
+
+
+def test_what_is_forbidden_is_said_with_the_right_that_is_missing(
+    example: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "BROKER_REQUEST_S", 0.5)
+    said: list[str] = []
+
+    async def do(what: Callable[[JetStreamContext], Coroutine[Any, Any, object]]) -> None:
+        url = url_of(example, "node")
+        async with connected(url, "tests", access=example.access, say=said.append) as client:
+            with broker_errors("do that"):
+                await what(jetstream(client))
+
+    for what, right in (
+        (lambda js: js.purge_stream("numbers-0"), "stream.purge.numbers-0"),
+        (lambda js: js.publish("numbers-else", b"", timeout=0.5), "numbers-else"),
+        (lambda js: js.consumer_info("numbers-0", CONSUMER), "consumer.info.numbers-0.collector"),
+    ):
+        with pytest.raises(StartError, match=f"permissions violation for publish .*{right}"):
+            asyncio.run(do(what))
+    assert len(said) == 3
+    assert all(" forbids something: permissions violation" in line for line in said)
+
+
+ZERO, ONE = array("I", [0]).tobytes(), array("I", [1]).tobytes()
+
+FORBIDDEN = {
+    "$JS.API.STREAM.PURGE.numbers-0": {},
+    "$JS.API.STREAM.DELETE.numbers-1": {},
+    "$JS.API.STREAM.UPDATE.numbers-1": {"name": "numbers-1", "subjects": ["numbers.1"]},
+    "$JS.API.STREAM.CREATE.evil": {"name": "evil", "subjects": ["evil"]},
+    "$JS.API.STREAM.MSG.DELETE.numbers-0": {"seq": 1},
+    "$JS.API.STREAM.MSG.GET.numbers-0": {"seq": 1},
+    "$JS.API.DIRECT.GET.numbers-0": {"seq": 1},
+    "$JS.API.STREAM.SNAPSHOT.numbers-0": {"deliver_subject": "_INBOX.node.snapshot"},
+    "$JS.API.STREAM.LEADER.STEPDOWN.numbers-0": {},
+    "$JS.API.STREAM.NAMES": {},
+    "$JS.API.CONSUMER.CREATE.numbers-0": {
+        "stream_name": "numbers-0",
+        "config": {"deliver_subject": "_INBOX.node.messages", "ack_policy": "none"},
+    },
+    "$JS.API.CONSUMER.NAMES.numbers-0": {},
+    "$JS.API.ACCOUNT.PURGE.NUMBERS": {},
+    "$JS.API.META.LEADER.STEPDOWN": {},
+    "$KV.numbers-cluster.v1.settings": {"partitions": 1},
+    "$KV.numbers-cluster.v1.skip.0.1": {"by": "me", "why": "why", "time": 0},
+    "$SYS.REQ.SERVER.PING.VARZ": {},
+    "$SYS.REQ.ACCOUNT.NUMBERS.CONNZ": {},
+}
+
+
+async def refused(client: Client, subject: str, data: bytes, **options: Any) -> bool:
+    """Return whether the request was not answered, or with an error."""
+    try:
+        answer = await client.request(subject, data, timeout=1, **options)
+    except NatsError:
+        return True
+    return b'"error"' in answer.data
+
+
+async def states(js: JetStreamContext) -> dict[str, object]:
+    """Return the settings of all streams, and what they have except for new messages."""
+    found: dict[str, object] = {}
+    for stream in await js.streams_info():
+        name, last = stream.config.name, stream.state.last_seq
+        assert name is not None
+        if name in {stream_name(0), f"KV_{NODES_BUCKET}"}:
+            last = 0  # A node may publish there.
+        found[name] = stream.config, stream.state.first_seq, last
+    return found
+
+
+def test_a_taken_over_node_cannot_read_numbers_or_remove_or_change_anything(
+    example: Broker,
+) -> None:
+    heard: list[Msg] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message)
+
+    async def session() -> None:
+        url = url_of(example, "node")
+        async with (
+            connected(example.url, "tests", access=example.access) as admin,
+            connected(url, "node", access=example.access) as node,
+        ):
+            js = admin.jetstream()
+            await js.publish(subject_name(0), ZERO)
+            before = await states(js)
+            for subject in (">", "numbers.*", "_INBOX.>", "_INBOX.collector.>", "$JS.>", "$SYS.>"):
+                await node.subscribe(subject, cb=hear)
+            await node.flush()
+            await js.publish(subject_name(0), ZERO)
+            tried = [refused(node, s, json.dumps(data).encode()) for s, data in FORBIDDEN.items()]
+            assert dict(zip(FORBIDDEN, await asyncio.gather(*tried), strict=True)) == dict.fromkeys(
+                FORBIDDEN, True
+            )
+            # Nor by letting the NATS server send its answer there.
+            info = f"$JS.API.STREAM.INFO.{stream_name(0)}"
+            for reply in (*FORBIDDEN, subject_name(1), "_INBOX.collector.any"):
+                await node.publish(subject_name(0), ONE, reply=reply)
+                await node.publish(info, b"", reply=reply)
+            # Nor by headers.
+            for header in (
+                {"Nats-Rollup": "sub"},
+                {"Nats-Rollup": "all"},
+                {"Nats-TTL": "1"},
+                {"Nats-Trace-Dest": "$KV.numbers-cluster.v1.settings"},
+                {"Nats-Schedule": "@at 2020-01-01T00:00:00Z", "Nats-Schedule-Target": "numbers.1"},
+            ):
+                await refused(node, subject_name(0), ONE, headers=header)
+            await node.flush()
+            assert await states(js) == before
+
+    asyncio.run(session())
+    assert not heard
