@@ -483,6 +483,18 @@ FETCH_BUSY_S = 0.1
 FETCH_IDLE_S = 2.0
 """How long it waits for one message when none came."""
 
+COMMIT_INTERVAL_S = 0.1
+"""How often a busy partition's log is synced, and its index has another record, at most."""
+
+INDEX_RECORDS_KEPT = 1024
+"""The newest records of an index, which all stay when it is thinned."""
+
+INDEX_RECORDS_MAX = 65_536
+"""How many an index has before it is thinned in the middle of a run, too."""
+
+INDEX_LOG_BYTES_PER_RECORD = 16 * 1024 * 1024
+"""Bytes of the log for each of which an older record stays."""
+
 LAG_INTERVAL_S = 5.0
 """How often the NATS server is asked how far a collector is behind, where that is shown."""
 
@@ -613,6 +625,8 @@ assert COLLECTOR_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
 assert 3 * LEASE_REFRESH_S < LEASE_S
 assert 2 * COPY_TELL_S * COPY_UNCHANGED_TELLS < COPY_GONE_S
 assert COPY_TELL_S * COPY_UNCHANGED_TELLS + 2 * COPIES_READ_S < 60
+assert 2 * INDEX_RECORDS_KEPT < INDEX_RECORDS_MAX
+assert COMMIT_INTERVAL_S < NO_SPACE_RETRY_S
 assert SLOW_APPEND_S < GATHER_S_MAX < IDLE_PASS_S
 assert 2 * max(HEARTBEAT_INTERVAL_S, DRAIN_S, FORWARD_ROOM_ALL_S) < HEARTBEAT_STALE_S
 assert LOG_SCAN_CHUNK_BYTES <= CHECK_PROGRESS_BYTES
