@@ -390,6 +390,9 @@ NODE_GONE_S = 10.0
 NODES_KEEP_S = 3600.0
 """How long the last report of a node is kept."""
 
+NODES_BYTES_MAX = 16 << 20
+"""The limit of the bucket of these reports, which have some hundred bytes each."""
+
 BROKER_START_S = 5.0
 """How long a command tries to reach the NATS server of a cluster before it gives up."""
 
