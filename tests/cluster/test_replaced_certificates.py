@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from numbers_uring.cluster import connection
 from numbers_uring.cluster.connection import connected
 from numbers_uring.config import BrokerAccess
 from support.broker import Broker
@@ -99,7 +98,7 @@ def test_certificates_that_were_replaced_are_used_at_the_next_connection(
     ours: Ours,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "BROKER_RECONNECT_S", 0.05)
+    monkeypatch.setattr("numbers_uring.cluster.client.BROKER_RECONNECT_S", 0.05)
 
     async def session() -> None:
         said = Said()
