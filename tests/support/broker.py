@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -16,15 +16,12 @@ from nats.js import JetStreamContext
 from numbers_uring.cluster.connection import connected, jetstream
 from numbers_uring.config import BrokerAccess
 from ports import reserve_port
-from support.network import Host
 from support.processes import run_command
 from support.waiting import DEADLINE_S, wait_until
 
 T = TypeVar("T")
 
 PARTITIONS = 32
-HTTP_PORT = 8222
-"""Where a NATS server on a host of its own tells about itself."""
 STREAM_BYTES_MAX = 100_000_000
 
 
@@ -36,58 +33,41 @@ def binary() -> str:
     return found
 
 
-def _address(host: Host | None) -> str:
-    return "127.0.0.1" if host is None else host.address
-
-
 class Broker:
     """One nats-server on 127.0.0.1; what it stores stays in `folder`, so it can be started again.
 
-    `routes` are the cluster ports of all servers of a group, `member` is this one's place there,
-    and `hosts` says where they run if not on 127.0.0.1.
+    `routes` are the cluster ports of all servers of a group, `member` is this one's place there.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        *,
-        routes: tuple[int, ...] = (),
-        member: int = 0,
-        settings: str = "",
-        hosts: Sequence[Host] = (),
+        self, folder: Path, *, routes: tuple[int, ...] = (), member: int = 0, settings: str = ""
     ) -> None:
         self.port = reserve_port()
-        self.host = hosts[member] if hosts else None
-        self._address = _address(self.host)
-        self.url = f"nats://{self._address}:{self.port}"
+        self.url = f"nats://127.0.0.1:{self.port}"
         self.access = BrokerAccess()
         self.name = f"broker-{member}"
         self.route_port = routes[member] if routes else 0
         """Where the others of its group reach it."""
         self._alone = not routes
-        self._folder = folder
+        self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "nats.log"
         self.config = folder / "nats.conf"
-        addresses = [_address(each) for each in hosts] or [_address(None)] * len(routes)
-        self._base = self._text(
-            [f"{address}:{port}" for address, port in zip(addresses, routes, strict=True)], member
-        )
+        self._base = self._text(routes, member)
         self.configure(settings)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def _text(self, routes: list[str], member: int) -> str:
+    def _text(self, routes: tuple[int, ...], member: int) -> str:
         text = (
-            f'server_name: "{self.name}"\nlisten: "{self._address}:{self.port}"\n'
-            f'jetstream {{ store_dir: "{self._folder / "store"}", max_file_store: 64GB\n'
+            f'server_name: "{self.name}"\nlisten: "127.0.0.1:{self.port}"\n'
+            f'jetstream {{ store_dir: "{self.folder / "store"}", max_file_store: 64GB\n'
             "  sync_interval: always }\n"
         )
-        if self.host is not None:
-            text += f'http: "{self._address}:{HTTP_PORT}"\n'
         if routes:
-            urls = ", ".join(f'"nats://{route}"' for route in routes)
+            urls = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
             text += (
-                f'cluster {{ name: "numbers", listen: "{routes[member]}"\n  routes: [{urls}] }}\n'
+                f'cluster {{ name: "numbers", listen: "127.0.0.1:{routes[member]}"\n'
+                f"  routes: [{urls}] }}\n"
             )
         return text
 
@@ -108,9 +88,8 @@ class Broker:
     def start_only(self) -> None:
         """Start it, and do not wait until it answers."""
         with self.log.open("ab") as log:
-            prefix = [] if self.host is None else self.host.prefix
             self.process = subprocess.Popen(
-                [*prefix, binary(), "--config", str(self.config)], stdout=log, stderr=log
+                [binary(), "--config", str(self.config)], stdout=log, stderr=log
             )
 
     def wait_ready(self) -> None:
@@ -121,17 +100,11 @@ class Broker:
         assert self.process is not None
         assert self.process.poll() is None, self.log.read_text()
         try:
-            self._inside(self._accepts)
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1):
+                pass
         except OSError:
             return False
         return self.tried(_account)
-
-    def _accepts(self) -> None:
-        with socket.create_connection((self._address, self.port), timeout=1):
-            pass
-
-    def _inside(self, function: Callable[[], T]) -> T:
-        return function() if self.host is None else self.host.inside(function)
 
     def tried(self, use: Callable[[JetStreamContext], Coroutine[Any, Any, object]]) -> bool:
         """Return whether the NATS server did it."""
@@ -148,12 +121,19 @@ class Broker:
             async with connected(self.url, "tests", access=self.access) as client:
                 return await use(jetstream(client))
 
-        return self._inside(lambda: asyncio.run(session()))
+        return asyncio.run(session())
 
     def kill(self) -> None:
         """End it at once, as a power cut would."""
         if self.process is not None:
             self.process.kill()
+            self.process.wait(DEADLINE_S)
+            self.process = None
+
+    def stop(self) -> None:
+        """End it in order: it then believes what its files say, and checks them less."""
+        if self.process is not None:
+            self.process.terminate()
             self.process.wait(DEADLINE_S)
             self.process = None
 
@@ -197,11 +177,10 @@ def init(
     *options: str,
     partitions: int = PARTITIONS,
     max_bytes: int = STREAM_BYTES_MAX,
-    prefix: Sequence[str] = (),
 ) -> None:
     """Make the streams of a cluster."""
     arguments = ("--partitions", str(partitions), "--max-bytes", str(max_bytes))
-    done = run_command("cluster", "init", "--nats", url, *arguments, *options, prefix=prefix)
+    done = run_command("cluster", "init", "--nats", url, *arguments, *options)
     assert done.returncode == 0, done.stderr
 
 
@@ -216,13 +195,13 @@ def broker_with_cluster(
 
 
 @contextmanager
-def broker_group(folder: Path, size: int = 3, hosts: Sequence[Host] = ()) -> Iterator[list[Broker]]:
-    """Three servers, or `size`, that replicate among themselves, each on its host if there are."""
+def broker_group(folder: Path, size: int = 3) -> Iterator[list[Broker]]:
+    """Three servers, or `size`, that replicate among themselves."""
     routes = tuple(reserve_port() for _ in range(size))
     with ExitStack() as running:
         brokers = [
-            Broker(folder / f"broker-{member}", routes=routes, member=member, hosts=hosts)
-            for member in range(size)
+            Broker(folder / f"broker-{member}", routes=routes, member=member)
+            for member in range(len(routes))
         ]
         for broker in brokers:
             running.enter_context(broker)
@@ -246,3 +225,22 @@ def leader(brokers: list[Broker], stream: str) -> Broker:
     alive = next(broker for broker in brokers if broker.process is not None)
     name = alive.run(ask)
     return next(broker for broker in brokers if broker.name == name)
+
+
+def flip_bit(broker: Broker, stream: str, mark: bytes, offset: int) -> None:
+    """Change a bit of a stored message, `offset` bytes behind `mark`; once more puts it right.
+
+    The server must not run. After a stop in order it does not read all of its blocks at its next
+    start, and then has all messages but this one, unless it is in the last block, of 8 MB.
+    """
+    assert broker.process is None
+    for block in sorted(broker.folder.glob(f"store/**/{stream}/msgs/*.blk")):
+        with block.open("r+b") as file:
+            start = file.read().find(mark)
+            if start >= 0:
+                file.seek(start + offset)
+                byte = file.read(1)[0]
+                file.seek(start + offset)
+                file.write(bytes([byte ^ 1]))
+                return
+    raise AssertionError(f"{stream} of {broker.name} has no {mark!r}")

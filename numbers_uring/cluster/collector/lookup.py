@@ -1,0 +1,205 @@
+"""Single messages of a stream, and its state: for when a consumer does not deliver what it should.
+
+Facts of nats-server 2.15 that it relies on:
+
+- A direct get is answered by any replica, chosen at random each time; one that has lost the message
+  answers 404 although the others have it. STREAM.MSG.GET is answered by the leader alone.
+- An answer has the publisher's headers, and behind them the server's own, `Nats-Sequence` and so
+  on. nats-py keeps the last one of each name, so a publisher's are not believed. `Nats-Stream` is
+  in each message, and in no control message.
+"""
+
+import asyncio
+import base64
+import json
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from numbers_uring.cluster.collector.feed import Message
+from numbers_uring.limits import (
+    LOOKUP_ASKS,
+    LOOKUP_FAILURES_MAX,
+    LOOKUP_MESSAGES,
+    LOOKUP_PAUSE_S,
+    READ_ANSWER_S,
+    READ_BYTES,
+)
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+    from nats.js import JetStreamContext
+
+_NO_MESSAGE = 10037
+_NO_STREAM = 10059
+_NANOSECONDS = 1_000_000_000
+
+
+class NoStreamError(Exception):
+    """The NATS server has no such stream, at least at the moment."""
+
+
+class NoAnswerError(Exception):
+    """No server could answer whether it has the message."""
+
+
+class StreamState(NamedTuple):
+    """A stream, as its leader has it."""
+
+    created_ns: int
+    first_sequence: int
+    """One more than the last one where it has no messages."""
+    last_sequence: int
+    messages: int
+
+
+def parse_time_ns(text: str) -> int:
+    """Return a time such as 2026-11-27T20:48:37.894474045Z in nanoseconds. Raises ValueError."""
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", text)
+    if match is None:
+        raise ValueError(f"{text!r} is no time")
+    seconds = datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00")).timestamp()
+    return int(seconds) * _NANOSECONDS + int((match[2] or "").ljust(9, "0"))
+
+
+async def read_state(js: "JetStreamContext", stream: str) -> StreamState:
+    """Ask the stream's leader.
+
+    Raises NoStreamError, and what the client raises: nats.errors.Error, TimeoutError, OSError.
+    """
+    from nats.js.errors import APIError  # noqa: PLC0415
+
+    answer = await js._nc.request(f"$JS.API.STREAM.INFO.{stream}", b"", READ_ANSWER_S)
+    info = json.loads(answer.data)
+    error = info.get("error")
+    if error is not None:
+        if error.get("err_code") == _NO_STREAM:
+            raise NoStreamError
+        APIError.from_error(error)
+    state = info["state"]
+    return StreamState(
+        created_ns=parse_time_ns(info["created"]),
+        first_sequence=state["first_seq"],
+        last_sequence=state["last_seq"],
+        messages=state["messages"],
+    )
+
+
+class Lookup:
+    """Asks for messages of a stream by their sequence."""
+
+    def __init__(self, js: "JetStreamContext", stream: str) -> None:
+        self._client = js._nc  # it has no public name
+        self._stream = stream
+
+    async def find(self, first: int, last: int) -> Sequence[Message]:
+        """Return message `first`, and some of those up to `last` that follow it without a gap.
+
+        Nothing where no replica has it that was asked, and each one probably was. Raises
+        NoAnswerError.
+        """
+        answers = failures = 0
+        while answers < LOOKUP_ASKS and failures < LOOKUP_FAILURES_MAX:
+            try:
+                messages = await self._direct(first, last)
+            except NoAnswerError:
+                failures += 1
+            else:
+                answers += 1
+                if messages:
+                    return messages
+            await asyncio.sleep(LOOKUP_PAUSE_S)
+        try:
+            return await self._of_leader(first)
+        except NoAnswerError:
+            if not answers:
+                raise
+        return []
+
+    async def _direct(self, first: int, last: int) -> Sequence[Message]:
+        """Ask any replica: its answers come one after the other, then a control message.
+
+        Not by nats-py's `request`, which takes a publisher's `Status: 503` for the server's.
+        """
+        import nats  # noqa: PLC0415
+
+        found: list[Message] = []
+        request = {
+            "seq": first,
+            "batch": min(last - first + 1, LOOKUP_MESSAGES),
+            "max_bytes": READ_BYTES,
+        }
+        inbox = self._client.new_inbox()
+        try:
+            answers = await self._client.subscribe(inbox)
+            try:
+                await self._client.publish(
+                    f"$JS.API.DIRECT.GET.{self._stream}", json.dumps(request).encode(), inbox
+                )
+                while True:
+                    message = self._message(await answers.next_msg(READ_ANSWER_S))
+                    if message is None or message.sequence != first + len(found):
+                        return found
+                    if message.sequence > last:
+                        return found
+                    found.append(message)
+            finally:
+                await answers.unsubscribe()
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            if found:
+                return found
+            raise NoAnswerError from error
+
+    def _message(self, answer: "Msg") -> Message | None:
+        """Return the message of an answer; None where it has none. Raises NoAnswerError."""
+        headers = answer.headers or {}
+        if headers.get("Nats-Stream") != self._stream:
+            if headers.get("Status") not in {"404", "204"}:
+                raise NoAnswerError(headers.get("Status"))
+            return None
+        own = {key: value for key, value in headers.items() if not key.startswith("Nats-")}
+        try:
+            return Message(
+                int(headers["Nats-Sequence"]),
+                parse_time_ns(headers["Nats-Time-Stamp"]),
+                answer.data,
+                own,
+            )
+        except (KeyError, ValueError) as error:
+            raise NoAnswerError from error
+
+    async def _of_leader(self, sequence: int) -> Sequence[Message]:
+        import nats  # noqa: PLC0415
+
+        try:
+            answer = await self._client.request(
+                f"$JS.API.STREAM.MSG.GET.{self._stream}",
+                json.dumps({"seq": sequence}).encode(),
+                READ_ANSWER_S,
+            )
+        except (nats.errors.Error, TimeoutError, OSError) as error:
+            raise NoAnswerError from error
+        found = json.loads(answer.data)
+        if "error" in found:
+            if found["error"].get("err_code") == _NO_MESSAGE:
+                return []
+            raise NoAnswerError(found["error"].get("description"))
+        message = found["message"]
+        if message["seq"] != sequence:
+            return []
+        return [
+            Message(
+                sequence,
+                parse_time_ns(message["time"]),
+                base64.b64decode(message.get("data", "")),
+                _headers(base64.b64decode(message.get("hdrs", ""))),
+            )
+        ]
+
+
+def _headers(block: bytes) -> dict[str, str]:
+    """Return the headers of a message as nats-py does: the last one of each name."""
+    lines = block.decode("utf-8", "replace").split("\r\n")[1:]
+    pairs = (line.partition(":") for line in lines if ":" in line)
+    return {key.strip(): value.strip() for key, _, value in pairs}
