@@ -33,7 +33,27 @@ _ENVIRONMENT = "Every option can also be set from the environment"
 _SIGNALS = (
     ("SIGTERM, SIGINT", "Stop serve, as a client's terminate does: what was delivered is on file."),
     ("The same again", "While serve stops: exit at once, with 128 and the signal's number."),
-    ("SIGHUP", "Have serve reopen its log under its name, after a rotation."),
+    ("SIGHUP", "Reopen the log of serve under its name, after a rotation."),
+    ("SIGUSR1", "Print a report at once."),
+)
+_EXAMPLES = (
+    (
+        "Serve on every interface, and continue the log of an earlier run:",
+        "serve --host 0.0.0.0 --resume --log-file /var/lib/numbers/numbers.log",
+    ),
+    (
+        "Use two processors, and publish metrics for Prometheus:",
+        "serve --reactors 2 --metrics 127.0.0.1:9400",
+    ),
+    (
+        "Check first whether such a server would start:",
+        "doctor --reactors 2 --metrics 127.0.0.1:9400",
+    ),
+    (
+        "Send ten million random numbers, and then stop the server:",
+        "load --numbers 10000000 --mix random --terminate",
+    ),
+    ("Check a log, and cut a torn last line:", "check --repair numbers.log"),
 )
 """The only facts about the commands that their help does not have."""
 
@@ -88,6 +108,11 @@ def man_page(date: str) -> str:
     page.append(".SH SIGNALS")
     for signals, text in _SIGNALS:
         page += [".TP", rf"\fB{_text(signals)}\fR", _text(text)]
+    page.append(".SH EXAMPLES")
+    for index, (text, arguments) in enumerate(_EXAMPLES):
+        page += [".PP"] * (index > 0)
+        page += [_text(text), ".PP", ".RS 4", ".nf"]
+        page += [rf"\fB{_text(f'{PROGRAM} {arguments}')}\fR", ".fi", ".RE"]
     page += [".SH SEE ALSO", r"\fBio_uring\fR(7), \fBepoll\fR(7), \fBtcp\fR(7), \fBlogrotate\fR(8)"]
     return "\n".join(page) + "\n"
 
@@ -166,9 +191,11 @@ def _files(contexts: Iterable[click.Context]) -> Iterator[str]:
     found: dict[str, str] = {}
     for context in contexts:
         for option in context.command.get_params(context):
-            if isinstance(option, click.Option) and isinstance(option.type, click.Path):
-                name = option.default or option.make_metavar(context)
-                found.setdefault(str(name), option.help or "")
+            if not isinstance(option, click.Option) or not isinstance(option.type, click.Path):
+                continue
+            # Without a default it is UNSET, click's own, which no reader knows.
+            if isinstance(option.default, (str, Path)):
+                found.setdefault(str(option.default), option.help or "")
     for name, text in found.items():
         yield from (".TP", rf"\fI{_text(name)}\fR", _text(text))
 

@@ -114,3 +114,24 @@ def test_a_hidden_command_and_a_hidden_option_are_left_out(monkeypatch: pytest.M
     assert "numbers\\-uring shown" in page
     assert "unseen" not in page
     assert "secret" not in page.lower()
+
+
+def test_no_name_of_a_python_object_is_shown(page: Path) -> None:
+    assert "UNSET" not in shown(page)
+
+
+def test_each_example_is_a_command_that_click_accepts(page: Path, tmp_path: Path) -> None:
+    examples = re.findall(r"numbers-uring [a-z].*?(?= [A-Z]|$)", shown(page).split("EXAMPLES ")[1])
+    assert len(examples) >= 5, examples
+    for example in examples:
+        _, name, *arguments = example.split()
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None, example
+        given = [str(tmp_path) if each == "numbers.log" else each for each in arguments]
+        command.make_context(name, given)
+
+
+def test_every_signal_that_the_server_takes_is_there(page: Path) -> None:
+    signals = shown(page).split("SIGNALS ")[1]
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"):
+        assert name in signals
