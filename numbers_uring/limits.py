@@ -390,11 +390,49 @@ NODE_GONE_S = 10.0
 NODES_KEEP_S = 3600.0
 """How long the last report of a node is kept."""
 
+NODES_BYTES_MAX = 16 << 20
+"""The limit of the bucket of these reports, which have some hundred bytes each."""
+
 BROKER_START_S = 5.0
-"""How long a command tries to reach the NATS server of a cluster before it gives up."""
+"""How long a command tries to reach the NATS server of a cluster before it gives up; each further
+server adds BROKER_CONNECT_S, so that all are tried."""
+
+BROKER_CONNECT_S = 3.0
+"""How long a NATS server may take to accept a connection, and then to welcome the client."""
 
 BROKER_RECONNECT_S = 1
-"""The pause between two tries to reach a NATS server again whose connection was lost."""
+"""The pause between two tries to reach the same NATS server after its connection was lost."""
+
+BROKER_PING_S = 3.0
+"""How often a NATS server is sent a ping."""
+
+BROKER_SILENT_PINGS = 2
+"""So many pings without a byte in between are the end of a connection: 6 to 9 s of silence."""
+
+BROKER_UNSENT_S = 9.0
+"""How long Linux keeps a connection whose peer takes no data."""
+
+BROKER_LEAVE_S = 6.0
+"""How long a NATS server, one of several, may answer no request while it answers pings: it may be
+cut off from the others."""
+
+BROKER_ASK_AGAIN_S = 2.0
+"""How long an answer is waited for before the question is asked again, beside the first."""
+
+BROKER_LEADER_S = 10.0
+"""How long JetStream may say that it has no leader."""
+
+BROKER_NO_LEADER_RETRY_S = 0.25
+"""The pause before it is asked again then."""
+
+BROKER_PENDING_BYTES_MAX = 64 * 1024 * 1024
+"""What a client has space for that is not written yet: all batches of a node, several times."""
+
+BROKER_PENDING_FLUSHES_MAX = 64 * 1024
+"""Writes that wait for the connection; a caller that waits for space here can't be cancelled."""
+
+BROKER_CLOSE_S = 2.0
+"""How long a connection that is to be closed waits for a NATS server that takes no data."""
 
 BROKER_REFUSALS_MAX = 3
 """So often in a row each of the NATS servers may refuse to have a lost connection back, until
@@ -403,14 +441,15 @@ it is gone for good: that one of three has learned of a new password first is no
 BROKER_POLL_S = 0.25
 """How often the state of the connection is checked."""
 
-BROKER_REQUEST_S = 10.0
-"""How long an answer may take: a group of three needs 5-7 s to choose a new leader."""
+BROKER_REQUEST_S = 20.0
+"""How long an answer may take: a silent server is left after 9 s, and a group of three needs 5-9 s
+to choose a new leader."""
 
 BROKER_ANSWER_S = 5.0
-"""How long an answer may take to a request that is then sent again."""
+"""How long an answer may take to a change that is then sent again."""
 
 BROKER_REQUEST_TRIES = 3
-"""How often such a request is sent."""
+"""How often such a change is sent."""
 
 # cluster/node/
 
@@ -432,7 +471,7 @@ FORWARD_IN_FLIGHT = 32
 FORWARD_BATCHES_MAX = 64
 """Batches that are in flight, or wait to be, at most."""
 
-FORWARD_RESEND_S = 5.0
+FORWARD_RESEND_S = 3.0
 """How long an acknowledgement is waited for, before the batch is published again."""
 
 FORWARD_RETRY_S = 0.25
@@ -454,9 +493,6 @@ NODE_STATUS_INTERVAL_S = 2.0
 """How often a node tells the cluster of itself."""
 
 # cluster/collector/
-
-BROKER_CLOSE_S = 2.0
-"""How long a collector that stops waits for a NATS server that does not answer."""
 
 BROKER_ACK_WAIT_S = 5.0
 """After this time the NATS server delivers a message again that was not acknowledged."""
@@ -482,6 +518,18 @@ FETCH_BUSY_S = 0.1
 
 FETCH_IDLE_S = 2.0
 """How long it waits for one message when none came."""
+
+COMMIT_INTERVAL_S = 0.1
+"""How often a busy partition's log is synced, and its index has another record, at most."""
+
+INDEX_RECORDS_KEPT = 1024
+"""The newest records of an index, which all stay when it is thinned."""
+
+INDEX_RECORDS_MAX = 65_536
+"""How many an index has before it is thinned in the middle of a run, too."""
+
+INDEX_LOG_BYTES_PER_RECORD = 16 * 1024 * 1024
+"""Bytes of the log for each of which an older record stays."""
 
 READ_AHEAD_BYTES = 8 * 1024 * 1024
 """Messages of one partition that a collector asks for, and has, before it takes them in."""
@@ -660,8 +708,12 @@ assert LOAD_PREPARE_BYTES <= LOAD_PREPARE_BYTES_MAX
 assert LOAD_SEND_BYTES <= LOAD_SEND_BYTES_MAX <= LOAD_ARENA_BYTES
 assert STREAM_REQUESTS_MAX <= PARTITIONS_MAX
 assert REPLICAS_POLL_S < REPLICAS_PROGRESS_S < REPLICAS_STUCK_S
-assert BROKER_RECONNECT_S < BROKER_START_S < BROKER_REQUEST_S
-assert BROKER_REQUEST_S < BROKER_ANSWER_S * BROKER_REQUEST_TRIES
+assert BROKER_RECONNECT_S < BROKER_CONNECT_S < BROKER_START_S < BROKER_REQUEST_S
+assert (BROKER_SILENT_PINGS + 1) * BROKER_PING_S <= BROKER_UNSENT_S
+assert BROKER_UNSENT_S + BROKER_CONNECT_S + 2 * BROKER_ASK_AGAIN_S < BROKER_REQUEST_S
+assert BROKER_LEAVE_S + BROKER_PING_S + BROKER_ASK_AGAIN_S < 15
+assert BROKER_LEADER_S < BROKER_REQUEST_S
+assert BROKER_PENDING_BYTES_MAX >= 4 * FORWARD_IN_FLIGHT * FORWARD_BATCH_BYTES
 assert FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX < MESSAGE_BYTES_MAX
 assert FORWARD_IN_FLIGHT <= FORWARD_BATCHES_MAX
 assert 3 * NODE_STATUS_INTERVAL_S < NODE_GONE_S < NODES_KEEP_S
@@ -674,6 +726,8 @@ assert READ_SILENT_S + READ_ANSWER_S + READ_RETRY_S < 10
 assert 3 * LEASE_REFRESH_S < LEASE_S
 assert 2 * COPY_TELL_S * COPY_UNCHANGED_TELLS < COPY_GONE_S
 assert COPY_TELL_S * COPY_UNCHANGED_TELLS + 2 * COPIES_READ_S < 60
+assert 2 * INDEX_RECORDS_KEPT < INDEX_RECORDS_MAX
+assert COMMIT_INTERVAL_S < NO_SPACE_RETRY_S
 assert SLOW_APPEND_S < GATHER_S_MAX < IDLE_PASS_S
 assert 2 * max(HEARTBEAT_INTERVAL_S, DRAIN_S, FORWARD_ROOM_ALL_S) < HEARTBEAT_STALE_S
 assert LOG_SCAN_CHUNK_BYTES <= CHECK_PROGRESS_BYTES

@@ -63,6 +63,7 @@ int nu_collect(struct nu_collect *collect, const uint8_t *packed, size_t count) 
     uint8_t *bitmap = collect->bitmap;
     uint8_t *start = collect->batch + collect->batch_used;
     uint8_t *out = start;
+    uint64_t sum = 0;
     for (size_t i = 0; i < count && i < AHEAD; i++)
         __builtin_prefetch(bitmap + (number_at(packed, i) >> 3), 1);
     for (size_t i = 0; i < count; i++) {
@@ -71,10 +72,50 @@ int nu_collect(struct nu_collect *collect, const uint8_t *packed, size_t count) 
         uint32_t number = number_at(packed, i);
         /* Each line is written and only the new ones are kept: a branch would be a coin toss. */
         write_line(out, number);
-        out += test_and_set(bitmap, number) ? NU_LINE_BYTES : 0;
+        bool is_new = test_and_set(bitmap, number);
+        out += is_new ? NU_LINE_BYTES : 0;
+        sum += is_new ? number : 0;
     }
     size_t batched = (size_t)(out - start);
     collect->batch_used += batched;
+    collect->unique += batched / NU_LINE_BYTES;
+    collect->sum += sum;
     collect->duplicate += count - batched / NU_LINE_BYTES;
     return 0;
+}
+
+/* Returns the number of a line, or UINT32_MAX where it is none. */
+static inline uint32_t number_of(const uint8_t *line) {
+    uint32_t number = 0;
+    for (int i = 0; i < NU_LINE_BYTES - 1; i++) {
+        uint32_t digit = (uint32_t)line[i] - '0';
+        if (digit > 9)
+            return UINT32_MAX;
+        number = 10 * number + digit;
+    }
+    return line[NU_LINE_BYTES - 1] == '\n' ? number : UINT32_MAX;
+}
+
+size_t nu_collect_lines(struct nu_collect *collect, const uint8_t *lines, size_t count) {
+    enum { BLOCK = 256 };
+    uint32_t numbers[BLOCK];
+    for (size_t taken = 0; taken < count;) {
+        size_t block = count - taken < BLOCK ? count - taken : BLOCK;
+        for (size_t i = 0; i < block; i++) {
+            numbers[i] = number_of(lines + (taken + i) * NU_LINE_BYTES);
+            if (numbers[i] - collect->first < collect->end - collect->first)
+                __builtin_prefetch(collect->bitmap + (numbers[i] >> 3), 1);
+            else
+                block = i; /* The ones before it are taken in, and the next block begins with it. */
+        }
+        if (block == 0)
+            return taken;
+        for (size_t i = 0; i < block; i++, taken++) {
+            if (!test_and_set(collect->bitmap, numbers[i]))
+                return taken;
+            collect->unique++;
+            collect->sum += numbers[i];
+        }
+    }
+    return count;
 }

@@ -9,25 +9,22 @@ Facts of nats-py 2.16 that it stands on:
   again if an OSError is raised then, and ends the attempts for other errors.
 - Where the NATS server ends a connection because credentials have expired, it is closed for good.
 - With tls:// it encrypts if the NATS server asks for that, and sends in the clear if not.
-- asyncio is not told that its streams are encrypted, and warns at each end of a connection,
-  and reads without a limit.
 - It also connects to servers that a NATS server names, but without the password of the URL.
 """
 
-import asyncio
 import base64
 import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import ParseResult, urlsplit
+from urllib.parse import urlsplit
 
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
+    from numbers_uring.cluster.client import BoundedClient
 
 _CREDENTIALS = re.compile(
     rb"-+BEGIN NATS USER JWT-+\s+(\S+)\s+-+END NATS USER JWT-+"
@@ -42,14 +39,7 @@ _SUBJECT_NAME = re.compile(r"[0-9A-Za-z_-]+")
 _REFUSED = ("authorization violation", "authentication expired", "authentication revoked")
 
 
-_STEPS = (
-    "_connect_command",
-    "_connect_to_server",
-    "_process_err",
-    "_process_info",
-    "_process_op_err",
-    "ssl_context",
-)
+_STEPS = ("_connect_command", "_process_err", "_process_info", "_process_op_err", "ssl_context")
 """The client's own, which it does not promise to keep, and which we go into."""
 
 
@@ -61,16 +51,17 @@ class AccessFileError(OSError):
     """A file of ours is missing or cannot be used at the moment; its text is for the user."""
 
 
-def client_for(url: str, access: BrokerAccess) -> "tuple[Client, dict[str, Any]]":
+def client_for(url: str, access: BrokerAccess) -> "tuple[BoundedClient, dict[str, Any]]":
     """Return a client that is not connected yet, and what its `connect` needs. Raises StartError.
 
     It encrypts, or is not connected, where `url` begins with tls:// or `access` has certificates.
     """
-    from nats.aio.client import Client, Srv  # noqa: PLC0415
-    from nats.aio.transport import TcpTransport  # noqa: PLC0415
+    from nats.aio.client import Client  # noqa: PLC0415
     from nats.errors import Error  # noqa: PLC0415
 
-    for step in _STEPS:
+    from numbers_uring.cluster.client import STEPS, BoundedClient  # noqa: PLC0415
+
+    for step in (*STEPS, *_STEPS):
         if not hasattr(Client, step):
             # Without it there would be no word of a refusal, or passwords in the clear.
             raise StartError(
@@ -79,34 +70,10 @@ def client_for(url: str, access: BrokerAccess) -> "tuple[Client, dict[str, Any]]
             )
     encrypt = "tls://" in url or access.ca is not None or access.certificate is not None
 
-    class OurTransport(TcpTransport):
-        def __bool__(self) -> bool:
-            return True  # Else the client takes one of its own.
-
-        async def connect_tls(
-            self,
-            uri: str | ParseResult,
-            ssl_context: ssl.SSLContext,
-            buffer_size: int,
-            connect_timeout: int,
-        ) -> None:
-            await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
-            assert self._io_writer is not None
-            transport = self._io_writer.transport
-            protocol: asyncio.BaseProtocol | None = transport.get_protocol()
-            # asyncio's start_tls leaves this to its caller. None: it is closed already.
-            if protocol is not None:
-                protocol.connection_made(transport)
-
-    class OurClient(Client):
+    class OurClient(BoundedClient):
         @property
         def ssl_context(self) -> ssl.SSLContext:
             return _tls(access)
-
-        async def _connect_to_server(self, s: Srv) -> None:
-            if not isinstance(self._transport, OurTransport):
-                self._transport = OurTransport()  # type: ignore[no-untyped-call]
-            await super()._connect_to_server(s)
 
         # Only the servers that the user named: each with its password and the name to verify.
         async def _process_info(

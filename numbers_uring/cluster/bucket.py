@@ -25,7 +25,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from numbers_uring.cluster.checkpoints import Point
-from numbers_uring.cluster.connection import request_api, until_answered
+from numbers_uring.cluster.connection import request_api
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     BROKER_REQUEST_S,
@@ -361,9 +361,7 @@ class Buckets:
         from nats.js.errors import NotFoundError  # noqa: PLC0415
 
         try:
-            message = await until_answered(
-                lambda: self._js.get_last_msg(_stream(bucket), f"$KV.{bucket}.{prefix}{name}")
-            )
+            message = await self._js.get_last_msg(_stream(bucket), f"$KV.{bucket}.{prefix}{name}")
         except NotFoundError:
             return None
         at_s = 0.0 if message.time is None else message.time.timestamp()

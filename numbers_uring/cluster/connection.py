@@ -21,8 +21,8 @@ from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     BROKER_ANSWER_S,
+    BROKER_CONNECT_S,
     BROKER_POLL_S,
-    BROKER_RECONNECT_S,
     BROKER_REFUSALS_MAX,
     BROKER_REQUEST_S,
     BROKER_REQUEST_TRIES,
@@ -32,6 +32,8 @@ from numbers_uring.limits import (
 if TYPE_CHECKING:
     from nats.aio.client import Client
     from nats.js import JetStreamContext
+
+    from numbers_uring.cluster.client import BoundedClient
 
 T = TypeVar("T")
 
@@ -59,7 +61,7 @@ def url_text(url: str) -> str:
 class _Events:
     """Turns the client's events into lines for the operator, and ends what is hopeless."""
 
-    def __init__(self, client: "Client", url: str, say: Callable[[str], None]) -> None:
+    def __init__(self, client: "BoundedClient", url: str, say: Callable[[str], None]) -> None:
         self.name = f"the NATS server at {url_text(url)}"
         self.reason: Exception | None = None
         """The last error of the connection."""
@@ -68,7 +70,8 @@ class _Events:
         self.attempt: asyncio.Timeout | None = None
         """The timeout of the first connection, until that is there."""
         self._client = client
-        self._servers = url.count(",") + 1
+        self.servers = url.count(",") + 1
+        """How many the URL names."""
         self._say = say
         self._refusals = 0
         self._said: set[str] = set()
@@ -98,9 +101,9 @@ class _Events:
     def _refuse(self, text: str) -> None:
         self._refusals += 1
         if self.attempt is not None:
-            if self._refusals >= self._servers and not self.attempt.expired():
+            if self._refusals >= self.servers and not self.attempt.expired():
                 self.attempt.reschedule(asyncio.get_running_loop().time())
-        elif self._refusals >= BROKER_REFUSALS_MAX * self._servers and self._closing is None:
+        elif self._refusals >= BROKER_REFUSALS_MAX * self.servers and self._closing is None:
             self._closing = asyncio.create_task(_close(self._client))
         else:
             self._say_once(f"{self.name} refuses the connection: {text}; retrying a few times")
@@ -112,7 +115,8 @@ class _Events:
             self._say(text)
 
     async def lost(self) -> None:
-        if not self._client.is_closed and not self._client.is_draining:
+        self._client.forget_unsent()
+        if not self._client.is_closed:
             self._say(f"lost the connection to {self.name}: reconnecting")
 
     async def found(self) -> None:
@@ -133,7 +137,8 @@ async def connected(
 
     A lost connection is made again, without a time limit, unless the NATS server refuses it: see
     `until_closed`. `say` gets a line for the operator when the connection is lost, when it is back,
-    and for each error in between. Raises StartError if no NATS server answers.
+    and for each error in between. A NATS server that is silent is left for another one that `url`
+    names. Raises StartError if none answers.
     """
     require_nats_library()
     import nats  # noqa: PLC0415
@@ -141,15 +146,14 @@ async def connected(
     client, arguments = client_for(url, access)
     events = _Events(client, url, say)
     try:
-        async with asyncio.timeout(BROKER_START_S) as events.attempt:
+        start_s = BROKER_START_S + (events.servers - 1) * BROKER_CONNECT_S
+        async with asyncio.timeout(start_s) as events.attempt:
             await client.connect(
                 servers=[each.strip() for each in url.split(",")],
                 name=name,
                 error_cb=events.note,
                 disconnected_cb=events.lost,
                 reconnected_cb=events.found,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=BROKER_RECONNECT_S,
                 **arguments,
             )
     except (OSError, nats.errors.Error, ValueError) as error:
@@ -168,7 +172,7 @@ async def connected(
         await _close(client)
 
 
-async def _close(client: "Client") -> None:
+async def _close(client: "BoundedClient") -> None:
     import nats  # noqa: PLC0415
 
     # The connection may be lost at this moment.
@@ -214,7 +218,7 @@ def jetstream(client: "Client") -> "JetStreamContext":
 
 
 async def until_answered(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask again if there is no answer: a group without a leader loses what it is asked.
+    """Ask again if there is no answer, where the client does not: a change may then be refused.
 
     Only for what may be done twice. Raises TimeoutError after BROKER_REQUEST_TRIES.
     """
@@ -239,9 +243,7 @@ async def request_api(
     client = js._nc  # it has no public name
     payload = b"" if request is None else json.dumps(request).encode()
     try:
-        answer = await until_answered(
-            lambda: client.request(f"$JS.API.{name}", payload, timeout=BROKER_ANSWER_S)
-        )
+        answer = await client.request(f"$JS.API.{name}", payload, timeout=BROKER_REQUEST_S)
     except nats.errors.NoRespondersError as error:
         raise nats.js.errors.ServiceUnavailableError from error
     found: dict[str, Any] = json.loads(answer.data)

@@ -32,6 +32,7 @@ from numbers_uring.limits import (
     DUPLICATE_WINDOW_S,
     LEASE_S,
     MESSAGE_BYTES_MAX,
+    NODES_BYTES_MAX,
     NODES_KEEP_S,
     NUMBERS,
     REPLICA_SILENT_S,
@@ -49,6 +50,9 @@ Json = dict[str, Any]
 
 BUCKETS = {CLUSTER_BUCKET: 0.0, LEASES_BUCKET: LEASE_S, NODES_BUCKET: NODES_KEEP_S}
 """How long each bucket keeps a value, in seconds; 0: without limit."""
+
+_BUCKET_BYTES_MAX = {NODES_BUCKET: NODES_BYTES_MAX}
+"""The limit of a bucket that one who may write to it could use to fill the disks."""
 
 _NS = 1_000_000_000
 
@@ -97,7 +101,7 @@ def bucket_config(bucket: str, *, replicas: int) -> Json:
         "storage": "file",
         "discard": "new",
         "num_replicas": replicas,
-        "max_bytes": -1,
+        "max_bytes": _BUCKET_BYTES_MAX.get(bucket, -1),
         "max_msgs": -1,
         "max_msgs_per_subject": 1,
         "max_msg_size": -1,
@@ -146,7 +150,7 @@ def _stream_needs(partition: int) -> list[_Need]:
 
 
 def _bucket_needs(bucket: str) -> list[_Need]:
-    keep_s = BUCKETS[bucket]
+    keep_s, max_bytes = BUCKETS[bucket], _BUCKET_BYTES_MAX.get(bucket, -1)
     return [
         _Need("subjects", [f"$KV.{bucket}.>"], f"--subjects '$KV.{bucket}.>'"),
         _Need("storage", "file", None),
@@ -154,7 +158,7 @@ def _bucket_needs(bucket: str) -> list[_Need]:
         _Need("no_ack", False, "--ack"),
         _Need("max_age", round(keep_s * _NS), f"--max-age {keep_s:.0f}s"),
         _Need("max_msgs", -1, "--max-msgs=-1"),
-        _Need("max_bytes", -1, "--max-bytes=-1"),
+        _Need("max_bytes", max_bytes, f"--max-bytes={max_bytes}"),
         _Need("max_msgs_per_subject", 1, "--max-msgs-per-subject=1"),
         _Need("sealed", False, None),
         _Need("allow_direct", True, "--allow-direct"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from numbers_uring.limits import LINE_BYTES, LOG_CHANGES_WARNING_S, LOG_TAIL_CHUNK_BYTES
 from numbers_uring.log.calls import FileCalls, again
 
-_NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
 
 class NoSpaceError(Exception):
@@ -111,7 +111,7 @@ class LogFile:
         try:
             size_bytes += again(self._calls.write, self.fd, memoryview(b"\n"))
         except OSError as error:
-            if error.errno in _NO_SPACE:
+            if error.errno in NO_SPACE:
                 raise NoSpaceError from error
             raise
         return size_bytes, ", which were ended with a newline"
@@ -169,7 +169,7 @@ class LogFile:
         self._torn = bytes(lines[whole_bytes:position]) if torn_bytes else b""
         if torn_bytes:
             self._cut_torn()
-        if failure is not None and failure.errno not in _NO_SPACE:
+        if failure is not None and failure.errno not in NO_SPACE:
             raise failure
         return whole_bytes
 

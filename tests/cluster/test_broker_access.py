@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 from nats.aio.client import Client
 
-from numbers_uring.cluster import connection
 from numbers_uring.cluster.access import client_for
 from numbers_uring.cluster.connection import connected
 from numbers_uring.cluster.partitions import log_name
@@ -163,7 +162,7 @@ def test_nothing_is_said_to_a_nats_server_without_tls_where_tls_is_asked_for(
 def test_only_servers_that_the_user_named_are_connected_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "BROKER_RECONNECT_S", 0.05)
+    monkeypatch.setattr("numbers_uring.cluster.client.BROKER_RECONNECT_S", 0.05)
 
     async def session() -> None:
         others: list[asyncio.StreamWriter] = []

@@ -1,6 +1,7 @@
 """The collector's kernel against its specification."""
 
 import random
+import re
 from array import array
 from mmap import mmap
 
@@ -54,8 +55,13 @@ def clear(bitmap: mmap, numbers: list[int]) -> None:
 def test_the_kernel_does_what_its_specification_does(messages: list[list[int]]) -> None:
     bitmap = mmap(-1, BITMAP_BYTES)
     expected, lines = mmap(-1, BITMAP_BYTES), bytearray()
-    duplicate = sum(collect_reference(packed(m), COLLECTED, expected, lines)[1] for m in messages)
-    assert take(COLLECTED, bitmap, messages) == (bytes(lines), duplicate)
+    counted = [collect_reference(packed(m), COLLECTED, expected, lines) for m in messages]
+    unique, total, duplicate = map(sum, zip(*counted, strict=True))
+    kernel = CollectKernel(COLLECTED, bitmap, 10 * max(sum(map(len, messages)), 1))
+    for message in messages:
+        kernel.take(packed(message))
+    assert bytes(kernel.lines()) == bytes(lines)
+    assert (kernel.unique, kernel.sum, kernel.duplicate) == (unique, total, duplicate)
     place = slice(COLLECTED.first // 8, COLLECTED.first // 8 + 40)
     assert bitmap[place] == expected[place]
 
@@ -105,7 +111,7 @@ def test_a_message_that_ends_within_a_number_is_refused(bitmap: mmap, size: int)
         CollectKernel(Range(0, NUMBERS), bitmap, 1000).take(bytes(size))
 
 
-def test_the_first_and_the_last_number_of_each_range_are_owned_by_it_alone(
+def test_the_first_and_the_last_number_of_each_range_are_collected_by_it_alone(
     bitmap: mmap,
 ) -> None:
     for partitions in (1, 3, 8, 1000):
@@ -126,3 +132,67 @@ def test_the_batch_says_when_it_has_no_room(bitmap: mmap) -> None:
     kernel.clear()
     assert kernel.room(12)
     clear(bitmap, [1, 2])
+
+
+def lines_reference(lines: bytes, collected: Range, seen: set[int]) -> int:
+    """Return how many bytes of a log's lines the kernel takes in."""
+    for offset in range(0, len(lines) - 9, 10):
+        line = lines[offset : offset + 10]
+        if not re.fullmatch(rb"[0-9]{9}\n", line):
+            return offset
+        number = int(line)
+        if not collected.first <= number < collected.end or number in seen:
+            return offset
+        seen.add(number)
+    return len(lines) // 10 * 10
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(
+        st.integers(COLLECTED.first - 1, COLLECTED.first + 3000), unique=True, max_size=1000
+    ).map(lambda numbers: b"".join(b"%09d\n" % number for number in numbers)),
+    st.data(),
+)
+def test_lines_of_a_log_are_taken_up_to_the_first_that_cannot_be_in_it(
+    lines: bytes, data: st.DataObject
+) -> None:
+    if lines and data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(lines) - 1))
+        lines = lines[:at] + data.draw(st.binary(min_size=1, max_size=2)) + lines[at + 1 :]
+    bitmap, seen = mmap(-1, BITMAP_BYTES), set[int]()
+    kernel = CollectKernel(COLLECTED, bitmap, 10)
+    assert kernel.take_lines(lines) == lines_reference(lines, COLLECTED, seen)
+    assert (kernel.unique, kernel.sum, kernel.duplicate) == (len(seen), sum(seen), 0)
+    assert len(kernel.lines()) == 0
+    assert set_bits(bitmap) == seen
+    kernel.reset()
+    assert (kernel.unique, kernel.sum) == (0, 0)
+    assert not set_bits(bitmap)
+
+
+def set_bits(bitmap: mmap) -> set[int]:
+    first = COLLECTED.first // 8
+    return {
+        8 * place + bit
+        for place in range(first - 1, first + 400)
+        for bit in range(8)
+        if bitmap[place] >> bit & 1
+    }
+
+
+def test_a_reset_leaves_the_neighbours_numbers_alone() -> None:
+    bitmap = mmap(-1, BITMAP_BYTES)
+    neighbours = (COLLECTED.first - 1, COLLECTED.end)
+    CollectKernel(Range(0, NUMBERS), bitmap, 100).take(packed([*neighbours, COLLECTED.first]))
+    CollectKernel(COLLECTED, bitmap, 10).reset()
+    assert [bitmap[n >> 3] >> (n & 7) & 1 for n in (*neighbours, COLLECTED.first)] == [1, 1, 0]
+
+
+def test_a_sum_begins_again_behind_64_bits() -> None:
+    kernel = CollectKernel(Range(0, NUMBERS), mmap(-1, BITMAP_BYTES), 100)
+    kernel._state.sum = 2**64 - 5
+    kernel.take(packed([3, 4]))
+    assert kernel.sum == 2
+    assert kernel.take_lines(b"000000009\n") == 10
+    assert kernel.sum == 11

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from numbers_uring.cluster import connection
 from numbers_uring.cluster.connection import connected
 from numbers_uring.config import BrokerAccess
 from support.broker import Broker
@@ -18,9 +17,9 @@ from support.waiting import DEADLINE_S
 @pytest.fixture
 def certificates(tmp_path: Path) -> Certificates:
     certificates = Certificates(tmp_path / "certificates")
-    certificates.sign("others", ca="other-ca")
-    certificates.sign("other-engine", ca="other-ca")
-    certificates.sign("expired", ca="other-ca", days=-1)
+    certificates.sign("others", ca="other-ca", use="clientAuth")
+    certificates.sign("other-engine", ca="other-ca", use="serverAuth")
+    certificates.sign("expired", ca="other-ca", use="clientAuth", days=-1)
     return certificates
 
 
@@ -99,13 +98,18 @@ def test_certificates_that_were_replaced_are_used_at_the_next_connection(
     ours: Ours,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "BROKER_RECONNECT_S", 0.05)
+    monkeypatch.setattr("numbers_uring.cluster.client.BROKER_RECONNECT_S", 0.05)
 
     async def session() -> None:
         said = Said()
         async with connected(broker.url, "tests", access=ours.access, say=said) as client:
             broker.kill()
             await said.wait_for("lost the connection")
+            # One of a node, which has taken the place of a NATS server.
+            use(certificates, "client", ca="ca")
+            broker.start_only()
+            await said.wait_for("unsuitable certificate purpose")
+            broker.kill()
             # All of the NATS server's are signed by another CA now.
             use(certificates, "other-engine", ca="other-ca")
             broker.start_only()

@@ -197,3 +197,34 @@ def test_a_taken_over_node_cannot_read_numbers_or_remove_or_change_anything(
 
     asyncio.run(session())
     assert not heard
+
+
+def test_a_taken_over_node_can_forge_numbers_reports_and_acknowledgements(
+    example: Broker,
+) -> None:
+    heard: list[bytes] = []
+
+    async def hear(message: Msg) -> None:
+        heard.append(message.data)
+
+    async def session() -> None:
+        url = url_of(example, "node")
+        async with (
+            connected(url, "node", access=example.access) as other,
+            connected(url, "node", access=example.access) as node,
+        ):
+            await node.subscribe("_INBOX.node.>", cb=hear)
+            await node.flush()
+            assert not await refused(other, subject_name(0), ZERO)
+            assert not await refused(node, subject_name(0), b"no batch")
+            await node.flush()
+            assert [json.loads(data)["stream"] for data in heard] == ["numbers-0"] * 2
+            waits = await other.subscribe(inbox := other.new_inbox())
+            await other.flush()
+            await node.publish(subject_name(1), ONE, reply=inbox)
+            assert json.loads((await waits.next_msg(5)).data)["stream"] == "numbers-1"
+            report = f"$KV.{NODES_BUCKET}.v1.other"
+            while not await refused(node, f"{report}{len(heard)}", bytes(1 << 20)):
+                assert len(heard) < 30, "the bucket has no limit"
+
+    asyncio.run(session())

@@ -36,8 +36,8 @@ HONEST, STRANGE = array("I", [0]).tobytes(), array("I", [1]).tobytes()
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     certificates = Certificates(tmp_path_factory.mktemp("routes") / "files")
     certificates.make_ca("routes-ca")
-    certificates.sign("route", ca="routes-ca")
-    certificates.sign("stranger", ca="other-ca")
+    certificates.sign("route", ca="routes-ca", use="serverAuth,clientAuth")
+    certificates.sign("stranger", ca="other-ca", use="serverAuth,clientAuth")
     return certificates
 
 

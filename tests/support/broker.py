@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -16,12 +16,15 @@ from nats.js import JetStreamContext
 from numbers_uring.cluster.connection import connected, jetstream
 from numbers_uring.config import BrokerAccess
 from ports import reserve_port
+from support.network import Host
 from support.processes import run_command
 from support.waiting import DEADLINE_S, wait_until
 
 T = TypeVar("T")
 
 PARTITIONS = 32
+HTTP_PORT = 8222
+"""Where a NATS server on a host of its own tells about itself."""
 STREAM_BYTES_MAX = 100_000_000
 
 
@@ -33,17 +36,30 @@ def binary() -> str:
     return found
 
 
+def _address(host: Host | None) -> str:
+    return "127.0.0.1" if host is None else host.address
+
+
 class Broker:
     """One nats-server on 127.0.0.1; what it stores stays in `folder`, so it can be started again.
 
-    `routes` are the cluster ports of all servers of a group, `member` is this one's place there.
+    `routes` are the cluster ports of all servers of a group, `member` is this one's place there,
+    and `hosts` says where they run if not on 127.0.0.1.
     """
 
     def __init__(
-        self, folder: Path, *, routes: tuple[int, ...] = (), member: int = 0, settings: str = ""
+        self,
+        folder: Path,
+        *,
+        routes: tuple[int, ...] = (),
+        member: int = 0,
+        settings: str = "",
+        hosts: Sequence[Host] = (),
     ) -> None:
         self.port = reserve_port()
-        self.url = f"nats://127.0.0.1:{self.port}"
+        self.host = hosts[member] if hosts else None
+        self._address = _address(self.host)
+        self.url = f"nats://{self._address}:{self.port}"
         self.access = BrokerAccess()
         self.name = f"broker-{member}"
         self.route_port = routes[member] if routes else 0
@@ -53,21 +69,25 @@ class Broker:
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "nats.log"
         self.config = folder / "nats.conf"
-        self._base = self._text(routes, member)
+        addresses = [_address(each) for each in hosts] or [_address(None)] * len(routes)
+        self._base = self._text(
+            [f"{address}:{port}" for address, port in zip(addresses, routes, strict=True)], member
+        )
         self.configure(settings)
         self.process: subprocess.Popen[bytes] | None = None
 
-    def _text(self, routes: tuple[int, ...], member: int) -> str:
+    def _text(self, routes: list[str], member: int) -> str:
         text = (
-            f'server_name: "{self.name}"\nlisten: "127.0.0.1:{self.port}"\n'
+            f'server_name: "{self.name}"\nlisten: "{self._address}:{self.port}"\n'
             f'jetstream {{ store_dir: "{self.folder / "store"}", max_file_store: 64GB\n'
             "  sync_interval: always }\n"
         )
+        if self.host is not None:
+            text += f'http: "{self._address}:{HTTP_PORT}"\n'
         if routes:
-            urls = ", ".join(f'"nats://127.0.0.1:{port}"' for port in routes)
+            urls = ", ".join(f'"nats://{route}"' for route in routes)
             text += (
-                f'cluster {{ name: "numbers", listen: "127.0.0.1:{routes[member]}"\n'
-                f"  routes: [{urls}] }}\n"
+                f'cluster {{ name: "numbers", listen: "{routes[member]}"\n  routes: [{urls}] }}\n'
             )
         return text
 
@@ -88,8 +108,9 @@ class Broker:
     def start_only(self) -> None:
         """Start it, and do not wait until it answers."""
         with self.log.open("ab") as log:
+            prefix = [] if self.host is None else self.host.prefix
             self.process = subprocess.Popen(
-                [binary(), "--config", str(self.config)], stdout=log, stderr=log
+                [*prefix, binary(), "--config", str(self.config)], stdout=log, stderr=log
             )
 
     def wait_ready(self) -> None:
@@ -100,11 +121,17 @@ class Broker:
         assert self.process is not None
         assert self.process.poll() is None, self.log.read_text()
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1):
-                pass
+            self._inside(self._accepts)
         except OSError:
             return False
         return self.tried(_account)
+
+    def _accepts(self) -> None:
+        with socket.create_connection((self._address, self.port), timeout=1):
+            pass
+
+    def _inside(self, function: Callable[[], T]) -> T:
+        return function() if self.host is None else self.host.inside(function)
 
     def tried(self, use: Callable[[JetStreamContext], Coroutine[Any, Any, object]]) -> bool:
         """Return whether the NATS server did it."""
@@ -121,7 +148,7 @@ class Broker:
             async with connected(self.url, "tests", access=self.access) as client:
                 return await use(jetstream(client))
 
-        return asyncio.run(session())
+        return self._inside(lambda: asyncio.run(session()))
 
     def kill(self) -> None:
         """End it at once, as a power cut would."""
@@ -177,10 +204,11 @@ def init(
     *options: str,
     partitions: int = PARTITIONS,
     max_bytes: int = STREAM_BYTES_MAX,
+    prefix: Sequence[str] = (),
 ) -> None:
     """Make the streams of a cluster."""
     arguments = ("--partitions", str(partitions), "--max-bytes", str(max_bytes))
-    done = run_command("cluster", "init", "--nats", url, *arguments, *options)
+    done = run_command("cluster", "init", "--nats", url, *arguments, *options, prefix=prefix)
     assert done.returncode == 0, done.stderr
 
 
@@ -195,13 +223,13 @@ def broker_with_cluster(
 
 
 @contextmanager
-def broker_group(folder: Path, size: int = 3) -> Iterator[list[Broker]]:
-    """Three servers, or `size`, that replicate among themselves."""
+def broker_group(folder: Path, size: int = 3, hosts: Sequence[Host] = ()) -> Iterator[list[Broker]]:
+    """Three servers, or `size`, that replicate among themselves, each on its host if there are."""
     routes = tuple(reserve_port() for _ in range(size))
     with ExitStack() as running:
         brokers = [
-            Broker(folder / f"broker-{member}", routes=routes, member=member)
-            for member in range(len(routes))
+            Broker(folder / f"broker-{member}", routes=routes, member=member, hosts=hosts)
+            for member in range(size)
         ]
         for broker in brokers:
             running.enter_context(broker)

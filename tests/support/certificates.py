@@ -14,8 +14,8 @@ class Certificates:
         folder.mkdir()
         self.make_ca("ca")
         self.make_ca("other-ca")
-        self.sign("engine")
-        self.sign("client")
+        self.sign("engine", use="serverAuth")
+        self.sign("client", use="clientAuth")
         both = self.path("client.pem").read_bytes() + self.path("client.key").read_bytes()
         self.path("both.pem").write_bytes(both)
         secret = ("-in", str(self.path("client.key")), "-out", str(self.path("secret.key")))
@@ -29,10 +29,10 @@ class Certificates:
         files = ("-keyout", str(self.path(f"{name}.key")), "-out", str(self.path(f"{name}.pem")))
         _openssl("req", "-x509", *key, "-days", "2", *files, f"-subj=/CN={name}")
 
-    def sign(self, name: str, *, ca: str = "ca", days: int = 2, names: str = NAMES) -> None:
+    def sign(self, name: str, *, use: str, ca: str = "ca", days: int = 2) -> None:
         """Write NAME.pem and NAME.key; with negative `days` the certificate has expired."""
         request, extensions = self.path(f"{name}.csr"), self.path(f"{name}.ext")
-        extensions.write_text(f"basicConstraints=CA:FALSE\n{names}\n")
+        extensions.write_text(f"basicConstraints=CA:FALSE\nextendedKeyUsage={use}\n{NAMES}\n")
         key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
         files = ("-keyout", str(self.path(f"{name}.key")), "-out", str(request))
         _openssl("req", "-new", *key, *files, f"-subj=/CN={name}")

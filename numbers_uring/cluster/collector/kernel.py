@@ -12,6 +12,8 @@ from numbers_uring.errors import StartError
 from numbers_uring.ingest.kernel import Memory
 from numbers_uring.limits import LINE_BYTES, NUMBERS
 
+_ZEROS = bytes(1 << 20)
+
 
 class ForeignNumberError(Exception):
     """A message holds a number of another partition, or ends within a number."""
@@ -19,10 +21,11 @@ class ForeignNumberError(Exception):
 
 def collect_reference(
     packed: bytes, collected: Range, bitmap: Memory, batch: bytearray
-) -> tuple[int, int]:
-    """Append the new numbers' lines to `batch`, set their bits; return how many were new, and not.
+) -> tuple[int, int, int]:
+    """Append the new numbers' lines to `batch`, set their bits.
 
-    The specification in plain Python. Raises ForeignNumberError with nothing done.
+    Returns how many were new, their sum, and how many were not new. The specification in plain
+    Python. Raises ForeignNumberError with nothing done.
     """
     if len(packed) % NUMBER_BYTES:
         raise ForeignNumberError
@@ -31,14 +34,15 @@ def collect_reference(
         numbers.byteswap()
     if not all(collected.first <= number < collected.end for number in numbers):
         raise ForeignNumberError
-    unique = 0
+    unique = total = 0
     for number in numbers:
         place, bit = number >> 3, 1 << (number & 7)
         if not bitmap[place] & bit:
             bitmap[place] |= bit
             batch += b"%09d\n" % number
             unique += 1
-    return unique, len(numbers) - unique
+            total += number
+    return unique, total, len(numbers) - unique
 
 
 class CollectKernel:
@@ -55,6 +59,8 @@ class CollectKernel:
             batch = mmap(-1, batch_bytes)
         except OSError as error:
             raise StartError("not enough memory for the buffers") from error
+        self._collected = collected
+        self._memory = bitmap
         self._lines = memoryview(batch)
         self._bitmap = ffi.from_buffer("uint8_t[]", bitmap, require_writable=True)
         self._batch = ffi.from_buffer("uint8_t[]", batch, require_writable=True)
@@ -69,6 +75,16 @@ class CollectKernel:
                 "end": collected.end,
             },
         )
+
+    @property
+    def unique(self) -> int:
+        """Numbers taken in, each once."""
+        return self._state.unique  # type: ignore[no-any-return]
+
+    @property
+    def sum(self) -> int:
+        """Their sum, modulo 2**64."""
+        return self._state.sum  # type: ignore[no-any-return]
 
     @property
     def duplicate(self) -> int:
@@ -89,6 +105,15 @@ class CollectKernel:
             raise ForeignNumberError
         assert status == 0, status
 
+    def take_lines(self, lines: bytes | bytearray | memoryview) -> int:
+        """Take in lines that are in the log already.
+
+        Returns how many bytes of them, up to the first that is no line, or whose number is of
+        another partition or was taken in before.
+        """
+        count = len(lines) // LINE_BYTES
+        return lib.nu_collect_lines(self._state, ffi.from_buffer(lines), count) * LINE_BYTES  # type: ignore[no-any-return]
+
     def lines(self) -> memoryview:
         """Return the batch; valid until the next `take`."""
         return self._lines[: self._state.batch_used]
@@ -96,3 +121,12 @@ class CollectKernel:
     def clear(self) -> None:
         """Forget the batch: it is on file."""
         self._state.batch_used = 0
+
+    def reset(self) -> None:
+        """Forget all numbers of the partition, and what was counted."""
+        first, end = self._collected.first // 8, -(-self._collected.end // 8)
+        for start in range(first, end, len(_ZEROS)):
+            stop = min(start + len(_ZEROS), end)
+            self._memory[start:stop] = _ZEROS[: stop - start]
+        self._state.batch_used = 0
+        self._state.unique = self._state.sum = self._state.duplicate = 0

@@ -5,6 +5,8 @@ Facts of nats-server 2.15 and nats-py 2.16 that it relies on:
 - A message that is sent several times with the same id is stored once within the stream's duplicate
   window, and acknowledged each time. After the window it is stored again, and its collector finds
   only repeats in it.
+- While a message waits for its replicas, it is refused if it is sent again ("duplicate message id
+  is in process"): a leader that is cut off from them does that until it gives up.
 - Replicas that have lost their leader do not answer, or answer "no responders", until they have
   elected another one some seconds later. What is sent meanwhile is lost silently.
 - The client reconnects by itself; it does not repeat the requests that were in flight.
@@ -214,7 +216,10 @@ class Publisher:
         """Report each problem once, until everything that was refused is acknowledged."""
         from nats.js.errors import APIError, NoStreamResponseError  # noqa: PLC0415
 
-        if isinstance(error, TimeoutError):
+        from numbers_uring.cluster.client import MESSAGE_IN_PROCESS  # noqa: PLC0415
+
+        in_process = isinstance(error, APIError) and error.err_code == MESSAGE_IN_PROCESS
+        if in_process or isinstance(error, TimeoutError):
             kind, text = "silent", "does not answer"
         elif isinstance(error, NoStreamResponseError):
             kind = "no responders"

@@ -1,0 +1,297 @@
+"""nats-py's client with every wait bounded: a NATS server that is silent is left for another.
+
+Facts of nats-py 2.16 that it relies on:
+
+- It pings every two minutes, and needs three pings without an answer to leave a server: a host
+  whose link is down, or a process that is suspended, keeps it for six minutes.
+- It closes a connection only after all that was written has been sent, which a suspended server
+  never receives; and the server that it has just left may be the next one that it tries.
+- What a caller is waiting for in a lost connection is not sent again. What was not written yet is
+  sent on the next connection, and a caller that writes more than `pending_size` can't be cancelled.
+- An unexpected error in an attempt to reconnect ends all attempts; it stays disconnected.
+- asyncio is not told that its streams are encrypted, and warns at each end of a connection,
+  and reads without a limit.
+"""
+
+import asyncio
+import random
+import socket
+import ssl
+import time
+from typing import TYPE_CHECKING, Any
+from urllib.parse import ParseResult
+
+from nats.aio.client import DEFAULT_BUFFER_SIZE, Client, Server, Srv
+from nats.aio.transport import TcpTransport
+from nats.errors import Error, NoRespondersError, StaleConnectionError
+
+from numbers_uring.limits import (
+    BROKER_ASK_AGAIN_S,
+    BROKER_CLOSE_S,
+    BROKER_CONNECT_S,
+    BROKER_LEADER_S,
+    BROKER_LEAVE_S,
+    BROKER_NO_LEADER_RETRY_S,
+    BROKER_PENDING_BYTES_MAX,
+    BROKER_PENDING_FLUSHES_MAX,
+    BROKER_PING_S,
+    BROKER_RECONNECT_S,
+    BROKER_SILENT_PINGS,
+    BROKER_UNSENT_S,
+)
+
+if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
+STEPS = ("_connect_to_server", "_ping_interval", "_process_connect_init", "_process_op_err")
+"""What is overridden here or called, and nats-py does not promise to keep."""
+
+_PING = b"PING\r\n"
+
+_CLOSE_STEPS = 3
+"""What an aborted connection with TLS takes: its protocol, its transport, its reader."""
+
+_PULL = "$JS.API.CONSUMER.MSG.NEXT."
+
+MESSAGE_IN_PROCESS = 10158
+"""An error of JetStream: a message of this id waits for the other replicas, maybe in vain."""
+
+_NO_LEADER = (10008, 10009)
+"""Errors of JetStream: it has no leader at the moment."""
+
+_ERROR_BYTES_MAX = 1024
+"""Of an answer that is an error."""
+
+
+class _Transport(TcpTransport):
+    """A connection that is closed at once, and that Linux ends if the peer takes no data."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.heard = True
+        """Whether anything was received since this was last set to False."""
+
+    async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
+        await super().connect(uri, buffer_size, connect_timeout)
+        assert self._io_writer is not None
+        connection = self._io_writer.get_extra_info("socket")
+        connection.setsockopt(
+            socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(BROKER_UNSENT_S * 1000)
+        )
+
+    async def connect_tls(
+        self,
+        uri: str | ParseResult,
+        ssl_context: ssl.SSLContext,
+        buffer_size: int,
+        connect_timeout: int,
+    ) -> None:
+        await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
+        assert self._io_writer is not None
+        transport = self._io_writer.transport
+        protocol: asyncio.BaseProtocol | None = transport.get_protocol()
+        # asyncio's start_tls leaves this to its caller. None: it is closed already.
+        if protocol is not None:
+            protocol.connection_made(transport)
+
+    async def read(self, buffer_size: int) -> bytes:
+        data: bytes = await super().read(buffer_size)
+        self.heard = True
+        return data
+
+    def close(self) -> None:
+        """Close it now: nothing that is still unsent may keep it."""
+        if self._io_writer is not None:
+            self._io_writer.transport.abort()
+
+    async def wait_closed(self) -> None:
+        """Let the event loop close it. A TLS handshake that failed would never say that it has."""
+        for _ in range(_CLOSE_STEPS):
+            await asyncio.sleep(0)
+
+
+class BoundedClient(Client):
+    """Leaves a NATS server that is silent, or answers no request, for another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tried: dict[str, float] = {}
+        """When each server was tried, or left, since the connection was lost."""
+        self._asked_s: float | None = None
+        """When the first request was made that was followed by no answer to any."""
+        self._unanswered_max_s = BROKER_LEAVE_S
+        """How long a server may answer none."""
+
+    async def connect(self, *arguments: Any, **settings: Any) -> None:
+        """Connect as nats-py does, which gets the settings that keep every wait short."""
+        settings |= {
+            "connect_timeout": BROKER_CONNECT_S,
+            "flusher_queue_size": BROKER_PENDING_FLUSHES_MAX,
+            "max_reconnect_attempts": -1,
+            "pending_size": BROKER_PENDING_BYTES_MAX,
+            "reconnect_time_wait": BROKER_RECONNECT_S,
+            "reconnect_to_server_handler": self._choose,
+        }
+        await super().connect(*arguments, **settings)
+
+    async def close(self) -> None:
+        """Close the connection for good, whether or not the NATS server takes part."""
+        try:
+            async with asyncio.timeout(BROKER_CLOSE_S):
+                await super().close()
+        finally:
+            self._abort()
+
+    # Which server, and how long each may take.
+
+    def _choose(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
+        """Return the server to try next, the one just left last, and the pause before that."""
+        now_s = time.monotonic()
+        random.shuffle(servers)
+        chosen = min(servers, key=lambda each: self._tried.get(each.uri.netloc, 0.0))
+        name = chosen.uri.netloc
+        pause_s = max(self._tried.get(name, 0.0) + BROKER_RECONNECT_S - now_s, 0.0)
+        self._tried[name] = now_s + pause_s
+        return chosen, pause_s
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        self._abort()
+        s.last_attempt = time.monotonic()
+        self._transport = _Transport()
+        await self._transport.connect(s.uri, DEFAULT_BUFFER_SIZE, self.options["connect_timeout"])
+
+    def _abort(self) -> None:
+        """Leave nothing of an earlier attempt, which may have failed at any point."""
+        for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
+            if task is not None and task is not asyncio.current_task():
+                task.cancel()
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
+
+    async def _process_connect_init(self) -> None:
+        try:
+            async with asyncio.timeout(BROKER_CONNECT_S):
+                await super()._process_connect_init()
+        except (OSError, Error):
+            raise
+        except Exception as error:
+            raise Error(f"nats: it is no NATS server: {error}") from error
+
+    # When to leave it.
+
+    async def _ping_interval(self) -> None:
+        """Ping, and leave the server when nothing at all has come for some pings."""
+        silent = 0
+        while True:
+            await asyncio.sleep(BROKER_PING_S)
+            transport = self._transport
+            if not self.is_connected or not isinstance(transport, _Transport):
+                continue
+            silent = 0 if transport.heard else silent + 1
+            transport.heard = False
+            if silent >= BROKER_SILENT_PINGS or self._answers_no_request():
+                await self._process_op_err(StaleConnectionError())
+                return
+            self._pongs.append(asyncio.get_running_loop().create_future())
+            # Written at once: the queue of what is to be flushed may be full.
+            transport.write(_PING)  # type: ignore[no-untyped-call]
+
+    def _answers_no_request(self) -> bool:
+        """Return whether another server should be asked: this one may be cut off from the others.
+
+        A stream without a leader does not answer either, so without an answer the next server is
+        given twice the time.
+        """
+        if self._asked_s is None or len(self._server_pool) == 1:
+            return False
+        if time.monotonic() < self._asked_s + self._unanswered_max_s:
+            return False
+        self._unanswered_max_s *= 2
+        return True
+
+    async def _process_op_err(self, e: Exception) -> None:
+        if self.is_connected and self._current_server is not None:
+            self._tried = {self._current_server.uri.netloc: time.monotonic()}
+            self._asked_s = None
+        await super()._process_op_err(e)
+
+    def forget_unsent(self) -> None:
+        """Drop what was not written before the connection was lost: its sender sends it again."""
+        self._pending = []
+        self._pending_data_size = 0
+
+    # Requests.
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 0.5,
+        old_style: bool = False,
+        headers: dict[str, Any] | None = None,
+    ) -> "Msg":
+        """Return the answer; a question to JetStream or to a bucket is asked until one comes.
+
+        Servers that have lost their leader, and a connection that is lost, swallow questions. The
+        first answer counts, whichever time it was asked. A change that depends on what was there
+        before is only sent again if nothing received it. Raises TimeoutError, and NoRespondersError
+        if that was the last word.
+        """
+        del old_style
+        if subject.startswith(("$JS.API.", "$KV.")) and not subject.startswith(_PULL):
+            once = any(name.startswith("Nats-Expected-") for name in headers or {})
+            again_s = None if once else BROKER_ASK_AGAIN_S
+            return await self._ask(subject, payload, timeout, headers, again_s)
+        return await self._request(subject, payload, timeout, headers)
+
+    async def _request(
+        self, subject: str, payload: bytes, timeout_s: float, headers: dict[str, Any] | None
+    ) -> "Msg":
+        if self._asked_s is None:
+            self._asked_s = time.monotonic()
+        answer = await super().request(subject, payload, timeout_s, headers=headers)
+        if not _has_error(answer, *_NO_LEADER, MESSAGE_IN_PROCESS):
+            self._asked_s, self._unanswered_max_s = None, BROKER_LEAVE_S
+        return answer
+
+    async def _ask(
+        self,
+        subject: str,
+        payload: bytes,
+        timeout_s: float,
+        headers: dict[str, Any] | None,
+        again_s: float | None,
+    ) -> "Msg":
+        begin_s = time.monotonic()
+        asked: set[asyncio.Task[Msg]] = set()
+        try:
+            while True:
+                left_s = begin_s + timeout_s - time.monotonic()
+                asked.add(
+                    asyncio.create_task(self._request(subject, payload, max(left_s, 0), headers))
+                )
+                done, asked = await asyncio.wait(
+                    asked, timeout=again_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                final_s = begin_s + min(timeout_s, BROKER_LEADER_S) - BROKER_NO_LEADER_RETRY_S
+                for task in done:
+                    if not self._may_recover(task) or time.monotonic() > final_s:
+                        return task.result()
+                if done:
+                    await asyncio.sleep(BROKER_NO_LEADER_RETRY_S)
+        finally:
+            for task in asked:
+                task.cancel()
+
+    def _may_recover(self, asked: "asyncio.Task[Msg]") -> bool:
+        """Return whether this answer only says that there is no leader at the moment."""
+        error = asked.exception()
+        if error is None:
+            return _has_error(asked.result(), *_NO_LEADER)
+        has_streams = self._server_info.get("jetstream") or self._server_info.get("cluster")
+        return isinstance(error, NoRespondersError) and bool(has_streams)
+
+
+def _has_error(answer: "Msg", *codes: int) -> bool:
+    data = answer.data or b""
+    return len(data) < _ERROR_BYTES_MAX and any(b'"err_code":%d,' % code in data for code in codes)

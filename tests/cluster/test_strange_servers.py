@@ -1,0 +1,139 @@
+"""Servers that accept a connection and then do something else than a NATS server would."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from numbers_uring.cluster import client as client_module
+from numbers_uring.cluster import connection
+from numbers_uring.cluster.connection import connected, jetstream
+from numbers_uring.config import BrokerAccess
+from numbers_uring.errors import StartError
+from support.broker import Broker
+from support.waiting import DEADLINE_S
+
+INFO = b'INFO {"server_id":"x","version":"2.15.0","max_payload":1048576,"headers":true%b}\r\n'
+
+
+def says_nothing(peer: socket.socket) -> None:
+    peer.recv(1)
+
+
+def talks_without_end(peer: socket.socket) -> None:
+    while True:
+        peer.sendall(b"x" * 65536)
+
+
+def hangs_in_the_tls_handshake(peer: socket.socket) -> None:
+    peer.sendall(INFO % b',"tls_required":true')
+    while peer.recv(65536):
+        pass
+
+
+def does_not_answer_the_first_ping(peer: socket.socket) -> None:
+    peer.sendall(INFO % b"")
+    while peer.recv(65536):
+        pass
+
+
+def says_what_is_no_json(peer: socket.socket) -> None:
+    peer.sendall(b"INFO \xff{\r\n")
+    peer.recv(1)
+
+
+def hangs_up(peer: socket.socket) -> None:
+    del peer
+
+
+STRANGE = [
+    says_nothing,
+    talks_without_end,
+    hangs_in_the_tls_handshake,
+    does_not_answer_the_first_ping,
+    says_what_is_no_json,
+    hangs_up,
+]
+
+
+class StrangeServer:
+    """Does the same with each connection; `met` is how many there were."""
+
+    def __init__(self, stack: ExitStack, act: Callable[[socket.socket], None]) -> None:
+        self._act = act
+        self._listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        self._stack = stack
+        self.url = f"nats://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.met = 0
+        stack.callback(self._listener.shutdown, socket.SHUT_RDWR)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):
+            while True:
+                peer, _ = self._listener.accept()
+                self.met += 1
+                threading.Thread(target=self._meet, args=(peer,), daemon=True).start()
+
+    def _meet(self, peer: socket.socket) -> None:
+        with peer, suppress(OSError):
+            self._act(peer)
+
+
+@pytest.fixture
+def strange(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[StrangeServer]]:
+    monkeypatch.setattr(client_module, "BROKER_CONNECT_S", 0.2)
+    monkeypatch.setattr(client_module, "BROKER_RECONNECT_S", 0.01)
+    with ExitStack() as stack:
+        yield [StrangeServer(stack, act) for act in STRANGE]
+
+
+async def _answers(client: object) -> bool:
+    return bool(await jetstream(client).account_info())  # type: ignore[arg-type]
+
+
+def test_servers_that_are_none_are_passed_over_at_the_start_and_at_a_reconnect(
+    tmp_path: Path, strange: list[StrangeServer]
+) -> None:
+    with Broker(tmp_path) as broker:
+        urls = ",".join([*(each.url for each in strange), broker.url])
+        said: list[str] = []
+
+        async def live() -> None:
+            async with (
+                asyncio.timeout(DEADLINE_S),
+                connected(urls, "tests", access=BrokerAccess(), say=said.append) as client,
+            ):
+                assert await _answers(client)
+                for each in strange:
+                    each.met = 0
+                broker.kill()
+                while not all(each.met for each in strange):
+                    await asyncio.sleep(0.01)
+                await asyncio.to_thread(broker.start)
+                while not any("reconnected" in line for line in said):
+                    await asyncio.sleep(0.01)
+                assert await _answers(client)
+
+        asyncio.run(live())
+
+
+def test_servers_that_are_none_end_a_start_in_time(
+    monkeypatch: pytest.MonkeyPatch, strange: list[StrangeServer]
+) -> None:
+    monkeypatch.setattr(connection, "BROKER_START_S", 0.5)
+    monkeypatch.setattr(connection, "BROKER_CONNECT_S", 0.2)
+
+    async def start(url: str) -> None:
+        async with asyncio.timeout(DEADLINE_S), connected(url, "tests", access=BrokerAccess()):
+            raise AssertionError("it is connected")
+
+    for each in strange:
+        with pytest.raises(StartError, match="cannot reach the NATS server at"):
+            asyncio.run(start(each.url))
+    for each in strange:
+        assert each.met > 0
