@@ -322,7 +322,7 @@ def test_another_copy_that_has_passed_the_missing_message_is_named(
 
     async def passed_by(sequence: int) -> str:
         asked.append(sequence)
-        return "blue at host-2"
+        return "copy blue (log on host-2)"
 
     async def use(js: JetStreamContext) -> None:
         await publish_all(js, partition, some(3))
@@ -330,7 +330,7 @@ def test_another_copy_that_has_passed_the_missing_message_is_named(
         driven = await reader_of(js, partition, passed_by=passed_by)
         await driven.until_waits("gap")
         assert set(asked) == {2}
-        assert "the copy blue at host-2 has passed it" in driven.said[0]
+        assert "copy blue (log on host-2) has passed it: stop this collector, copy" in driven.said[0]
 
     broker.run(use)
 

@@ -52,6 +52,11 @@ class StreamState(NamedTuple):
     """One more than the last one where it has no messages."""
     last_sequence: int
     messages: int
+    bytes: int
+    bytes_max: int
+    """What it may hold; -1 stands for no limit."""
+    now_ns: int
+    """The time of the NATS server."""
 
 
 def parse_time_ns(text: str) -> int:
@@ -83,6 +88,9 @@ async def read_state(js: "JetStreamContext", stream: str) -> StreamState:
         first_sequence=state["first_seq"],
         last_sequence=state["last_seq"],
         messages=state["messages"],
+        bytes=state["bytes"],
+        bytes_max=info["config"].get("max_bytes", -1),
+        now_ns=parse_time_ns(info["ts"]),
     )
 
 

@@ -392,7 +392,10 @@ class Reader:
             with suppress(nats.errors.Error, OSError):
                 copy = await self._passed_by(last)
         if copy is not None:
-            return f"the copy {copy} has passed it: put its log and index in the place of these"
+            return (
+                f"{copy} has passed it: stop this collector, copy the index and then the log from "
+                "there, and start it again"
+            )
         return self._skip_hint(first, last)
 
     def _skip_hint(self, first: int, last: int) -> str:

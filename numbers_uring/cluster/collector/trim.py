@@ -6,35 +6,25 @@ then is purged. A copy that registers meanwhile is either found by that, or find
 """
 
 import asyncio
-import json
-import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from numbers_uring.cluster.bucket import Buckets, ChangedError, Contents, Trim
 from numbers_uring.cluster.collector.copies import some_at_once
+from numbers_uring.cluster.collector.lookup import (
+    Lookup,
+    NoAnswerError,
+    NoStreamError,
+    StreamState,
+    read_state,
+)
 from numbers_uring.cluster.comparison import Floor, trim_floor
 from numbers_uring.cluster.partitions import stream_name
-from numbers_uring.limits import BROKER_REQUEST_S
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StreamState:
-    """A stream as the NATS server last described it."""
-
-    created_ns: int
-    first_sequence: int
-    last_sequence: int
-    bytes: int
-    max_bytes: int
-    now_ns: int
-    """The NATS server's time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +50,6 @@ class Trimmer:
         say: Callable[[str], None],
     ) -> None:
         self._js = js
-        self._client = js._nc  # it has no public name
         self._buckets = buckets
         self._sources = {source.partition: source for source in sources}
         self._say = say
@@ -75,12 +64,11 @@ class Trimmer:
 
         Raises what the client and Buckets raise.
         """
-        for state, partition in zip(
-            await some_at_once(self._sources, self._ask), self._sources, strict=True
-        ):
-            self.streams[partition] = state
+        states = await some_at_once(self._sources, self._ask)
+        found = zip(self._sources, states, strict=True)
+        self.streams = {partition: state for partition, state in found if state is not None}
         announced, self._announced = self._announced, {}
-        floors = await self._floors(contents, list(self._sources))
+        floors = await self._floors(contents, list(self.streams))
         await some_at_once(
             floors, lambda partition: self._announce(partition, floors[partition], contents)
         )
@@ -144,50 +132,21 @@ class Trimmer:
         except APIError as error:
             self._say_once(f"cannot trim the stream {stream}: {error.description}; retrying")
 
-    async def _ask(self, partition: int) -> StreamState:
-        info = await self._request(f"STREAM.INFO.{stream_name(partition)}", {})
-        state = info["state"]
-        return StreamState(
-            created_ns=nanoseconds(info["created"]),
-            first_sequence=state["first_seq"],
-            last_sequence=state["last_seq"],
-            bytes=state["bytes"],
-            max_bytes=info["config"].get("max_bytes", -1),
-            now_ns=nanoseconds(info["ts"]),
-        )
+    async def _ask(self, partition: int) -> StreamState | None:
+        try:
+            return await read_state(self._js, stream_name(partition))
+        except NoStreamError:
+            return None  # The partition's reader says so.
 
     async def _has(self, stream: str, floor: Floor) -> bool:
         """Return whether the stream has that very message."""
-        from nats.js.errors import NotFoundError  # noqa: PLC0415
-
         try:
-            found = await self._request(f"STREAM.MSG.GET.{stream}", {"seq": floor.sequence})
-        except NotFoundError:
+            found = await Lookup(self._js, stream).find(floor.sequence, floor.sequence)
+        except NoAnswerError:
             return False
-        return nanoseconds(found["message"]["time"]) == floor.time_ns
-
-    async def _request(self, name: str, request: dict[str, Any]) -> dict[str, Any]:
-        from nats.js.errors import APIError  # noqa: PLC0415
-
-        answer = await self._client.request(
-            f"$JS.API.{name}", json.dumps(request).encode(), BROKER_REQUEST_S
-        )
-        found: dict[str, Any] = json.loads(answer.data)
-        if "error" in found:
-            APIError.from_error(found["error"])
-        return found
+        return bool(found) and found[0].time_ns == floor.time_ns
 
     def _say_once(self, text: str) -> None:
         if text not in self._said:
             self._said.add(text)
             self._say(text)
-
-
-_TIME = re.compile(r"(.*T[0-9:]{8})(?:\.([0-9]{1,9}))?Z")
-
-
-def nanoseconds(text: str) -> int:
-    match = _TIME.fullmatch(text)
-    assert match is not None, text
-    seconds = datetime.fromisoformat(match[1]).replace(tzinfo=UTC).timestamp()
-    return int(seconds) * 10**9 + int((match[2] or "").ljust(9, "0"))
