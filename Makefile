@@ -51,7 +51,7 @@ sanitize: $(VENV)/dev.stamp
 	CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1" \
 	    $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) NUMBERS_URING_TEST_NATIVE=$(SANITIZED) \
+	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) TEST_NATIVE=$(SANITIZED) \
 	    $(BIN)/pytest -p no:cacheprovider tests/ingest/test_kernel.py \
 	    tests/cluster/test_collector_kernel.py tests/cluster/test_pack.py tests/reactor/test_uring.py \
 	    tests/reactor/test_ring_results.py
@@ -103,9 +103,9 @@ CONTRACT := $(addprefix tests/server/,test_server_contract.py test_durability.py
     test_failing_log_calls.py test_log_faults.py)
 test-reactors: $(VENV)/dev.stamp
 	for reactors in $(REACTORS); do \
-	    NUMBERS_URING_TEST_REACTORS=$$reactors $(BIN)/pytest -n $(TEST_PROCESSES) \
+	    TEST_REACTORS=$$reactors $(BIN)/pytest -n $(TEST_PROCESSES) \
 	        --dist worksteal -m "not alone" $(CONTRACT) $(ARGS) || \
-	    NUMBERS_URING_TEST_REACTORS=$$reactors $(BIN)/pytest $(AGAIN) -m "not alone" \
+	    TEST_REACTORS=$$reactors $(BIN)/pytest $(AGAIN) -m "not alone" \
 	        $(CONTRACT) $(ARGS) || exit; \
 	done
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import click
 
 from numbers_uring import __version__
-from numbers_uring.cli.commands import ENVIRONMENT_PREFIX, cli
+from numbers_uring.cli.commands import cli
 from numbers_uring.cli.completion import completion_script
+from numbers_uring.cli.environment import ENVIRONMENT_PREFIX, option_variables
 from numbers_uring.system.stdio import PROGRAM
 
 MAN_PAGE = f"man/man1/{PROGRAM}.1"
@@ -175,12 +176,9 @@ def _environment(contexts: Iterable[click.Context]) -> Iterator[str]:
     """Each variable once: commands may share it."""
     found: dict[tuple[str, str], list[str]] = {}
     for context in contexts:
-        for option in context.command.get_params(context):
-            # --help and --version, which have no value, have no variable either.
-            if isinstance(option, click.Option) and option.expose_value and not option.hidden:
-                names = option.envvar or f"{context.auto_envvar_prefix}_{str(option.name).upper()}"
-                for name in [names] if isinstance(names, str) else names:
-                    found.setdefault((name, option.opts[0]), []).append(str(context.info_name))
+        if not isinstance(context.command, click.Group):
+            for option, name in option_variables(context.command):
+                found.setdefault((name, option.opts[0]), []).append(str(context.info_name))
     for (variable, word), commands in found.items():
         bold = (rf"\fB{command}\fR" for command in commands)
         stands_for = rf"\fB{_text(word)}\fR of {' and '.join(bold)}"

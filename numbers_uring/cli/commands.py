@@ -5,10 +5,12 @@ from importlib import import_module
 import click
 
 from numbers_uring import __version__
+from numbers_uring.cli.environment import (
+    ENVIRONMENT_PREFIX,
+    name_variables,
+    require_known_variables,
+)
 from numbers_uring.system.stdio import PROGRAM
-
-ENVIRONMENT_PREFIX = "NUMBERS_URING"
-"""The prefix of the variables for options: PREFIX_COMMAND_OPTION."""
 
 COMPLETE_VARIABLE = f"_{PROGRAM.replace('-', '_').upper()}_COMPLETE"
 """What the completion scripts set, by click's own rule, to ask for completions."""
@@ -24,6 +26,9 @@ _SHORT_HELPS = {
 }
 """The command NAME is the object `NAME` of the module numbers_uring.cli.NAME."""
 
+_ASKS = {"-h", "--help", "--version"}
+"""What needs no option, and so no variable that is right."""
+
 
 class LazyGroup(click.Group):
     """A group whose commands are stand-ins with a short help, until one of them is called."""
@@ -32,7 +37,13 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name, command, rest = super().resolve_command(ctx, args)
-        return name, command and self._loaded(command), rest
+        if command is None:
+            return name, command, rest
+        loaded = self._loaded(command)
+        if not ctx.resilient_parsing and not _ASKS.intersection(rest):
+            others = self.commands.keys() - {str(name)}
+            require_known_variables(ctx, loaded, others)
+        return name, loaded, rest
 
     def load_all(self) -> None:
         """Replace all stand-ins, for code that reads the options of all commands."""
@@ -46,6 +57,7 @@ class LazyGroup(click.Group):
             import_module(f"numbers_uring.cli.{command.name}"), str(command.name)
         )
         loaded.short_help = command.short_help
+        name_variables(loaded, f"{ENVIRONMENT_PREFIX}_{str(command.name).upper()}")
         self.add_command(loaded)
         return loaded
 

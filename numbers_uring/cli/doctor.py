@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from numbers_uring import __version__
-from numbers_uring.cli.commands import ENVIRONMENT_PREFIX
+from numbers_uring.cli.environment import ENVIRONMENT_PREFIX
 from numbers_uring.cli.serve import serve_config, serve_options
 from numbers_uring.doctor.checks import Check, Diagnosis, Severity
 from numbers_uring.errors import ExitCode

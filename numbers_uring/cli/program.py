@@ -8,7 +8,8 @@ import click
 from click.exceptions import Exit, NoArgsIsHelpError
 from click.shell_completion import shell_complete
 
-from numbers_uring.cli.commands import COMPLETE_VARIABLE, ENVIRONMENT_PREFIX, cli
+from numbers_uring.cli.commands import COMPLETE_VARIABLE, cli
+from numbers_uring.cli.environment import ENVIRONMENT_PREFIX, variable_with_bad_value
 from numbers_uring.cli.interrupts import is_interrupt
 from numbers_uring.cli.output import PrintedOutput
 from numbers_uring.errors import ExitCode, Failure, StopRequestedError, UnexpectedError
@@ -37,7 +38,9 @@ def run() -> int:
         return error.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else PROGRAM
-        say.error(f"{error.format_message()} Try '{command} --help'.")
+        variable = variable_with_bad_value(error)
+        source = "" if variable is None else f" It comes from {variable}."
+        say.error(f"{error.format_message()}{source} Try '{command} --help'.")
         return error.exit_code
     except click.ClickException as error:
         say.error(error.format_message())

@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from numbers_uring import __version__
 from numbers_uring.addresses import PORT_MAX, Address, TcpAddress, parse_address, parse_tcp_address
-from numbers_uring.cli.commands import ENVIRONMENT_PREFIX
+from numbers_uring.cli.environment import ENVIRONMENT_PREFIX
 from numbers_uring.cli.nats_options import ACCESS_NAMES, ACCESS_OPTIONS, access_of, check_url
 from numbers_uring.cli.types import Seconds
 from numbers_uring.config import DEFAULT_ADDRESS, Config, Fsync, LogFormat, Terminate, WhenFull

@@ -18,7 +18,7 @@ from numbers_uring.ingest.kernel import BoundKernel, Kernel, PythonKernel, Resul
 from numbers_uring.limits import BITMAP_BYTES, CHUNK_BYTES_MAX, HEADROOM_BYTES, LINE_BYTES
 from support.guard_page import Guarded
 
-NATIVE_DIRECTORY = os.environ.get("NUMBERS_URING_TEST_NATIVE")
+NATIVE_DIRECTORY = os.environ.get("TEST_NATIVE")
 if NATIVE_DIRECTORY is not None:
     # Else a run that is meant for a sanitized build could pass on the ordinary one.
     assert Path(NATIVE_DIRECTORY).resolve() in Path(_native.__file__).resolve().parents

@@ -15,7 +15,7 @@ from threading import Thread
 
 import pytest
 
-from numbers_uring.cli.commands import ENVIRONMENT_PREFIX
+from numbers_uring.cli.environment import ENVIRONMENT_PREFIX
 from numbers_uring.cli.serve import serve
 from support.containerfile import CONTAINERFILE, Stage, stages
 from support.namespaces import AS_PID_1, children, confined, run, without_rights

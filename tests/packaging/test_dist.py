@@ -111,8 +111,8 @@ def test_the_wheel_is_for_any_later_python_and_has_what_it_should_alone(wheel: P
 
 
 def candidates() -> Iterator[Path]:
-    """Pythons that may be here: those in NUMBERS_URING_TEST_PYTHONS, on the path, or of pyenv."""
-    yield from map(Path, filter(None, os.environ.get("NUMBERS_URING_TEST_PYTHONS", "").split(":")))
+    """Pythons that may be here: those in TEST_PYTHONS, on the path, or of pyenv."""
+    yield from map(Path, filter(None, os.environ.get("TEST_PYTHONS", "").split(":")))
     for minor in range(PYTHON_MIN[1], 20):
         found = shutil.which(f"python3.{minor}")
         if found is not None:

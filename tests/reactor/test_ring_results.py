@@ -23,7 +23,7 @@ MORE, BUFFER = 2, 1
 BUFFERS = 8
 PASSES_MAX = 40
 
-SANITIZERS = ["-fsanitize=address,undefined"] if "NUMBERS_URING_TEST_NATIVE" in os.environ else []
+SANITIZERS = ["-fsanitize=address,undefined"] if "TEST_NATIVE" in os.environ else []
 """As `make sanitize` has built the extension."""
 
 SCRIPT = """
@@ -50,11 +50,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[FFI, Any]:
         [
             *(compiler, "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC"),
             *("-shared", f"-I{NATIVE}", "-o", str(path)),
-            *(
-                ("-fsanitize=address,undefined",)
-                if "NUMBERS_URING_TEST_NATIVE" in os.environ
-                else ()
-            ),
+            *(("-fsanitize=address,undefined",) if "TEST_NATIVE" in os.environ else ()),
             str(Path(__file__).resolve().parents[1] / "native" / "scripted_queue.c"),
             *(str(NATIVE / "uring" / source) for source in SOURCES),
         ],

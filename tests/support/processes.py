@@ -14,7 +14,7 @@ from typing import Self
 from support import logs
 from support.waiting import DEADLINE_S, wait_until
 
-REACTORS = os.environ.get("NUMBERS_URING_TEST_REACTORS", "1")
+REACTORS = os.environ.get("TEST_REACTORS", "1")
 """How many reactors each server of the tests has, unless it is told otherwise."""
 
 

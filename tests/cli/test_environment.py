@@ -1,0 +1,105 @@
+"""Variables that stand for options: each option has one, and no other one is taken in silence."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from numbers_uring.cli.commands import cli
+from numbers_uring.cli.environment import option_variables
+from support.processes import ServerProcess, assert_one_line_error
+from support.processes import run_command as run
+
+
+def commands(group: click.Group, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+cli.load_all()
+COMMANDS = list(commands(cli))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_an_unknown_variable_of_a_command_is_refused(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    variable = f"NUMBERS_URING_{'_'.join(command).upper()}_SPEEED"
+    done = run(*command, environment={variable: "1"}, cwd=tmp_path)
+    assert_one_line_error(done, 2, variable)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_is_shown_with_an_unknown_variable_too(command: tuple[str, ...]) -> None:
+    variable = f"NUMBERS_URING_{'_'.join(command).upper()}_SPEEED"
+    assert run(*command, "--help", environment={variable: "1"}).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "variable", "nearest"),
+    [
+        ("serve", "NUMBERS_URING_SERVE_TERMINAT", "NUMBERS_URING_SERVE_TERMINATE"),
+        ("doctor", "NUMBERS_URING_SERVE_TERMINAT", "NUMBERS_URING_SERVE_TERMINATE"),
+        ("serve", "NUMBERS_URING_SERV_PORT", "NUMBERS_URING_SERVE_PORT"),
+        ("serve", "NUMBERS_URING_SERVE_port", "NUMBERS_URING_SERVE_PORT"),
+        ("doctor", "NUMBERS_URING_DOCTOR_JSN", "NUMBERS_URING_DOCTOR_JSON"),
+        ("load", "NUMBERS_URING_LOAD_AS_JSON", "NUMBERS_URING_LOAD_JSON"),
+    ],
+)
+def test_the_nearest_name_is_named(command: str, variable: str, nearest: str) -> None:
+    assert_one_line_error(run(command, environment={variable: "1"}), 2, variable, nearest)
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        # For another command, as in an environment file that a host's services share.
+        "NUMBERS_URING_LOAD_NUMBERS",
+        "NUMBERS_URING_CLUSTER_STATUS_NATS",
+        # Kubernetes sets these for a service named numbers-uring.
+        "NUMBERS_URING_SERVICE_HOST",
+        "NUMBERS_URING_SERVICE_PORT_METRICS",
+        "NUMBERS_URING_PORT",
+        "NUMBERS_URING_PORT_4000_TCP_ADDR",
+    ],
+)
+def test_variables_that_are_not_for_the_server_do_not_matter(
+    serve: Callable[..., ServerProcess], variable: str
+) -> None:
+    assert serve(environment={variable: "tcp://127.0.0.1:4000"}).terminate() == 0
+
+
+def test_each_variable_is_named_as_its_option_is() -> None:
+    for option, variable in option_variables(cli):
+        names = [each.lstrip("-").replace("-", "_").upper() for each in option.opts]
+        assert any(variable.endswith(f"_{name}") for name in names), variable
+
+
+@pytest.mark.parametrize(
+    ("command", "variable", "value"),
+    [
+        ("serve", "NUMBERS_URING_SERVE_PORT", "http"),
+        ("serve", "NUMBERS_URING_SERVE_TERMINATE", "nevr"),
+        ("serve", "NUMBERS_URING_SERVE_LISTEN", "nowhere"),
+        ("serve", "NUMBERS_URING_SERVE_RESUME", "perhaps"),
+        ("serve", "NUMBERS_URING_SERVE_CONCURRENT_CONNECTIONS", "0"),
+        ("doctor", "NUMBERS_URING_SERVE_IDLE_TIMEOUT", "soon"),
+        ("load", "NUMBERS_URING_LOAD_TIMEOUT", "nan"),
+        ("collect", "NUMBERS_URING_COLLECT_PARTITIONS", "3-1"),
+    ],
+)
+def test_a_bad_value_names_the_variable_that_it_came_from(
+    command: str, variable: str, value: str
+) -> None:
+    assert_one_line_error(run(command, environment={variable: value}), 2, variable)
+
+
+def test_a_bad_value_of_the_command_line_names_no_variable() -> None:
+    done = run("serve", "--port", "http", environment={"NUMBERS_URING_SERVE_PORT": "5000"})
+    assert_one_line_error(done, 2, "--port")
+    assert "NUMBERS_URING" not in done.stderr
