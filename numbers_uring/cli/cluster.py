@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from numbers_uring import __version__
+from numbers_uring.cli.cluster_verify import verify
 from numbers_uring.cli.nats_options import access_of, broker_options
 from numbers_uring.cli.types import Duration
 from numbers_uring.limits import COPIES_MAX, MESSAGE_BYTES_MAX, PARTITIONS_MAX
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 @click.group()
 @click.version_option(__version__, prog_name=PROGRAM)
 def cluster() -> None:
-    """Create a cluster's streams, show its status, forget a copy."""
+    """Create a cluster's streams, show its status, verify its logs, forget a copy."""
+
+
+cluster.add_command(verify)
 
 
 @cluster.command(context_settings={"show_default": True})

@@ -17,7 +17,7 @@ COMPLETE_VARIABLE = f"_{PROGRAM.replace('-', '_').upper()}_COMPLETE"
 
 _SHORT_HELPS = {
     "check": "Check logs and repair them.",
-    "cluster": "Create a cluster's streams, and show its status.",
+    "cluster": "Create, watch and verify a cluster.",
     "completion": "Print a shell's completion script.",
     "doctor": "Check whether a server would start on this host.",
     "load": "Send numbers to a server and measure the rate.",
