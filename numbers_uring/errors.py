@@ -54,7 +54,7 @@ class UnexpectedError(Failure):
 def failure_of(error: Exception, *, has_started: bool, sink_wings: Collection[str]) -> Failure:
     """Return the error of a run as a Failure, with the exit code that it has at this time.
 
-    After the start one that comes from `sink_wings`, the sub-packages that store numbers, means
+    After the start one that comes from `sink_wings`, packages or modules that store numbers, means
     that numbers can no longer be stored.
     """
     # A part that can't be closed is not why a run has failed.
@@ -76,8 +76,8 @@ def _text(error: Exception) -> str:
 
 
 def _comes_from(error: Exception, wings: Collection[str]) -> bool:
-    """Return whether one of these sub-packages was on the way to the error."""
-    return any(path.parts[0] in wings for path, _ in _frames(error))
+    """Return whether one of these packages or modules was on the way to the error."""
+    return any(any(map(path.is_relative_to, wings)) for path, _ in _frames(error))
 
 
 def _place(error: Exception) -> str:

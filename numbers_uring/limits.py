@@ -494,30 +494,11 @@ NODE_STATUS_INTERVAL_S = 2.0
 
 # cluster/collector/
 
-BROKER_ACK_WAIT_S = 5.0
-"""After this time the NATS server delivers a message again that was not acknowledged."""
-
 COLLECTOR_THREADS_MAX = 32
 """Partitions of one collector that are taken in or synced at the same moment."""
 
-COLLECTOR_BROKER_RETRY_S = 0.5
-"""How often a collector asks a NATS server that has no answer for it."""
-
-COLLECTOR_BROKER_ANSWER_S = 1.0
-"""How long it waits for the answer then: a group without a leader loses what it is asked, and
-answers as soon as it has one only what it is asked anew."""
-
-FETCH_MESSAGES = 16
-"""What a collector asks for at once, and puts on disk with one sync if it fits."""
-
 COLLECTOR_BATCH_BYTES = 12 * 1024 * 1024
-"""Lines of one partition that wait for its log: all of a fetch of common size."""
-
-FETCH_BUSY_S = 0.1
-"""How long a collector waits for a full fetch while messages come."""
-
-FETCH_IDLE_S = 2.0
-"""How long it waits for one message when none came."""
+"""Lines of one partition that wait for its log: all of a read of common size."""
 
 COMMIT_INTERVAL_S = 0.1
 """How often a busy partition's log is synced, and its index has another record, at most."""
@@ -588,12 +569,6 @@ LOOKUP_MESSAGES = 256
 LOOKUP_RETRY_S = 5.0
 """How often a partition that waits for a missing message looks for it again."""
 
-LAG_INTERVAL_S = 5.0
-"""How often the NATS server is asked how far a collector is behind, where that is shown."""
-
-LAG_PAUSE_S = 0.05
-"""The least time between two such questions of one process, however many partitions it collects."""
-
 COPY_TELL_S = 4.0
 """How often a collector reports the positions of its copies."""
 
@@ -614,13 +589,6 @@ COPIES_READ_S = 10.0
 
 COPIES_REQUESTS_MAX = 32
 """Reports, or questions about streams, that are sent at once."""
-
-LEASE_S = 15.0
-"""How long after its collector has vanished a partition is free."""
-
-LEASE_REFRESH_S = 4.0
-"""How often a collector says that it is there, and what it has taken in; and how long it waits for
-the answer, before it says so again."""
 
 # server/
 
@@ -717,13 +685,11 @@ assert BROKER_PENDING_BYTES_MAX >= 4 * FORWARD_IN_FLIGHT * FORWARD_BATCH_BYTES
 assert FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX < MESSAGE_BYTES_MAX
 assert FORWARD_IN_FLIGHT <= FORWARD_BATCHES_MAX
 assert 3 * NODE_STATUS_INTERVAL_S < NODE_GONE_S < NODES_KEEP_S
-assert COLLECTOR_BROKER_ANSWER_S < BROKER_REQUEST_S
 assert COLLECTOR_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
 assert MESSAGE_BYTES_MAX < READ_BYTES <= READ_AHEAD_BYTES
 assert READ_MESSAGES <= READ_AHEAD_MESSAGES
 assert 2 * READ_HEARTBEAT_S < READ_SILENT_S < READ_EXPIRES_S < READ_CONSUMER_S
 assert READ_SILENT_S + READ_ANSWER_S + READ_RETRY_S < 10
-assert 3 * LEASE_REFRESH_S < LEASE_S
 assert 2 * COPY_TELL_S * COPY_UNCHANGED_TELLS < COPY_GONE_S
 assert COPY_TELL_S * COPY_UNCHANGED_TELLS + 2 * COPIES_READ_S < 60
 assert 2 * INDEX_RECORDS_KEPT < INDEX_RECORDS_MAX

@@ -3,23 +3,31 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from mmap import mmap
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import click
+
 from background import DEADLINE_S
-from numbers_uring.cluster.collector.collector import CONSUMER, consumer_config
 from numbers_uring.cluster.collector.kernel import CollectKernel, ForeignNumberError
+from numbers_uring.cluster.collector.lookup import read_state
+from numbers_uring.cluster.collector.reader import Reader
 from numbers_uring.cluster.connection import connected, jetstream
+from numbers_uring.cluster.index import read_index
 from numbers_uring.cluster.node.packer import Packer
-from numbers_uring.cluster.partitions import NUMBER_BYTES, range_of, stream_name, subject_name
+from numbers_uring.cluster.partitions import (
+    NUMBER_BYTES,
+    index_name,
+    range_of,
+    stream_name,
+    subject_name,
+)
 from numbers_uring.config import BrokerAccess
 from numbers_uring.limits import (
     BITMAP_BYTES,
     COLLECTOR_BATCH_BYTES,
-    FETCH_BUSY_S,
-    FETCH_MESSAGES,
     FORWARD_AREAS_BYTES,
     FORWARD_BATCH_BYTES,
     FORWARD_IN_FLIGHT,
@@ -29,7 +37,6 @@ from numbers_uring.load.lines import make_lines
 from numbers_uring.load.model import LoadParameters
 
 if TYPE_CHECKING:
-    from nats.aio.msg import Msg
     from nats.js import JetStreamContext
 
 CHUNK_LINES = 100_000
@@ -95,9 +102,9 @@ async def _publish(url: str, batches: Sequence[Batch]) -> Span:
 
 
 def consume(url: str, numbers: int, partitions: int) -> Span:
-    """Fetch and acknowledge as a collector does, until so many numbers have come.
+    """Read as a collector does, until so many numbers have come.
 
-    Raises RuntimeError where a message has come twice, or more numbers than that.
+    Raises RuntimeError where more numbers than that come.
     """
     return asyncio.run(_consume(url, numbers, partitions))
 
@@ -108,74 +115,74 @@ async def _consume(url: str, numbers: int, partitions: int) -> Span:
         asyncio.timeout(DEADLINE_S),
     ):
         js = jetstream(client)
-        drain = _Drain(js, numbers * NUMBER_BYTES)
-        for partition in range(partitions):
-            await js.add_consumer(stream_name(partition), consumer_config())
+        readers = [await _reader(js, partition) for partition in range(partitions)]
         begin_s, cpu_s = time.monotonic(), time.process_time()
-        streams = [asyncio.create_task(drain.stream(each)) for each in range(partitions)]
-        everything = asyncio.create_task(drain.done.wait())
-        await asyncio.wait({everything, *streams}, return_when=asyncio.FIRST_COMPLETED)
-        span = Span(begin_s, time.monotonic(), time.process_time() - cpu_s)
-        await asyncio.gather(*streams)
+        drain = _Drain(numbers * NUMBER_BYTES)
+        async with asyncio.TaskGroup() as streams:
+            tasks = [streams.create_task(drain.stream(reader)) for reader in readers]
+            await drain.done.wait()
+            span = Span(begin_s, time.monotonic(), time.process_time() - cpu_s)
+            for task in tasks:
+                task.cancel()
+        for reader in readers:
+            await reader.close()
+    if drain.got_bytes != numbers * NUMBER_BYTES:
+        raise RuntimeError("more numbers have come than were sent")
     return span
 
 
 class _Drain:
     """What has come of all streams together; `done` is set once it is `wanted_bytes`."""
 
-    def __init__(self, js: "JetStreamContext", wanted_bytes: int) -> None:
+    def __init__(self, wanted_bytes: int) -> None:
         self.done = asyncio.Event()
-        self._js = js
+        self.got_bytes = 0
         self._wanted_bytes = wanted_bytes
-        self._got_bytes = 0
 
-    async def stream(self, partition: int) -> None:
-        name = stream_name(partition)
-        subscription = await self._js.pull_subscribe_bind(CONSUMER, name)
-        seen: set[int] = set()
-        fetch = asyncio.create_task(_fetch(subscription))
-        while not self.done.is_set():
-            messages, fetch = await fetch, asyncio.create_task(_fetch(subscription))
-            for message in messages:
-                await message.ack()
-                seen.add(message.metadata.sequence.stream)
-                self._got_bytes += len(message.data)
-            if self._got_bytes >= self._wanted_bytes:
+    async def stream(self, reader: Reader) -> None:
+        while True:
+            for message in await reader.read():
+                self.got_bytes += len(message.data)
+            if self.got_bytes >= self._wanted_bytes:
                 self.done.set()
-        await fetch
-        state = (await self._js.stream_info(name)).state
-        if len(seen) != state.messages or self._got_bytes != self._wanted_bytes:
-            raise RuntimeError(f"{name}: messages were lost, or delivered twice")
 
 
-async def _fetch(subscription: "JetStreamContext.PullSubscription") -> "Sequence[Msg]":
-    from nats.js.errors import ServiceUnavailableError  # noqa: PLC0415
+async def _reader(js: "JetStreamContext", partition: int) -> Reader:
+    """Return a reader of the partition's stream from its first message on."""
+    state = await read_state(js, stream_name(partition))
+    return Reader(
+        js,
+        partition,
+        position=0,
+        time_ns=0,
+        created_ns=state.created_ns,
+        skipped=(),
+        say=click.echo,
+        inform=click.echo,
+    )
 
-    messages: Sequence[Msg] = ()
-    # The latter is a group that has no leader of the consumer yet.
-    with suppress(TimeoutError, ServiceUnavailableError):
-        messages = await subscription.fetch(FETCH_MESSAGES, FETCH_BUSY_S)
-    return messages
+
+def until_synced(url: str, logs: Sequence[Path]) -> None:
+    """Return once the logs' indexes say that all is synced that the streams hold."""
+    asyncio.run(_until_synced(url, logs))
 
 
-def until_acknowledged(url: str, partitions: int) -> None:
-    """Return once the collectors have acknowledged, and so synced, all that the streams hold."""
-    asyncio.run(_until_acknowledged(url, partitions))
-
-
-async def _until_acknowledged(url: str, partitions: int) -> None:
+async def _until_synced(url: str, logs: Sequence[Path]) -> None:
     async with (
         connected(url, "benchmark", access=BrokerAccess()) as client,
         asyncio.timeout(DEADLINE_S),
     ):
         js = jetstream(client)
-        for partition in range(partitions):
-            last = (await js.stream_info(stream_name(partition))).state.last_seq
-            while last:
-                floor = (await js.consumer_info(stream_name(partition), CONSUMER)).ack_floor
-                if floor is not None and floor.stream_seq == last:
-                    break
+        for partition, log in enumerate(logs):
+            last = (await read_state(js, stream_name(partition))).last_sequence
+            while _synced(log.with_name(index_name(partition))) < last:
                 await asyncio.sleep(LOOK_S)
+
+
+def _synced(index: Path) -> int:
+    """Return the last message that an index has."""
+    records = read_index(index).records
+    return records[-1].sequence if records else 0
 
 
 def stored(url: str, partitions: int) -> tuple[bytearray, int]:
@@ -202,13 +209,15 @@ async def _stored(url: str, partitions: int) -> tuple[bytearray, int]:
 
 
 async def _read(js: "JetStreamContext", partition: int, kernel: CollectKernel) -> None:
-    """Take in all messages of the stream, each by its number."""
+    """Take in all messages of the stream."""
     stream = stream_name(partition)
-    state = (await js.stream_info(stream)).state
-    for sequence in range(state.first_seq, state.last_seq + 1):
-        message = await js.get_msg(stream, sequence)
-        try:
-            kernel.take(message.data or b"")
-        except ForeignNumberError as error:
-            raise RuntimeError(f"{stream} has numbers of another partition") from error
-        kernel.clear()
+    last = (await read_state(js, stream)).last_sequence
+    reader = await _reader(js, partition)
+    while reader.position < last:
+        for message in await reader.read():
+            try:
+                kernel.take(message.data)
+            except ForeignNumberError as error:
+                raise RuntimeError(f"{stream} has numbers of another partition") from error
+            kernel.clear()
+    await reader.close()

@@ -14,7 +14,7 @@ import click
 
 from background import DEADLINE_S, LOOK_S, PYTHON, Background, run, words
 from bench import LogCheck, cpu_ns
-from engine_client import stored, until_acknowledged
+from engine_client import stored, until_synced
 from engines import Engine, Setup, running_engine
 from numbers_uring.cluster.partitions import NUMBER_BYTES, log_name
 from numbers_uring.limits import LINE_BYTES
@@ -134,7 +134,7 @@ class RunningCluster:
                 said = "".join(collector.said.read_text() for collector in self.collectors)
                 raise RuntimeError(f"the logs have {self.logged} of {numbers} numbers: {said}")
             time.sleep(LOOK_S)
-        until_acknowledged(self.engine.url, self.partitions)
+        until_synced(self.engine.url, self.logs)
 
     def check_streams(self, check: LogCheck, parameters: LoadParameters) -> None:
         """Raise RuntimeError unless the streams hold each number of the load, once."""

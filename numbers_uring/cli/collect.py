@@ -37,13 +37,14 @@ def _partitions(_context: click.Context, _parameter: click.Parameter, text: str)
     type=click.Path(path_type=Path, file_okay=False),
     required=True,
     metavar="DIR",
-    help="Write the logs, numbers.P.log for each partition P, to this folder. It is created if it "
-    "is missing.",
+    help="Write the logs, numbers.P.log for each partition P, and their indexes, numbers.P.index, "
+    "to this folder. It is created if it is missing.",
 )
 @click.option(
     "--replay",
     is_flag=True,
-    help="Read the streams from their first message, whatever the logs contain.",
+    help="Keep logs whose stream was made again, or has lost messages that are not in the log, and "
+    "add what the stream has.",
 )
 @click.option(
     "--report-interval",
@@ -58,10 +59,10 @@ def _partitions(_context: click.Context, _parameter: click.Parameter, text: str)
 def collect(say: Diagnostics, /, **options: Any) -> None:
     """Collect partitions of a cluster: write their numbers to logs, each number once.
 
-    A collector reads the streams of its partitions, and syncs new numbers to disk before it
-    acknowledges a message. It keeps logs of an earlier run: their numbers count as seen, a torn
-    last line is cut. A log that is missing, or has less than was acknowledged, is written again
-    from its stream.
+    A collector reads the streams of its partitions from where its log ends, in order, syncs new
+    numbers to disk, and records its position in the index. All collectors of a partition, on any
+    number of machines, write the same log. A log that is missing, was cut or was put back is
+    completed from its stream.
 
     A collector writes reports to standard output and all other messages to standard error. SIGUSR1
     requests a report at once.
@@ -69,9 +70,8 @@ def collect(say: Diagnostics, /, **options: Any) -> None:
     Every option can also be set from the environment: NUMBERS_URING_COLLECT_PARTITIONS=0-3 stands
     for --partitions 0-3.
 
-    Exit status: 0 stopped as requested and all that was acknowledged is in the logs, 1 the lease of
-    a partition was lost, a message is no batch of its numbers, or the NATS server refuses the
-    connection, 2 wrong usage, 3 could not start, 4 a log failed.
+    Exit status: 0 stopped as requested, 1 a stream was made again, or the NATS server refuses the
+    connection, 2 wrong usage, 3 could not start, 4 a log or an index failed.
     """
     from numbers_uring.cluster.collector.run import CollectConfig, run_collectors
 

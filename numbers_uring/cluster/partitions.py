@@ -9,10 +9,6 @@ from numbers_uring.limits import NUMBERS, PARTITIONS_MAX
 NUMBER_BYTES = 4
 """A batch is a whole count of numbers, each an unsigned 32-bit integer, little-endian."""
 
-LEASES_BUCKET = "numbers-leases"
-"""The key-value bucket in which collectors hold their partitions: key `<p>`, value a JSON object
-with the collector's name and counters. What is not said again for LEASE_S is gone."""
-
 
 class Range(NamedTuple):
     """Numbers from `first` to `end` - 1."""

@@ -1,14 +1,12 @@
 """How a cluster is: nodes, partitions with their collectors, and what waits in the streams."""
 
-import asyncio
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, Node
-from numbers_uring.cluster.collector.collector import CONSUMER
-from numbers_uring.cluster.collector.lease import read_object
+from numbers_uring.cluster.bucket import Buckets, Copy, Node
 from numbers_uring.cluster.connection import broker_errors
-from numbers_uring.cluster.partitions import LEASES_BUCKET, stream_name
+from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.cluster.streams import each_of, recorded_partitions
 from numbers_uring.ingest.report import rate_text
 from numbers_uring.limits import NODE_GONE_S
@@ -23,17 +21,14 @@ class PartitionStatus:
 
     partition: int
     collector: str | None
-    """The holder of its lease; None where there is none."""
+    """The host of the copy that is furthest; None if there is none."""
     log: str | None
     numbers: int
     """In its log, as its collector said last."""
-    unique: int
-    duplicates: int
-    """Taken in by this run of its collector, as is the one above."""
     per_s: float
     """The rate at which its collector took numbers in recently."""
     lag_messages: int
-    """Messages that are not acknowledged yet."""
+    """Messages that this copy does not have yet."""
     messages: int
     bytes: int
     max_bytes: int
@@ -97,9 +92,12 @@ async def read_status(js: "JetStreamContext") -> ClusterStatus:
     """Ask the NATS server. Raises StartError."""
     partitions = await recorded_partitions(js)
     with broker_errors("read the cluster's status"):
-        leases, settings = await asyncio.gather(*map(js.key_value, (LEASES_BUCKET, CLUSTER_BUCKET)))
+        copies = (await Buckets(js).read()).copies
         found = await each_of(
-            range(partitions), lambda partition: _read_partition(js, leases, settings, partition)
+            range(partitions),
+            lambda partition: _read_partition(
+                js, partition, [copy for copy in copies if copy.partition == partition]
+            ),
         )
         nodes, _ = await Buckets(js).nodes()
         nodes = [node for node in nodes if node.age_s < NODE_GONE_S]
@@ -107,29 +105,17 @@ async def read_status(js: "JetStreamContext") -> ClusterStatus:
 
 
 async def _read_partition(
-    js: "JetStreamContext", leases: Any, settings: Any, partition: int
+    js: "JetStreamContext", partition: int, copies: list[Copy]
 ) -> PartitionStatus:
-    from nats.js.errors import NotFoundError  # noqa: PLC0415
-
-    stream = stream_name(partition)
-    info = await js.stream_info(stream)
-    lease = (await read_object(leases, str(partition)))[0]
-    recorded = (await read_object(settings, f"log.{partition}"))[0] or {}
-    try:
-        consumer = await js.consumer_info(stream, CONSUMER)
-        lag_messages = (consumer.num_pending or 0) + (consumer.num_ack_pending or 0)
-    except NotFoundError:
-        lag_messages = info.state.messages
-    held = lease or {}
+    info = await js.stream_info(stream_name(partition))
+    first = max(copies, key=attrgetter("sequence"), default=None)
     return PartitionStatus(
         partition=partition,
-        collector=None if lease is None else str(held.get("collector")),
-        log=held.get("log"),
-        numbers=max(held.get("numbers", 0), recorded.get("numbers", 0)),
-        unique=held.get("unique", 0),
-        duplicates=held.get("duplicates", 0),
-        per_s=held.get("per_s", 0.0),
-        lag_messages=lag_messages,
+        collector=None if first is None else first.host,
+        log=None if first is None else first.log,
+        numbers=0 if first is None else first.count,
+        per_s=0.0 if first is None else first.per_s,
+        lag_messages=info.state.last_seq - (0 if first is None else first.sequence),
         messages=info.state.messages,
         bytes=info.state.bytes,
         max_bytes=info.config.max_bytes or 0,

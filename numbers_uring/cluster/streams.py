@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from numbers_uring.cluster.bucket import CLUSTER_BUCKET, NODES_BUCKET, Buckets
 from numbers_uring.cluster.connection import broker_errors, request_api
 from numbers_uring.cluster.partitions import (
-    LEASES_BUCKET,
     NUMBER_BYTES,
     stream_name,
     subject_name,
@@ -30,7 +29,6 @@ from numbers_uring.cluster.partitions import (
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     DUPLICATE_WINDOW_S,
-    LEASE_S,
     MESSAGE_BYTES_MAX,
     NODES_BYTES_MAX,
     NODES_KEEP_S,
@@ -48,7 +46,7 @@ U = TypeVar("U")
 
 Json = dict[str, Any]
 
-BUCKETS = {CLUSTER_BUCKET: 0.0, LEASES_BUCKET: LEASE_S, NODES_BUCKET: NODES_KEEP_S}
+BUCKETS = {CLUSTER_BUCKET: 0.0, NODES_BUCKET: NODES_KEEP_S}
 """How long each bucket keeps a value, in seconds; 0: without limit."""
 
 _BUCKET_BYTES_MAX = {NODES_BUCKET: NODES_BYTES_MAX}

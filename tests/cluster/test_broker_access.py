@@ -90,7 +90,6 @@ def assert_numbers_get_through(
         wait_until(lambda: log.read_bytes() == lines([1, 2, 3, 4]), "the number after the return")
         done = run_command(*STATUS, "--nats", url, *access)
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout)["totals"]["collected"] == 1
         assert node.terminate() == 0
         assert "secret" not in node.stderr + collector.stderr
     done = run_command("doctor", "--port", "0", *options, cwd=folder)

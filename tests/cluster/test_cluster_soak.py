@@ -28,15 +28,14 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from numbers_uring.cluster.bucket import CLUSTER_BUCKET, NODES_BUCKET
-from numbers_uring.cluster.collector.collector import CONSUMER
 from numbers_uring.cluster.partitions import (
-    LEASES_BUCKET,
     log_name,
     range_of,
     stream_name,
 )
 from numbers_uring.errors import StartError
 from support.broker import Broker, broker_group, leader
+from support.collectors import position
 from support.logs import GrowingLog, lines
 from support.processes import CommandProcess, ServerProcess, run_command
 from support.waiting import wait_until
@@ -48,7 +47,7 @@ COLLECTED = ("0-1", "2")
 NODES = 2
 STREAMS = [
     *map(stream_name, range(PARTITIONS)),
-    *(f"KV_{bucket}" for bucket in (CLUSTER_BUCKET, LEASES_BUCKET, NODES_BUCKET)),
+    *(f"KV_{bucket}" for bucket in (CLUSTER_BUCKET, NODES_BUCKET)),
 ]
 
 LIVES_MAX = 999
@@ -260,8 +259,7 @@ class Cluster:
         partition = self.logs.index(log)
 
         async def find(js: JetStreamContext) -> bool:
-            info = await js.consumer_info(stream_name(partition), CONSUMER)
-            floor = 0 if info.ack_floor is None else info.ack_floor.stream_seq
+            floor = position(self._folder, partition)
             data = (await js.get_msg(stream_name(partition), floor + 1)).data or b""
             return unpacked(data) <= log.numbers
 

@@ -1,7 +1,6 @@
-"""Collectors on a NATS server: whatever is killed, full or lost, each number is in the log once."""
+"""Collectors on a NATS server: whatever is killed, full or lost, all have the same log."""
 
 import asyncio
-import json
 import random
 import re
 import signal
@@ -15,26 +14,27 @@ from pathlib import Path
 import pytest
 from nats.js import JetStreamContext
 
-from numbers_uring.cluster.collector.collector import CONSUMER
+from numbers_uring.cluster.index import read_index
 from numbers_uring.cluster.partitions import (
-    LEASES_BUCKET,
+    index_name,
     log_name,
     range_of,
     stream_name,
     subject_name,
 )
-from support.broker import PARTITIONS, Broker, broker_group, init, leader
+from support.broker import PARTITIONS, Broker, broker_group, broker_with_cluster, init, leader
 from support.collectors import (
     collect_arguments,
     collector_process,
-    lag,
+    last_sequence,
     logged,
+    position,
     publish,
     sample,
-    wait_for_lag,
+    wait_until_collected,
 )
 from support.faults import needs_strace, strace
-from support.logs import REPORT
+from support.logs import REPORT, lines
 from support.processes import CommandProcess, assert_one_line_error, run_command
 from support.waiting import DEADLINE_S, wait_until
 
@@ -47,94 +47,119 @@ def reported(process: CommandProcess) -> tuple[int, int]:
     return sum(unique for unique, _ in numbers), sum(duplicate for _, duplicate in numbers)
 
 
-def test_each_number_is_in_the_log_once_and_counted_and_shown(
+def same_logs(partition: int, *folders: Path) -> bool:
+    return len({(folder / log_name(partition)).read_bytes() for folder in folders}) == 1
+
+
+def test_each_number_is_in_the_log_once_and_counted(
     broker: Broker, partition: int, collect: Callable[..., CommandProcess], tmp_path: Path
 ) -> None:
     numbers = sample(partition, 30_000)
     collector = collect()
-    publish(broker, partition, numbers[:20_000], numbers[10_000:], [])
-    wait_for_lag(broker, partition)
-    done = run_command("cluster", "status", "--json", "--nats", broker.url)
-    status = json.loads(done.stdout)["partitions"][partition]
-    assert status["lag_messages"] == 0
-    assert status["messages"] == 3
-    assert str(collector.process.pid) in status["collector"]
-    text = run_command("cluster", "status", "--nats", broker.url).stdout
-    assert f"partition {partition}: process {collector.process.pid} on" in text
-    assert f"partition {PARTITIONS - 1}: no collector" in text
+    publish(broker, partition, numbers[:20_000], numbers[10_000:])
+    wait_until_collected(broker, partition, tmp_path)
     assert collector.stop(signal.SIGTERM) == 0
-    assert logged(tmp_path, partition) == set(numbers)
+    assert (tmp_path / log_name(partition)).read_bytes() == lines(numbers)
     assert reported(collector) == (30_000, 10_000)
     assert "stopped by SIGTERM: 30000 numbers written" in collector.stderr
-    done = run_command("cluster", "status", "--json", "--nats", broker.url)
-    status = json.loads(done.stdout)["partitions"][partition]
-    assert (status["collector"], status["numbers"]) == (None, 30_000)
+    record = read_index(tmp_path / index_name(partition)).records[-1]
+    assert (record.sequence, record.count, record.sum) == (2, 30_000, sum(numbers))
+    collector = collect()
+    assert "with 30000 numbers, started" in collector.stderr
+    assert collector.stop(signal.SIGTERM) == 0
+    assert reported(collector) == (0, 0)
 
 
-def test_a_second_collector_is_refused_and_may_start_when_the_first_has_stopped(
+def test_any_number_of_collectors_have_the_same_log_and_one_folder_has_one(
     broker: Broker, partition: int, collect: Callable[..., CommandProcess], tmp_path: Path
 ) -> None:
-    first = collect()
-    publish(broker, partition, sample(partition, 100))
-    wait_for_lag(broker, partition)
-    other = tmp_path / "other"
-    done = run_command(*collect_arguments(broker.url, partition, other))
-    assert_one_line_error(done, 3, f"collected by process {first.process.pid}", "free 15 s after")
-    done = run_command(*collect_arguments(broker.url, partition, tmp_path))
+    numbers = sample(partition, 20_000)
+    folders = [tmp_path / name for name in ("early", "late", "last")]
+    early = collect(log_dir=folders[0])
+    for i in range(0, len(numbers), 500):
+        publish(broker, partition, numbers[i : i + 600])
+        if i == 10_000:
+            late = collect(log_dir=folders[1])
+    done = run_command(*collect_arguments(broker.url, partition, folders[0]))
     assert_one_line_error(done, 3, "another process has locked it")
-    assert first.stop(signal.SIGINT) == 0
-    # One elsewhere, without the log, makes the same set of the stream.
-    second = collect(log_dir=other)
-    assert "of 100 once acknowledged: taking in the stream" in second.stderr
-    wait_for_lag(broker, partition)
-    assert second.stop(signal.SIGTERM) == 0
-    assert logged(other, partition) == logged(tmp_path, partition)
+    last = collect(log_dir=folders[2])
+    for folder, collector in zip(folders, (early, late, last), strict=True):
+        wait_until_collected(broker, partition, folder)
+        assert collector.stop(signal.SIGINT) == 0
+    assert (folders[0] / log_name(partition)).read_bytes() == lines(numbers)
+    assert same_logs(partition, *folders)
 
 
 @needs_strace
-def test_a_kill_between_append_and_acknowledgement_brings_nothing_twice(
-    broker: Broker, partition: int, collect: Callable[..., CommandProcess], tmp_path: Path
+@pytest.mark.parametrize("call", ["fdatasync", "fdatasync:when=2", "rename"])
+def test_a_kill_between_two_steps_of_a_sync_brings_nothing_twice(
+    broker: Broker,
+    partition: int,
+    collect: Callable[..., CommandProcess],
+    tmp_path: Path,
+    call: str,
 ) -> None:
     numbers = sample(partition, 3000)
     collector = collect()
-    kill = ("-e", "trace=fdatasync", "-e", "inject=fdatasync:signal=KILL")
+    name, _, when = call.partition(":")
+    kill = ("-e", f"trace={name}", "-e", f"inject={name}:signal=KILL{when and ':' + when}")
     with strace(collector.process.pid, tmp_path / "trace", *kill):
         publish(broker, partition, numbers[:1000])
         assert collector.process.wait(DEADLINE_S) == -signal.SIGKILL
     assert logged(tmp_path, partition) == set(numbers[:1000])
-    assert lag(broker, partition) == 1
-    publish(broker, partition, numbers[1000:])
-    # The log's lock is its own, so it need not wait for the dead one's lease to run out.
+    assert position(tmp_path, partition) == 0
+    publish(broker, partition, numbers[500:])
     collector = collect()
-    # The one that was not acknowledged comes late, behind those that were sent after it.
-    wait_for_lag(broker, partition)
+    wait_until_collected(broker, partition, tmp_path)
     assert collector.stop(signal.SIGTERM) == 0
-    assert logged(tmp_path, partition) == set(numbers)
-    assert reported(collector) == (2000, 1000)
+    assert (tmp_path / log_name(partition)).read_bytes() == lines(numbers)
 
 
-def test_kills_at_any_moment_under_load_lose_nothing(
+def test_kills_at_any_moment_under_load_make_no_difference(
     broker: Broker, partition: int, collect: Callable[..., CommandProcess], tmp_path: Path
 ) -> None:
     seed = random.randrange(2**32)
     chance = random.Random(seed)
     numbers = sample(partition, 400_000)
     messages = [numbers[i : i + 5000] for i in range(0, len(numbers), 4000)]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    witness = collect(log_dir=whole)
     rounds = 4
     for number in range(rounds):
-        collector = collect()
+        collector = collect(log_dir=killed)
         publish(broker, partition, *messages[number::rounds])
         goal = chance.randrange(100_000)
-        log = tmp_path / log_name(partition)
+        log = killed / log_name(partition)
         wait_until(
             lambda goal=goal, log=log: log.stat().st_size >= goal * 10,  # type: ignore[misc]
             f"the moment to kill, seed {seed}",
         )
         collector.kill()
-    collector = collect()
-    wait_for_lag(broker, partition)
-    assert collector.stop(signal.SIGTERM) == 0
-    assert logged(tmp_path, partition) == set(numbers), f"seed {seed}"
+    collector = collect(log_dir=killed)
+    for folder, process in ((killed, collector), (whole, witness)):
+        wait_until_collected(broker, partition, folder)
+        assert process.stop(signal.SIGTERM) == 0
+    assert logged(whole, partition) == set(numbers), f"seed {seed}"
+    assert same_logs(partition, killed, whole), f"seed {seed}"
+
+
+def test_a_suspended_collector_takes_nothing_from_another_one(
+    broker: Broker, partition: int, collect: Callable[..., CommandProcess], tmp_path: Path
+) -> None:
+    numbers = sample(partition, 50_000)
+    folders = tmp_path / "suspended", tmp_path / "running"
+    suspended, running = (collect(log_dir=folder) for folder in folders)
+    publish(broker, partition, numbers[:1000])
+    suspended.process.send_signal(signal.SIGSTOP)
+    publish(broker, partition, *(numbers[i : i + 1000] for i in range(1000, len(numbers), 1000)))
+    wait_until_collected(broker, partition, folders[1])
+    assert position(folders[0], partition) < last_sequence(broker, partition)
+    suspended.process.send_signal(signal.SIGCONT)
+    wait_until_collected(broker, partition, folders[0])
+    for collector in (suspended, running):
+        assert collector.stop(signal.SIGTERM) == 0
+    assert (folders[0] / log_name(partition)).read_bytes() == lines(numbers)
+    assert same_logs(partition, *folders)
 
 
 @pytest.mark.parametrize("keep", [None, 0, 1234], ids=["removed", "emptied", "cut"])
@@ -149,7 +174,7 @@ def test_a_log_that_was_lost_is_made_again_from_the_stream(
     log = tmp_path / log_name(partition)
     collector = collect()
     publish(broker, partition, numbers[:1500], numbers[500:])
-    wait_for_lag(broker, partition)
+    wait_until_collected(broker, partition, tmp_path)
     assert collector.stop(signal.SIGTERM) == 0
     if keep is None:
         log.unlink()
@@ -157,34 +182,65 @@ def test_a_log_that_was_lost_is_made_again_from_the_stream(
         with log.open("r+b") as file:
             file.truncate(keep)
     collector = collect()
-    kept = (keep or 0) // 10
-    assert f"has {kept} numbers, of 2000 once acknowledged: taking in" in collector.stderr
-    wait_for_lag(broker, partition)
+    assert f"the log {log} has not what its index says of it behind byte 0" in collector.stderr
+    wait_until(lambda: log.stat().st_size == 20_000, "the log")
     assert collector.stop(signal.SIGTERM) == 0
-    assert logged(tmp_path, partition) == set(numbers)
-    assert reported(collector)[0] == 2000 - kept
+    assert log.read_bytes() == lines(numbers)
 
 
-def test_a_lost_log_whose_stream_was_purged_is_refused_unless_asked_for(
+def test_a_lost_log_whose_stream_was_purged_waits_unless_the_rest_is_asked_for(
     broker: Broker, partition: int, collect: Callable[..., CommandProcess], tmp_path: Path
 ) -> None:
     numbers = sample(partition, 200)
     collector = collect()
     publish(broker, partition, numbers[:100], numbers[100:])
-    wait_for_lag(broker, partition)
+    wait_until_collected(broker, partition, tmp_path)
     assert collector.stop(signal.SIGTERM) == 0
     broker.run(lambda js: js.purge_stream(stream_name(partition), seq=2))
+    whole = (tmp_path / log_name(partition)).read_bytes()
     (tmp_path / log_name(partition)).unlink()
-    done = run_command(*collect_arguments(broker.url, partition, tmp_path))
-    assert done.returncode == 3
-    assert "has lost messages since: put the log back" in done.stderr
-    # That it was refused has not made it forgotten.
-    done = run_command(*collect_arguments(broker.url, partition, tmp_path))
-    assert done.returncode == 3
-    collector = collect("--replay")
-    wait_for_lag(broker, partition)
+    collector = collect()
+    collector.wait_for(f"the stream {stream_name(partition)} begins at message 2, not 1")
     assert collector.stop(signal.SIGTERM) == 0
-    assert logged(tmp_path, partition) == set(numbers[100:])
+    # A log that is put back is as good as before: its index was not touched.
+    (tmp_path / log_name(partition)).write_bytes(whole)
+    publish(broker, partition, numbers)
+    collector = collect()
+    wait_until_collected(broker, partition, tmp_path)
+    assert collector.stop(signal.SIGTERM) == 0
+    assert (tmp_path / log_name(partition)).read_bytes() == lines(numbers)
+    (tmp_path / log_name(partition)).unlink()
+    collector = collect("--replay")
+    assert "keeps its 0 numbers: taking in the stream" in collector.stderr
+    wait_until_collected(broker, partition, tmp_path)
+    assert collector.stop(signal.SIGTERM) == 0
+    assert (tmp_path / log_name(partition)).read_bytes() == lines(numbers[100:] + numbers[:100])
+
+
+def test_another_stream_of_the_same_name_is_refused_unless_asked_for(
+    broker: Broker, partition: int, collect: Callable[..., CommandProcess], tmp_path: Path
+) -> None:
+    numbers = sample(partition, 300)
+    collector = collect()
+    publish(broker, partition, numbers[:200])
+    wait_until_collected(broker, partition, tmp_path)
+
+    async def make_again(js: JetStreamContext) -> None:
+        config = (await js.stream_info(stream_name(partition))).config
+        await js.delete_stream(stream_name(partition))
+        await js.add_stream(config)
+
+    broker.run(make_again)
+    publish(broker, partition, numbers[100:])
+    assert collector.wait() == 1
+    assert "was deleted and made again: its log is of another one" in collector.stderr_lines[-1]
+    done = run_command(*collect_arguments(broker.url, partition, tmp_path))
+    assert_one_line_error(done, 3, "is of another stream", "--replay keeps the numbers")
+    collector = collect("--replay")
+    wait_until_collected(broker, partition, tmp_path)
+    assert collector.stop(signal.SIGTERM) == 0
+    assert (tmp_path / log_name(partition)).read_bytes() == lines(numbers)
+    assert reported(collector) == (100, 100)
 
 
 def test_a_log_removed_under_a_collector_stops_it_and_comes_back_whole(
@@ -193,47 +249,57 @@ def test_a_log_removed_under_a_collector_stops_it_and_comes_back_whole(
     numbers = sample(partition, 200)
     collector = collect()
     publish(broker, partition, numbers[:100])
-    wait_for_lag(broker, partition)
+    wait_until_collected(broker, partition, tmp_path)
     (tmp_path / log_name(partition)).unlink()
     publish(broker, partition, numbers[100:])
     assert collector.wait() == 4
-    assert "was removed, replaced or truncated by another process" in collector.stderr_lines[-1]
+    assert "was removed, replaced or changed by another process" in collector.stderr_lines[-1]
     collector = collect()
-    wait_for_lag(broker, partition)
+    wait_until_collected(broker, partition, tmp_path)
     assert collector.stop(signal.SIGTERM) == 0
     assert logged(tmp_path, partition) == set(numbers)
 
 
-def test_a_torn_tail_is_cut_and_a_bad_line_refused(
-    broker: Broker, partition: int, collect: Callable[..., CommandProcess], tmp_path: Path
+@pytest.mark.parametrize(
+    "damage", [b"12345", b"no number\n", bytes(5000)], ids=["torn", "bad line", "zeros"]
+)
+def test_what_a_power_cut_leaves_is_cut_off_when_the_stream_goes_on(
+    broker: Broker,
+    partition: int,
+    collect: Callable[..., CommandProcess],
+    tmp_path: Path,
+    damage: bytes,
 ) -> None:
     numbers = sample(partition, 200)
     log = tmp_path / log_name(partition)
     collector = collect()
     publish(broker, partition, numbers[:100])
-    wait_for_lag(broker, partition)
-    assert collector.stop(signal.SIGTERM) == 0
+    wait_until_collected(broker, partition, tmp_path)
+    collector.kill()
     with log.open("ab") as file:
-        file.write(b"12345")
+        file.write(damage)
     collector = collect()
-    assert "a torn tail of 5 bytes cut off" in collector.stderr
+    collector.wait_for(f"has {len(damage)} bytes that no message of its stream has brought")
     publish(broker, partition, numbers)
-    wait_for_lag(broker, partition)
+    collector.wait_for(f"ended with {len(damage)} damaged bytes")
+    wait_until_collected(broker, partition, tmp_path)
     assert collector.stop(signal.SIGTERM) == 0
-    assert logged(tmp_path, partition) == set(numbers)
+    assert log.read_bytes() == lines(numbers)
     assert reported(collector) == (100, 100)
-    good = log.read_bytes()
-    collected = range_of(partition, PARTITIONS)
-    elsewhere = collected.first - 1 if collected.first else collected.end
-    for bad, words in (
-        (b"no number\n", "the line at byte 2000 is not a number"),
-        (b"%09d\n" % elsewhere, "numbers of another partition"),
-    ):
-        log.write_bytes(good + bad)
-        done = run_command(*collect_arguments(broker.url, partition, tmp_path))
-        assert done.returncode == 3
-        assert words in done.stderr.splitlines()[-1]
-        assert log.read_bytes() == good + bad
+
+
+def test_a_log_from_elsewhere_ends_the_run_as_it_is(
+    broker: Broker, partition: int, collect: Callable[..., CommandProcess], tmp_path: Path
+) -> None:
+    numbers = sample(partition, 200)
+    publish(broker, partition, numbers[:100])
+    log = tmp_path / log_name(partition)
+    log.write_bytes(lines([*numbers[:50], numbers[150], *numbers[51:100]]))
+    before = log.read_bytes()
+    done = run_command(*collect_arguments(broker.url, partition, tmp_path))
+    assert done.returncode == 4
+    assert f"the log {log} has another number at byte 500 than its stream" in done.stderr
+    assert log.read_bytes() == before
 
 
 def test_a_full_disk_holds_the_stream_back_and_loses_nothing(
@@ -243,75 +309,50 @@ def test_a_full_disk_holds_the_stream_back_and_loses_nothing(
     collector = collect(log_dir=small_disk)
     publish(broker, partition, numbers[:75_000], numbers[75_000:])
     collector.wait_for("no space for the log")
-    assert lag(broker, partition) > 0
-    # Stopped while it waits, it has acknowledged nothing that is not on file.
+    # Stopped while it waits, it has recorded nothing that is not on file.
     assert collector.stop(signal.SIGTERM) == 0
     collector = collect(log_dir=small_disk)
     collector.wait_for("no space for the log")
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     collector.wait_for("there is space for the log")
-    wait_for_lag(broker, partition)
+    wait_until_collected(broker, partition, small_disk)
     assert collector.stop(signal.SIGTERM) == 0
-    assert logged(small_disk, partition) == set(numbers)
+    assert (small_disk / log_name(partition)).read_bytes() == lines(numbers)
 
 
-@pytest.mark.parametrize("kind", ["torn", "foreign", "long"])
-def test_a_message_that_is_no_batch_stops_the_collector_which_names_it(
-    broker: Broker,
-    partition: int,
-    collect: Callable[..., CommandProcess],
+BAD_MESSAGES = {
+    "torn": b"12345",
+    "foreign": array("I", [range_of(0, PARTITIONS).end]).tobytes(),
+    "long": bytes(1024 * 1024 - 4),
+}
+
+
+def test_a_message_that_is_no_batch_is_named_and_holds_up_its_partition_alone(
     tmp_path: Path,
-    kind: str,
 ) -> None:
-    numbers = sample(partition, 100)
-    bad = {
-        "torn": b"12345",
-        "foreign": array("I", [*numbers, range_of(partition, PARTITIONS).end]).tobytes(),
-        "long": bytes(1024 * 1024 - 3),
-    }[kind]
-    collector = collect()
-    publish(broker, partition, numbers[:50], bad, numbers[50:])
-    assert collector.wait() == 1
-    assert f"error: message 2 of the stream {stream_name(partition)} " in collector.stderr_lines[-1]
-    assert logged(tmp_path, partition) == set(numbers[:50])
-    if kind != "foreign":
-        return  # Once is enough of what comes now: redelivery takes its time.
-    broker.run(lambda js: js.delete_msg(stream_name(partition), 2))
-    collector = collect()
-    wait_for_lag(broker, partition)
-    assert collector.stop(signal.SIGTERM) == 0
-    assert logged(tmp_path, partition) == set(numbers)
+    with broker_with_cluster(tmp_path / "broker", partitions=4) as broker:
+        numbers = {partition: numbers_of(partition) for partition in range(4)}
+        for partition, bad in enumerate(BAD_MESSAGES.values()):
+            publish(broker, partition, numbers[partition][:50], bad, numbers[partition][50:])
+        collector = CommandProcess(
+            "collect", "--nats", broker.url, "--partitions", "0-3", "--log-dir", str(tmp_path)
+        )
+        with collector:
+            for partition in range(3):
+                collector.wait_for(
+                    f"partition {partition} waits: message 2 of the stream numbers-{partition} "
+                )
+            publish(broker, 3, numbers[3])
+            wait_until_collected(broker, 3, tmp_path)
+            assert collector.stop(signal.SIGTERM) == 0
+        for partition in range(4):
+            expected = numbers[partition] if partition == 3 else numbers[partition][:50]
+            assert (tmp_path / log_name(partition)).read_bytes() == lines(expected)
+            assert position(tmp_path, partition) == 1
 
 
-def test_a_collector_whose_lease_was_taken_stops(
-    broker: Broker, partition: int, collect: Callable[..., CommandProcess], tmp_path: Path
-) -> None:
-    collector = collect()
-
-    async def take(js: JetStreamContext) -> None:
-        bucket = await js.key_value(LEASES_BUCKET)
-        await bucket.put(str(partition), b'{"collector": "another", "run": "x"}')
-
-    broker.run(take)
-    assert collector.wait() == 1
-    assert f"partition {partition} is collected by another now" in collector.stderr_lines[-1]
-    publish(broker, partition, sample(partition, 10))
-    assert logged(tmp_path, partition) == set()
-
-
-def test_a_consumer_that_was_deleted_is_made_anew(
-    broker: Broker, partition: int, collect: Callable[..., CommandProcess], tmp_path: Path
-) -> None:
-    numbers = sample(partition, 100)
-    collector = collect()
-    publish(broker, partition, numbers[:50])
-    wait_for_lag(broker, partition)
-    broker.run(lambda js: js.delete_consumer(stream_name(partition), CONSUMER))
-    collector.wait_for("was deleted: taking in the stream from its start")
-    publish(broker, partition, numbers[50:])
-    wait_for_lag(broker, partition)
-    assert collector.stop(signal.SIGTERM) == 0
-    assert logged(tmp_path, partition) == set(numbers)
+def numbers_of(partition: int) -> list[int]:
+    return [range_of(partition, 4).first + each for each in range(100)]
 
 
 def test_a_nats_server_that_comes_back_finds_the_collector_waiting(tmp_path: Path) -> None:
@@ -322,14 +363,14 @@ def test_a_nats_server_that_comes_back_finds_the_collector_waiting(tmp_path: Pat
         init(broker.url)
         collector = running.enter_context(collector_process(broker.url, 0, tmp_path))
         publish(broker, 0, numbers[:100])
-        wait_for_lag(broker, 0)
+        wait_until_collected(broker, 0, tmp_path)
         broker.kill()
         collector.wait_for("lost the connection to the NATS server")
         done = run_command(*collect_arguments(broker.url, 1, tmp_path))
         assert_one_line_error(done, 3, "cannot reach the NATS server at nats://127.0.0.1:")
         broker.start()
         publish(broker, 0, numbers[100:])
-        wait_for_lag(broker, 0)
+        wait_until_collected(broker, 0, tmp_path)
         assert collector.stop(signal.SIGTERM) == 0
         assert logged(tmp_path, 0) == set(numbers)
         assert "reconnected to the NATS server" in collector.stderr
@@ -358,7 +399,7 @@ def test_the_death_of_a_streams_leader_loses_nothing(tmp_path: Path) -> None:
                 await publish_until_acknowledged(js, data, f"test-{i}")
 
         others[0].run(send)
-        wait_for_lag(others[0], 0)
+        wait_until_collected(others[0], 0, tmp_path)
         assert collector.stop(signal.SIGTERM) == 0
         assert logged(tmp_path, 0) == set(numbers)
 
@@ -381,7 +422,7 @@ def test_descriptors_for_all_logs_are_taken_or_their_lack_said(
 ) -> None:
     arguments = collect_arguments(broker.url, partition, tmp_path / "logs")
     done = run_command(*arguments, prefix=["prlimit", "--nofile=40:45"])
-    assert_one_line_error(done, 3, f"--partitions {partition} needs 49 file descriptors", "45")
+    assert_one_line_error(done, 3, f"--partitions {partition} needs 50 file descriptors", "45")
     assert not (tmp_path / "logs").exists()
     prefix = ["prlimit", "--nofile=40:4096"]
     with collector_process(broker.url, partition, tmp_path, prefix=prefix) as collector:

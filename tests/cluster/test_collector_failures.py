@@ -15,8 +15,7 @@ from support.waiting import DEADLINE_S
 
 PROGRAM = """
 import asyncio, os, sys, time
-from numbers_uring.cluster.collector import collector, run
-from numbers_uring.cluster.collector.lease import Lease
+from numbers_uring.cluster.collector import collector, files, index_file, reader, run
 from numbers_uring.log import file, writer
 
 def fails(*_, **__):
@@ -31,15 +30,13 @@ main()
 """
 
 PLACES = {
-    "before the start": ("collector.PartitionCollector.prepare = fails_later", 3),
+    "before the start": ("files.PartitionFiles.start = fails", 3),
     "at its announcement": ("run._Collectors._tell_start = fails", 1),
-    "in a fetch": ("collector.PartitionCollector._fetch = fails_later", 1),
-    "in a lease": (
-        "run.LEASE_REFRESH_S = 0.1; run._Collectors._refresh = fails_later",
-        1,
-    ),
+    "in a read": ("reader.Reader.read = fails_later", 1),
+    "in a report": ("run._Collectors._report = fails", 1),
     "in a thread of the pool": ("collector.PartitionCollector._take_in = fails", 1),
     "in the log": ("file.LogFile.append = lambda *_: fails()", 4),
+    "in the index": ("index_file.IndexFile.append = fails", 4),
 }
 
 
@@ -75,7 +72,8 @@ def test_what_no_one_expected_has_the_exit_code_of_its_time_and_place(
     failing: Callable[..., "subprocess.Popen[str]"], place: str, error: str, words: str
 ) -> None:
     fault, code = PLACES[place]
-    process = failing(fault, error)
+    # A failed part ends the run at once, not when it is stopped.
+    process = failing(fault, error, "--report-interval", "0.2")
     _, stderr = process.communicate(timeout=DEADLINE_S)
     (line,) = stderr.splitlines()
     assert (process.returncode, line[:22]) == (code, "numbers-uring: error: ")
@@ -84,19 +82,21 @@ def test_what_no_one_expected_has_the_exit_code_of_its_time_and_place(
 
 @pytest.mark.parametrize(
     ("fault", "code"),
-    [(PLACES["in a fetch"][0], 1), (PLACES["in the log"][0], 4)],
+    [(PLACES["in a read"][0], 1), (PLACES["in the log"][0], 4)],
     ids=["broker", "log"],
 )
 def test_a_second_stop_signal_while_a_failed_collector_ends_has_its_exit_code(
     failing: Callable[..., "subprocess.Popen[str]"], fault: str, code: int
 ) -> None:
     hangs = """
-async def hang(self, client):
-    assert self._requests.failure is not None
+from numbers_uring.cluster.collector import run
+
+async def hang(client):
     os.write(1, b"ending\\n")
     await asyncio.sleep(3600)
 
-run._Collectors._release_leases = hang
+from numbers_uring.cluster import connection
+connection._close = hang
 """
     process = failing(fault + hangs, "RuntimeError('a fault')")
     assert process.stdout is not None

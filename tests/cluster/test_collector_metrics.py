@@ -13,11 +13,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from nats.js import JetStreamContext
 
 from numbers_uring import __version__
-from numbers_uring.cluster.collector import lease
-from numbers_uring.cluster.collector.collector import CONSUMER, PartitionCollector
+from numbers_uring.cluster.collector.collector import PartitionCollector
 from numbers_uring.cluster.collector.metrics import (
     TABLE,
     CollectorMetrics,
@@ -25,8 +23,7 @@ from numbers_uring.cluster.collector.metrics import (
     PartitionCounters,
 )
 from numbers_uring.cluster.collector.state import CollectorsState
-from numbers_uring.cluster.partitions import log_name, stream_name
-from numbers_uring.errors import StartError
+from numbers_uring.cluster.partitions import log_name
 from numbers_uring.ingest.report import Counts
 from numbers_uring.limits import HEARTBEAT_STALE_S
 from numbers_uring.metrics.families import TableCollector
@@ -40,7 +37,7 @@ from support.collectors import (
     collector_process,
     publish,
     sample,
-    wait_for_lag,
+    wait_until_collected,
 )
 from support.faults import needs_strace, stalled_sync, strace
 from support.metrics_client import Samples, get, health, samples, scrape
@@ -62,15 +59,13 @@ FULL = PartitionCounters(
     duplicate=2,
     received_messages=3,
     received_bytes=4,
-    redelivered_messages=5,
-    acknowledged_messages=6,
+    sequence=5,
     written_bytes=7,
     write_s=8.5,
     sync_s=9.5,
     held_back_s=10.5,
     log_numbers=11,
     lag_messages=12,
-    lease_age_s=13.5,
 )
 
 
@@ -101,19 +96,17 @@ def test_each_counter_of_a_collector_has_its_metric() -> None:
         f"{COLLECTOR}_numbers_total 7 duplicate": 2,
         f"{COLLECTOR}_received_messages_total 7": 3,
         f"{COLLECTOR}_received_bytes_total 7": 4,
-        f"{COLLECTOR}_redelivered_messages_total 7": 5,
-        f"{COLLECTOR}_acknowledged_messages_total 7": 6,
+        f"{COLLECTOR}_position 7": 5,
         f"{COLLECTOR}_log_written_bytes_total 7": 7,
         f"{COLLECTOR}_log_write_seconds_total 7": 8.5,
         f"{COLLECTOR}_log_sync_seconds_total 7": 9.5,
         f"{COLLECTOR}_held_back_seconds_total 7": 10.5,
         f"{COLLECTOR}_log_numbers 7": 11,
         f"{COLLECTOR}_lag_messages 7": 12,
-        f"{COLLECTOR}_lease_age_seconds 7": 13.5,
     }
     # What is not known yet is not there; all else is there from the start.
     assert set(of_8.values()) == {0}
-    unknown = {f"{COLLECTOR}_lag_messages 8", f"{COLLECTOR}_lease_age_seconds 8"}
+    unknown = {f"{COLLECTOR}_lag_messages 8"}
     assert set(of_8) == {name.replace(" 7", " 8") for name in found if " 7" in name} - unknown
 
 
@@ -155,9 +148,7 @@ class Manager:
 
 def test_a_thread_that_is_in_one_step_for_long_makes_the_collectors_stuck() -> None:
     def collector() -> Any:
-        return SimpleNamespace(
-            step_s=None, out_of_space=Stopwatch(), lease=SimpleNamespace(fresh=True)
-        )
+        return SimpleNamespace(step_s=None, out_of_space=Stopwatch())
 
     collectors = [collector(), collector()]
     client = SimpleNamespace(is_connected=True)
@@ -195,15 +186,11 @@ def test_a_thread_that_is_in_one_step_for_long_makes_the_collectors_stuck() -> N
     assert manager.text == f"No space for a log, collecting partitions 0-1; {counted}"
     collectors[1].out_of_space.stop()
     assert watched.state() is State.OK
-    for away in (client, collectors[0].lease):
-        (name,) = vars(away)
-        setattr(away, name, False)
-        assert watched.state() is State.HELD_BACK
-        state.send_changed()
-        assert manager.text.startswith(
-            "The NATS server does not answer, collecting partitions 0-1; "
-        )
-        setattr(away, name, True)
+    client.is_connected = False
+    assert watched.state() is State.HELD_BACK
+    state.send_changed()
+    assert manager.text.startswith("The NATS server does not answer, collecting partitions 0-1; ")
+    client.is_connected = True
     stopped.append(True)
     assert watched.state() is State.STOPPING
     state.refresh()
@@ -238,19 +225,10 @@ def test_what_a_collector_takes_in_is_counted_and_what_it_had_is_known(
     broker: Broker, partition: int, collect: Collect
 ) -> None:
     numbers = sample(partition, 3000)
-    assert collect().stop(signal.SIGTERM) == 0
-
-    async def deliver_first(js: JetStreamContext) -> None:
-        subscription = await js.pull_subscribe_bind(CONSUMER, stream_name(partition))
-        for message in await subscription.fetch(1):
-            await message.nak()
-
-    publish(broker, partition, numbers[:2000])
-    broker.run(deliver_first)
-    publish(broker, partition, numbers[1000:])
+    publish(broker, partition, numbers[:2000], numbers[1000:])
     collector = collect(*METRICS)
     assert health(collector) == (200, "ok")
-    wait_for(collector, f"{COLLECTOR}_acknowledged_messages_total {partition}", 2)
+    wait_for(collector, f"{COLLECTOR}_position {partition}", 2)
     found = scrape(collector)
     expected = {
         f"{COLLECTOR}_cluster_partitions": PARTITIONS,
@@ -260,7 +238,7 @@ def test_what_a_collector_takes_in_is_counted_and_what_it_had_is_known(
         f"{COLLECTOR}_numbers_total {partition} duplicate": 1000,
         f"{COLLECTOR}_received_messages_total {partition}": 2,
         f"{COLLECTOR}_received_bytes_total {partition}": 4 * 4000,
-        f"{COLLECTOR}_redelivered_messages_total {partition}": 1,
+        f"{COLLECTOR}_lag_messages {partition}": 0,
         f"{COLLECTOR}_log_written_bytes_total {partition}": 10 * 3000,
         f"{COLLECTOR}_log_numbers {partition}": 3000,
         f"{COLLECTOR}_held_back_seconds_total {partition}": 0,
@@ -268,10 +246,6 @@ def test_what_a_collector_takes_in_is_counted_and_what_it_had_is_known(
     assert {name: found[name] for name in expected} == expected
     assert found[f"{COLLECTOR}_log_write_seconds_total {partition}"] > 0
     assert found[f"{COLLECTOR}_log_sync_seconds_total {partition}"] > 0
-    assert 0 < found[f"{COLLECTOR}_lease_age_seconds {partition}"] < 15
-    # How much waited at the start is asked for again in the background.
-    assert found[f"{COLLECTOR}_lag_messages {partition}"] == 2
-    wait_for(collector, f"{COLLECTOR}_lag_messages {partition}", 0)
     assert collector.stop(signal.SIGTERM) == 0
     collector = collect(*METRICS)
     found = scrape(collector)
@@ -349,14 +323,6 @@ def test_what_is_no_address_is_wrong_usage(tmp_path: Path) -> None:
     assert_one_line_error(done, 2, "--metrics", "collect --help")
 
 
-def test_where_the_boots_id_is_hidden_that_is_said(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(lease, "_BOOT_ID", tmp_path / "missing")
-    with pytest.raises(StartError, match=r"cannot read .*missing: No such file"):
-        lease.log_identity(tmp_path)
-
-
 # The service manager.
 
 
@@ -416,9 +382,9 @@ def test_the_watchdog_is_fed_and_the_collector_healthy_while_there_is_no_space(
     first = scrape(collector)[held_back]
     manager.wait_for("WATCHDOG", "1", count=len(manager.values("WATCHDOG")) + 6)
     assert scrape(collector)[held_back] > first
-    assert scrape(collector)[f"{COLLECTOR}_acknowledged_messages_total {partition}"] == 0
+    assert scrape(collector)[f"{COLLECTOR}_position {partition}"] == 0
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
-    wait_for_lag(broker, partition)
+    wait_until_collected(broker, partition, small_disk)
     wait_until(lambda: health(collector) == (200, "ok"), "space")
     found = scrape(collector)
     assert found[f"{COLLECTOR}_log_written_bytes_total {partition}"] == 1_200_000
@@ -436,7 +402,7 @@ def test_a_collector_that_is_stuck_in_a_sync_feeds_nothing(
     with strace(collector.process.pid, tmp_path / "trace", *slow):
         manager.wait_for("WATCHDOG", "1", count=2)
         publish(broker, partition, sample(partition, 10))
-        wait_for_lag(broker, partition)
+        wait_until_collected(broker, partition, tmp_path)
         manager.wait_for("WATCHDOG", "1", count=len(manager.values("WATCHDOG")) + 2)
     times_s = manager.times_s("WATCHDOG")
     longest_s = max(later_s - sooner_s for sooner_s, later_s in pairwise(times_s))

@@ -9,8 +9,14 @@ from pathlib import Path
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
-from numbers_uring.cluster.collector.collector import CONSUMER
-from numbers_uring.cluster.partitions import log_name, range_of, stream_name, subject_name
+from numbers_uring.cluster.index import read_index
+from numbers_uring.cluster.partitions import (
+    index_name,
+    log_name,
+    range_of,
+    stream_name,
+    subject_name,
+)
 from numbers_uring.errors import StartError
 from support.broker import PARTITIONS, Broker
 from support.processes import CommandProcess
@@ -62,21 +68,31 @@ def logged(log_dir: Path, partition: int) -> set[int]:
     return set(numbers)
 
 
-def lag(broker: Broker, partition: int) -> int:
-    """Return how many messages are not acknowledged."""
+def position(log_dir: Path, partition: int) -> int:
+    """Return the last message whose numbers are on disk, as the index there has it; 0 without."""
+    try:
+        records = read_index(log_dir / index_name(partition)).records
+    except FileNotFoundError:
+        return 0
+    return records[-1].sequence if records else 0
+
+
+def last_sequence(broker: Broker, partition: int) -> int:
+    """Return the sequence of the stream's last message."""
 
     async def ask(js: JetStreamContext) -> int:
-        info = await js.consumer_info(stream_name(partition), CONSUMER)
-        return (info.num_pending or 0) + (info.num_ack_pending or 0)
+        return (await js.stream_info(stream_name(partition))).state.last_seq
 
     return broker.run(ask)
 
 
-def wait_for_lag(broker: Broker, partition: int, messages: int = 0) -> None:
-    def reached() -> bool:
+def wait_until_collected(broker: Broker, partition: int, log_dir: Path) -> None:
+    """Wait until all that the stream has now is on disk there."""
+
+    def is_collected() -> bool:
         try:
-            return lag(broker, partition) == messages
+            return position(log_dir, partition) >= last_sequence(broker, partition)
         except (StartError, NatsError):
             return False  # There is no leader just now.
 
-    wait_until(reached, f"a lag of {messages} messages")
+    wait_until(is_collected, f"all messages of partition {partition} to be in {log_dir}")

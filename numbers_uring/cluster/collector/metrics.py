@@ -1,7 +1,6 @@
 """The counters of collectors for Prometheus, by partition.
 
-They are read when a client asks, from plain numbers that the collectors keep anyway. How far each
-is behind its stream is asked in the background, never by a scrape.
+They are read when a client asks, from plain numbers that the collectors keep anyway.
 """
 
 import socket
@@ -11,7 +10,6 @@ from dataclasses import dataclass, field
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
 from numbers_uring.cluster.collector.collector import PartitionCollector
-from numbers_uring.limits import LINE_BYTES
 from numbers_uring.metrics.exposition import Exposition
 from numbers_uring.metrics.families import Row, TableCollector
 from numbers_uring.metrics.health import Health
@@ -25,18 +23,16 @@ class PartitionCounters:
     duplicate: int = 0
     received_messages: int = 0
     received_bytes: int = 0
-    redelivered_messages: int = 0
-    acknowledged_messages: int = 0
     written_bytes: int = 0
     write_s: float = 0
     sync_s: float = 0
     held_back_s: float = 0
     log_numbers: int = 0
     """Including those of earlier runs."""
+    sequence: int = 0
+    """Of the last message whose numbers are on disk."""
     lag_messages: int | None = None
     """None until the NATS server has reported it."""
-    lease_age_s: float | None = None
-    """None as long as there is no lease."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,22 +55,19 @@ class CollectorsCounters:
 
 def counters(collector: PartitionCollector) -> PartitionCounters:
     """Read the counters of a collector, from any thread."""
-    progress, log = collector.progress, collector.log
+    files, record, reader = collector.files, collector.record, collector.reader
     return PartitionCounters(
-        unique=progress.unique,
-        duplicate=progress.duplicates,
-        # In this order, so that never more are acknowledged than came.
-        acknowledged_messages=collector.acknowledged_messages,
-        redelivered_messages=collector.redelivered_messages,
-        received_messages=collector.received_messages,
-        received_bytes=collector.received_bytes,
-        written_bytes=progress.unique * LINE_BYTES,
-        write_s=log.write_s,
-        sync_s=log.sync_s,
+        unique=collector.unique,
+        duplicate=collector.duplicate,
+        received_messages=0 if reader is None else reader.received_messages,
+        received_bytes=0 if reader is None else reader.received_bytes,
+        written_bytes=files.written_bytes,
+        write_s=files.write_s,
+        sync_s=files.sync_s,
         held_back_s=collector.out_of_space.total_s,
-        log_numbers=progress.numbers,
+        log_numbers=record.count,
+        sequence=record.sequence,
         lag_messages=collector.lag_messages,
-        lease_age_s=collector.lease.age_s,
     )
 
 
@@ -118,29 +111,15 @@ TABLE: tuple[Row[CollectorsCounters], ...] = (
     Row(
         CounterMetricFamily,
         "numbers_uring_collector_received_messages",
-        "Messages delivered by the NATS server, including redelivered ones",
+        "Messages of the stream that were read, those that were read again included",
         lambda now: now.by_partition(lambda each: each.received_messages),
         labels=("partition",),
     ),
     Row(
         CounterMetricFamily,
         "numbers_uring_collector_received_bytes",
-        "Bytes of the messages delivered",
+        "Bytes of these messages",
         lambda now: now.by_partition(lambda each: each.received_bytes),
-        labels=("partition",),
-    ),
-    Row(
-        CounterMetricFamily,
-        "numbers_uring_collector_redelivered_messages",
-        "Messages delivered that had been delivered before",
-        lambda now: now.by_partition(lambda each: each.redelivered_messages),
-        labels=("partition",),
-    ),
-    Row(
-        CounterMetricFamily,
-        "numbers_uring_collector_acknowledged_messages",
-        "Messages acknowledged: their numbers are on disk",
-        lambda now: now.by_partition(lambda each: each.acknowledged_messages),
         labels=("partition",),
     ),
     Row(
@@ -180,16 +159,16 @@ TABLE: tuple[Row[CollectorsCounters], ...] = (
     ),
     Row(
         GaugeMetricFamily,
-        "numbers_uring_collector_lag_messages",
-        "Messages of the stream that are not acknowledged, as last reported by the NATS server",
-        lambda now: now.by_partition(lambda each: each.lag_messages),
+        "numbers_uring_collector_position",
+        "The last message of the stream whose numbers are on disk, by its sequence",
+        lambda now: now.by_partition(lambda each: each.sequence),
         labels=("partition",),
     ),
     Row(
         GaugeMetricFamily,
-        "numbers_uring_collector_lease_age_seconds",
-        "Time since the partition's lease was last renewed",
-        lambda now: now.by_partition(lambda each: each.lease_age_s),
+        "numbers_uring_collector_lag_messages",
+        "Messages of the stream whose numbers are not on disk",
+        lambda now: now.by_partition(lambda each: each.lag_messages),
         labels=("partition",),
     ),
 )

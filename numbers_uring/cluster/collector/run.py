@@ -4,19 +4,20 @@ import asyncio
 import os
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
 from mmap import mmap
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from numbers_uring.addresses import TcpAddress
-from numbers_uring.cluster.bucket import CLUSTER_BUCKET
-from numbers_uring.cluster.collector.collector import CollectorError, PartitionCollector
+from numbers_uring.cluster.collector.collector import PartitionCollector
+from numbers_uring.cluster.collector.files import PartitionFiles, Stream
 from numbers_uring.cluster.collector.kernel import CollectKernel
-from numbers_uring.cluster.collector.lag import tend_lag
-from numbers_uring.cluster.collector.lease import Lease, LeaseLostError, log_identity
+from numbers_uring.cluster.collector.lookup import NoStreamError, StreamState, read_state
+from numbers_uring.cluster.collector.reader import Reader
 from numbers_uring.cluster.collector.state import CollectorsState
 from numbers_uring.cluster.connection import (
     broker_errors,
@@ -26,16 +27,11 @@ from numbers_uring.cluster.connection import (
     until_closed,
     url_text,
 )
-from numbers_uring.cluster.partitions import (
-    LEASES_BUCKET,
-    Range,
-    log_name,
-    parse_partitions,
-    range_of,
-)
-from numbers_uring.cluster.streams import check_streams, recorded_partitions
-from numbers_uring.config import BrokerAccess, Fsync
+from numbers_uring.cluster.partitions import parse_partitions, range_of, stream_name
+from numbers_uring.cluster.streams import check_streams, each_of, recorded_partitions
+from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import (
+    BackendError,
     Failure,
     StartError,
     StopRequestedError,
@@ -43,21 +39,15 @@ from numbers_uring.errors import (
     failure_of,
 )
 from numbers_uring.ingest.bitmap import populate, reserve
-from numbers_uring.ingest.kernel import Kernel
 from numbers_uring.ingest.native import variants
 from numbers_uring.ingest.report import Counts, next_due_s, report_line
 from numbers_uring.limits import (
-    BROKER_CLOSE_S,
     COLLECTOR_BATCH_BYTES,
     COLLECTOR_THREADS_MAX,
     HEARTBEAT_INTERVAL_S,
     LAST_REPORT_WAIT_S,
-    LEASE_REFRESH_S,
-    LINE_BYTES,
     PARTITIONS_MAX,
 )
-from numbers_uring.log.resume import resume
-from numbers_uring.log.writer import NumbersLog
 from numbers_uring.metrics.library import require_metrics_library
 from numbers_uring.net.listeners import listen_for_metrics
 from numbers_uring.system.descriptors import descriptors_needed, raise_descriptor_limit
@@ -72,6 +62,11 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
     from numbers_uring.cluster.collector.metrics import CollectorMetrics
+
+SINK_WINGS = ("log", "cluster/collector/files.py", "cluster/collector/index_file.py")
+
+FILES = 2
+"""Of each partition: its log and its index."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +128,7 @@ def _serve_metrics(address: TcpAddress, partitions: str, say: Diagnostics) -> "C
         collected,
         kernel=variants()[0].variant,
         say=say,
-        descriptors_needed=descriptors_needed(len(collected)),
+        descriptors_needed=descriptors_needed(FILES * len(collected)),
     )
 
 
@@ -187,15 +182,13 @@ class _Collectors:
             js = jetstream(client)
             with broker_errors("ask the NATS server for the partitions"):
                 chosen, partitions = await self._choose(js)
-            parts.push_async_callback(self._release_leases, client)
             parts.push_async_callback(_cancel, asyncio.create_task(self._watch(client)))
             pool = parts.enter_context(
                 start_pool(min(len(chosen), COLLECTOR_THREADS_MAX), "partitions")
             )
             # Of all numbers; memory is taken for what is touched: the collected ones' bytes.
             bitmap = reserve()
-            with broker_errors("take the partitions"):
-                recorded = await self._open(parts, js, chosen, partitions, bitmap, pool)
+            self._open(parts, chosen, partitions, bitmap, pool)
             if self._metrics is not None:
                 self._metrics.watch(
                     self._collectors,
@@ -203,17 +196,9 @@ class _Collectors:
                     engine=lambda: (client.is_connected, client.stats["reconnects"]),
                     reports_dropped=lambda: self._reports_dropped,
                 )
-            # From here on, leases are refreshed: to resume long logs takes longer than they last.
-            parts.push_async_callback(_cancel, asyncio.create_task(self._tend_leases()))
-            kernel = variants()[0]
-            with broker_errors("take up the streams"):
-                for collector, recorded_lines in zip(self._collectors, recorded, strict=True):
-                    collected = range_of(collector.partition, partitions)
-                    await loop.run_in_executor(
-                        pool, self._resume, collector, collected, kernel, bitmap
-                    )
-                    await collector.prepare(recorded_lines, replay=self._config.replay)
-                    await collector.lease.record(collector.progress)
+            with broker_errors("ask the NATS server for the streams"):
+                states = await each_of(chosen, lambda partition: _ask_state(js, partition))
+            await self._resume(js, states, partitions, bitmap, pool)
             self._has_started = True
             self._tell_start(partitions, time.monotonic() - begin_s)
             await self._serve()
@@ -230,88 +215,85 @@ class _Collectors:
             chosen = parse_partitions(self._config.partitions, partitions)
         except ValueError as error:
             raise StartError(f"the cluster has {partitions} partitions: {error}") from error
-        raise_descriptor_limit(len(chosen), f"--partitions {self._config.partitions}")
+        raise_descriptor_limit(FILES * len(chosen), f"--partitions {self._config.partitions}")
         await check_streams(js, partitions)
         return chosen, partitions
 
-    async def _open(
+    def _open(
         self,
         parts: AsyncExitStack,
-        js: "JetStreamContext",
-        chosen: list[int],
+        chosen: Sequence[int],
         partitions: int,
         bitmap: mmap,
         pool: ThreadPoolExecutor,
-    ) -> list[int]:
-        """Lock all logs and take all leases; return how many numbers each log is said to have."""
+    ) -> None:
+        """Open and lock all files. Raises StartError."""
         folder = self._config.log_dir
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StartError(f"cannot make the folder {folder}: {error.strerror}") from error
-        leases = await js.key_value(LEASES_BUCKET)
-        settings = await js.key_value(CLUSTER_BUCKET)
-        recorded = []
         for partition in chosen:
-            path = folder / log_name(partition)
-            log = NumbersLog(
-                path,
-                say=self._say,
-                inform=self._say.info,
-                fsync=Fsync.ALWAYS,
-                drop_synced=True,
+            files = PartitionFiles(
+                folder, partition, partitions, say=self._say, inform=self._say_progress
             )
-            parts.callback(log.close)
-            lease = Lease(
-                partition,
-                leases=leases,
-                settings=settings,
-                log_path=path,
-                log_identity=log_identity(path),
-                say=self._say,
-            )
-            recorded.append(await lease.take())
+            parts.callback(files.close)
             self._collectors.append(
                 PartitionCollector(
                     partition,
-                    js=js,
+                    files=files,
                     kernel=CollectKernel(
                         range_of(partition, partitions), bitmap, COLLECTOR_BATCH_BYTES
                     ),
-                    log=log,
-                    lease=lease,
                     pool=pool,
-                    halt=self._halt,
                     say=self._say,
-                    inform=self._say.info,
                 )
             )
-        return recorded
 
-    def _resume(
-        self, collector: PartitionCollector, collected: Range, kernel: Kernel, bitmap: mmap
+    async def _resume(
+        self,
+        js: "JetStreamContext",
+        states: Sequence[StreamState],
+        partitions: int,
+        bitmap: mmap,
+        pool: ThreadPoolExecutor,
     ) -> None:
-        """Read the collector's log into its slice of the bitmap. Raises StartError."""
-        place = slice(collected.first // 8, -(-collected.end // 8))
-        if collected.first < collected.end:
-            populate(bitmap, place.start, place.stop)
-        found = resume(
-            collector.log,
-            kernel,
-            bitmap,
-            say=self._say_progress,
-            warn=self._say,
-            stop_requested=lambda: self._requests.stop is not None,
-        )
-        # The slice was empty before, so whatever is missing in it has gone elsewhere.
-        if int.from_bytes(bitmap[place], "little").bit_count() != found.unique:
-            raise StartError(
-                f"the log {collector.log.path} has numbers of another partition: it is not this "
-                "one's"
+        """Take up all logs, several at once, and make their readers. Raises StartError."""
+        loop = asyncio.get_running_loop()
+
+        def start(collector: PartitionCollector, state: StreamState) -> None:
+            collected = range_of(collector.partition, partitions)
+            if collected.first < collected.end:
+                populate(bitmap, collected.first // 8, -(-collected.end // 8))
+            collector.start(
+                Stream(created_ns=state.created_ns, first_sequence=state.first_sequence),
+                replay=self._config.replay,
+                progress=self._say_progress,
+                stop_requested=lambda: self._requests.stop is not None or self._halt.is_set(),
             )
-        # What an earlier collector wrote, and perhaps did not sync, is acknowledged from now on.
-        collector.log.sync()
-        collector.resumed_lines = found.consumed_bytes // LINE_BYTES
+
+        tasks = [
+            loop.run_in_executor(pool, start, collector, state)
+            for collector, state in zip(self._collectors, states, strict=True)
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        except BaseException:
+            self._halt.set()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
+        for collector, state in zip(self._collectors, states, strict=True):
+            record = collector.record
+            collector.reader = Reader(
+                js,
+                collector.partition,
+                position=record.sequence,
+                time_ns=record.message_time_ns,
+                created_ns=state.created_ns,
+                skipped=(),
+                say=self._say,
+                inform=self._say.info,
+            )
 
     def _say_progress(self, text: str) -> None:
         self._say.info(text)
@@ -321,15 +303,12 @@ class _Collectors:
 
     async def _serve(self) -> None:
         """Return when all collectors have ended: each as asked, or the first for what it says."""
+        tasks = [asyncio.create_task(collector.run(self._stop)) for collector in self._collectors]
         tending = [asyncio.create_task(self._tend_report())]
-        if self._metrics is not None:
-            tending.append(asyncio.create_task(tend_lag(self._collectors)))
         try:
-            tasks = [
-                asyncio.create_task(collector.run(self._stop)) for collector in self._collectors
-            ]
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-            self._fail(*(task.exception() for task in tasks if task in done))
+            waiting: set[asyncio.Future[Any]] = {asyncio.gather(*tasks), *tending}
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            self._fail(*(each.exception() for each in done))
             self._end()
             self._fail(*await asyncio.gather(*tasks, return_exceptions=True))
         finally:
@@ -340,7 +319,7 @@ class _Collectors:
         """Return why the run has failed: the first failure, or else this error."""
         if self._failure is not None:
             return self._failure
-        return failure_of(error, has_started=self._has_started, sink_wings=("log",))
+        return failure_of(error, has_started=self._has_started, sink_wings=SINK_WINGS)
 
     def _fail(self, *results: BaseException | None) -> None:
         """End the run where one of the results is an error; the first one is why."""
@@ -366,43 +345,16 @@ class _Collectors:
                 "the logs of a collector are not reopened: it needs all of them to start again"
             )
 
-    async def _tend_leases(self) -> None:
-        due_s = time.monotonic()
-        while True:
-            due_s = next_due_s(due_s, time.monotonic(), LEASE_REFRESH_S)
-            await asyncio.sleep(due_s - time.monotonic())
-            try:
-                await self._refresh()
-            except Exception as error:
-                self._fail(error)
-                return
-
-    async def _refresh(self) -> None:
-        """Refresh all leases; one that is lost ends the run."""
-        import nats  # noqa: PLC0415
-
-        results = await asyncio.gather(
-            *(collector.lease.refresh(collector.progress) for collector in self._collectors),
-            return_exceptions=True,
-        )
-        for result in results:
-            if isinstance(result, LeaseLostError):
-                self._fail(CollectorError(str(result)))
-            elif isinstance(result, BaseException) and not isinstance(
-                result, (nats.errors.Error, TimeoutError, OSError)
-            ):
-                raise result
-
     async def _watch(self, client: "Client") -> None:
         """End the run where the connection is closed for good."""
         try:
             await until_closed(client)
         except ConnectionError as error:
             self._fail(
-                CollectorError(
+                BackendError(
                     f"the NATS server at {url_text(self._config.url)} is no longer usable: "
-                    f"{error}; what was acknowledged is on file, and the next collector is sent "
-                    "the rest"
+                    f"{error}; the logs have all that was taken in, and the next start goes on "
+                    "from there"
                 )
             )
 
@@ -428,9 +380,9 @@ class _Collectors:
 
     @property
     def _counts(self) -> Counts:
-        progress = [collector.progress for collector in self._collectors]
         return Counts(
-            sum(each.unique for each in progress), sum(each.duplicates for each in progress)
+            sum(collector.unique for collector in self._collectors),
+            sum(collector.duplicate for collector in self._collectors),
         )
 
     def _report(self, wait_s: float) -> None:
@@ -443,26 +395,12 @@ class _Collectors:
 
     # Ending.
 
-    async def _release_leases(self, client: "Client") -> None:
-        """Give up the leases. A NATS server that does not answer lets them run out by itself."""
-        import nats  # noqa: PLC0415
-
-        async def release(collector: PartitionCollector) -> None:
-            with suppress(nats.errors.Error, LeaseLostError):
-                await collector.lease.refresh(collector.progress)
-                await collector.lease.release()
-
-        if client.is_connected:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(BROKER_CLOSE_S):
-                    await asyncio.gather(*map(release, self._collectors))
-
     @property
     def _names(self) -> str:
         return f"partitions {self._config.partitions}"
 
     def _tell_start(self, partitions: int, took_s: float) -> None:
-        numbers = sum(collector.progress.numbers for collector in self._collectors)
+        numbers = sum(collector.record.count for collector in self._collectors)
         urls = [] if self._metrics is None else self._metrics.urls
         self._say.info(
             f"collecting {self._names} of {partitions} at {url_text(self._config.url)}, "
@@ -490,6 +428,14 @@ class _Collectors:
             unique=counts.unique,
             duplicate=counts.duplicate,
         )
+
+
+async def _ask_state(js: "JetStreamContext", partition: int) -> StreamState:
+    """Raises StartError."""
+    try:
+        return await read_state(js, stream_name(partition))
+    except NoStreamError as error:
+        raise StartError(f"the stream {stream_name(partition)} is gone") from error
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:

@@ -51,11 +51,7 @@ class CollectorsState:
     @property
     def held_back(self) -> bool:
         """Whether a collector waits for space for its log, or for the NATS server."""
-        return (
-            self._lacks_space
-            or not self._client.is_connected
-            or not all(collector.lease.fresh for collector in self._collectors)
-        )
+        return self._lacks_space or not self._client.is_connected
 
     @property
     def _lacks_space(self) -> bool:
