@@ -563,6 +563,9 @@ LOOKUP_FAILURES_MAX = 3
 LOOKUP_PAUSE_S = 0.1
 """The pause between two of these."""
 
+LOOKUP_TIME_ASKS = 6
+"""How often the first message since a time is asked for, and the first of the answers taken."""
+
 LOOKUP_MESSAGES = 256
 """What one of them asks for, where more are missing."""
 

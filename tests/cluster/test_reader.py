@@ -221,6 +221,24 @@ def test_reading_goes_on_at_the_position(broker: Broker, partition: int) -> None
     broker.run(use)
 
 
+def test_a_missing_message_at_the_position_does_not_hide_that_the_stream_was_put_back(
+    broker: Broker, partition: int
+) -> None:
+    async def use(js: JetStreamContext) -> None:
+        await publish_all(js, partition, some(6))
+        first = await reader_of(js, partition)
+        await first.until_read(6)
+        # As if the log had another message 6, of before, and then the stream lost its own.
+        await js.delete_msg(stream_name(partition), 6)
+        await publish_all(js, partition, some(1, first=6))
+        driven = await reader_of(js, partition, position=6, time_ns=first.read[3].time_ns + 1)
+        await driven.until_waits("went_back")
+        assert driven.read == []
+        assert stream_name(partition) in driven.said[0]
+
+    broker.run(use)
+
+
 # What is missing.
 
 Remove = Callable[[JetStreamContext, str], Awaitable[object]]

@@ -13,8 +13,9 @@ import asyncio
 import base64
 import json
 import re
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from numbers_uring.cluster.collector.feed import Message
@@ -23,6 +24,7 @@ from numbers_uring.limits import (
     LOOKUP_FAILURES_MAX,
     LOOKUP_MESSAGES,
     LOOKUP_PAUSE_S,
+    LOOKUP_TIME_ASKS,
     READ_ANSWER_S,
     READ_BYTES,
 )
@@ -66,6 +68,12 @@ def parse_time_ns(text: str) -> int:
         raise ValueError(f"{text!r} is no time")
     seconds = datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00")).timestamp()
     return int(seconds) * _NANOSECONDS + int((match[2] or "").ljust(9, "0"))
+
+
+def time_text(time_ns: int) -> str:
+    """Return a time in nanoseconds as NATS servers write it; see `parse_time_ns`."""
+    seconds, rest = divmod(time_ns, _NANOSECONDS)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
 
 
 async def read_state(js: "JetStreamContext", stream: str) -> StreamState:
@@ -125,19 +133,43 @@ class Lookup:
                 raise
         return []
 
-    async def _direct(self, first: int, last: int) -> Sequence[Message]:
-        """Ask any replica: its answers come one after the other, then a control message.
+    async def first_since(self, time_ns: int) -> Message | None:
+        """Return the first message that was stored at this time or later.
 
-        Not by nats-py's `request`, which takes a publisher's `Status: 503` for the server's.
+        A replica may have lost some: so several are asked. Raises NoAnswerError.
         """
-        import nats  # noqa: PLC0415
+        request = {"start_time": time_text(time_ns), "batch": 1}
+        found: list[Message] = []
+        for _ in range(LOOKUP_TIME_ASKS):
+            found += [message async for message in self._ask(request)]
+        return min(found, key=lambda message: message.sequence, default=None)
 
+    async def _direct(self, first: int, last: int) -> Sequence[Message]:
+        """Ask any replica for as many as it has without a gap."""
         found: list[Message] = []
         request = {
             "seq": first,
             "batch": min(last - first + 1, LOOKUP_MESSAGES),
             "max_bytes": READ_BYTES,
         }
+        try:
+            async with aclosing(self._ask(request)) as answers:
+                async for message in answers:
+                    if message.sequence != first + len(found) or message.sequence > last:
+                        break
+                    found.append(message)
+        except NoAnswerError:
+            if not found:
+                raise
+        return found
+
+    async def _ask(self, request: Mapping[str, object]) -> AsyncGenerator[Message, None]:
+        """Ask any replica: its answers come one after the other, then a control message.
+
+        Not by nats-py's `request`, which takes a publisher's `Status: 503` for the server's.
+        """
+        import nats  # noqa: PLC0415
+
         inbox = self._client.new_inbox()
         try:
             answers = await self._client.subscribe(inbox)
@@ -145,18 +177,11 @@ class Lookup:
                 await self._client.publish(
                     f"$JS.API.DIRECT.GET.{self._stream}", json.dumps(request).encode(), inbox
                 )
-                while True:
-                    message = self._message(await answers.next_msg(READ_ANSWER_S))
-                    if message is None or message.sequence != first + len(found):
-                        return found
-                    if message.sequence > last:
-                        return found
-                    found.append(message)
+                while (message := self._message(await answers.next_msg(READ_ANSWER_S))) is not None:
+                    yield message
             finally:
                 await answers.unsubscribe()
         except (nats.errors.Error, TimeoutError, OSError) as error:
-            if found:
-                return found
             raise NoAnswerError from error
 
     def _message(self, answer: "Msg") -> Message | None:

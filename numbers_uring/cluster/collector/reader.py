@@ -293,12 +293,23 @@ class Reader:
         """Compare the message at the position with what the log was told of it."""
         found: Sequence[Message] = [feed.messages[0]]
         if found[0].sequence != self.position:
-            # That it is missing is no harm: it is in the log. That it is another one would be.
             found = await self._lookup.find(self.position, self.position)
         if found and found[0].time_ns != self._time_ns:
-            await self.close()
             self._wait_back(f"its message {self.position} is another one now")
-        self._overlaps = False
+        elif not found and await self._used_again():
+            self._wait_back(f"its messages up to {self.position} are others now")
+        else:
+            self._overlaps = False
+            return
+        await self.close()
+
+    async def _used_again(self) -> bool:
+        """Return whether a message up to the position was stored behind what the log has of it.
+
+        That the one at the position is missing is no harm by itself: it is in the log.
+        """
+        message = await self._lookup.first_since(self._time_ns)
+        return message is not None and message.sequence <= self.position
 
     # A consumer.
 
