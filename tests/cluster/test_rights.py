@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 from array import array
 from collections.abc import Callable, Coroutine, Iterator
@@ -13,9 +14,12 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
+from nats.js.errors import NotFoundError
 
 from numbers_uring.cluster import connection
-from numbers_uring.cluster.bucket import NODES_BUCKET, Buckets
+from numbers_uring.cluster.bucket import CLUSTER_BUCKET, NODES_BUCKET, Buckets, Copy, Settings
+from numbers_uring.cluster.collector.lookup import Lookup, read_state
+from numbers_uring.cluster.collector.trim import Trimmer, TrimSource
 from numbers_uring.cluster.connection import broker_errors, connected, jetstream
 from numbers_uring.cluster.partitions import log_name, stream_name, subject_name
 from numbers_uring.errors import StartError
@@ -23,8 +27,8 @@ from support.broker import Broker
 from support.certificates import Certificates
 from support.logs import lines
 from support.processes import CommandProcess, ServerProcess, run_command
-from support.shipped_broker import shipped_brokers, url_of
-from support.waiting import wait_until
+from support.shipped_broker import EXAMPLE, shipped_brokers, url_of
+from support.waiting import DEADLINE_S, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +48,8 @@ def example(
 ) -> Iterator[Broker]:
     """A NATS server with deploy/nats.conf, and a cluster of two partitions that its admin made."""
     folder = tmp_path_factory.mktemp("example")
-    with shipped_brokers(folder, certificates, 1) as (broker,):
+    # What it is told is in its log.
+    with shipped_brokers(folder, certificates, 1, settings="trace: true\n") as (broker,):
         done = run_command("cluster", "init", "--nats", broker.url, "--partitions", "2", *access)
         assert done.returncode == 0, done.stderr
         yield broker
@@ -61,6 +66,11 @@ def test_the_example_configuration_gives_all_the_rights_that_they_need(
             collector.wait_for("collecting partitions")
             node.send(lines([1, 2, 3]))
             wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the numbers")
+            # As after a change of certificates or users; it disconnects no one.
+            example.reload()
+            wait_until(lambda: "Reloaded server configuration" in example.log.read_text(), "that")
+            node.send(lines([4]))
+            wait_until(lambda: log.read_bytes() == lines([1, 2, 3, 4]), "the number after it")
             wait_until(lambda: example.run(nodes), "the node in the list of nodes")
         with CommandProcess(*collect, "--nats", url_of(example, "collector")) as collector:
             collector.wait_for("collecting partitions")
@@ -68,10 +78,75 @@ def test_the_example_configuration_gives_all_the_rights_that_they_need(
         log.unlink()
         with CommandProcess(*collect, "--nats", url_of(example, "collector")) as collector:
             collector.wait_for("collecting partitions")
-            wait_until(lambda: log.read_bytes() == lines([1, 2, 3]), "the log, made again")
+            wait_until(lambda: log.read_bytes() == lines([1, 2, 3, 4]), "the log, made again")
             assert collector.stop(signal.SIGTERM) == 0
         assert node.terminate() == 0
+        assert "lost the connection" not in node.stderr
     assert "iolation" not in example.log.read_text()
+
+
+def test_a_collector_may_report_its_copy_and_trim(example: Broker) -> None:
+    said: list[str] = []
+
+    async def session() -> None:
+        url = url_of(example, "collector")
+        async with (
+            connected(example.url, "tests", access=example.access) as admin,
+            connected(url, "collector", access=example.access, say=said.append) as client,
+        ):
+            settings = Settings(partitions=2, copies=1, keep_s=1e-6)
+            await Buckets(jetstream(admin)).put_settings(settings, new=False)
+            last = (await jetstream(admin).publish(subject_name(0), ZERO)).seq
+            js = jetstream(client)
+            state = await read_state(js, stream_name(0))
+            (found,) = await Lookup(js, stream_name(0)).find(last, last)
+            copy = Copy(
+                partition=0,
+                copy="copy",
+                run="run",
+                host="host",
+                log="log",
+                place="place",
+                state="collecting",
+                stream_created_ns=state.created_ns,
+                sequence=last,
+                message_time_ns=found.time_ns,
+            )
+            buckets = Buckets(js)
+            await buckets.put_copy(copy)
+            source = TrimSource(
+                partition=0, stream_created_ns=state.created_ns, record_before=lambda _: None
+            )
+            trimmer = Trimmer(js, buckets, [source], say=said.append)
+            for _ in range(2):
+                await trimmer.round(await buckets.read([0]))
+            assert (await js.stream_info(stream_name(0))).state.first_seq == last
+
+    asyncio.run(session())
+    assert not any("violation" in line for line in said)
+
+
+def rights(user: str) -> list[str]:
+    """Return the subjects that deploy/nats.conf lets a user publish to."""
+    text = EXAMPLE.read_text().partition(f'user: "{user}"')[2]
+    return re.findall(r'"(.+)"', text.partition("publish: [")[2].partition("]")[0])
+
+
+def published(broker: Broker, user: str) -> set[str]:
+    """Return the subjects that all connections of a user have published to."""
+    said = rf"/user:{user}\" - <<- \[H?PUB (\S+)"
+    return set(re.findall(said, broker.log.read_text()))
+
+
+def test_each_right_of_the_example_configuration_is_needed(example: Broker) -> None:
+    for user in ("node", "collector"):
+        subjects = {
+            subject.replace("$JS.API.", "NUMBERS.") if user == "node" else subject
+            for subject in published(example, user)
+        }
+        for right in rights(user):
+            pattern = re.escape(right).replace(r"\*", "[^.]+").replace(">", ".+")
+            assert any(re.fullmatch(pattern, subject) for subject in subjects), (user, right)
 
 
 async def nodes(js: JetStreamContext) -> bool:
@@ -103,21 +178,14 @@ def test_what_is_forbidden_is_said_with_the_right_that_is_missing(
 
 ZERO, ONE = array("I", [0]).tobytes(), array("I", [1]).tobytes()
 
-FORBIDDEN = {
-    "$JS.API.STREAM.PURGE.numbers-0": {},
+FORBIDDEN_TO_ALL = {
     "$JS.API.STREAM.DELETE.numbers-1": {},
     "$JS.API.STREAM.UPDATE.numbers-1": {"name": "numbers-1", "subjects": ["numbers.1"]},
     "$JS.API.STREAM.CREATE.evil": {"name": "evil", "subjects": ["evil"]},
     "$JS.API.STREAM.MSG.DELETE.numbers-0": {"seq": 1},
-    "$JS.API.STREAM.MSG.GET.numbers-0": {"seq": 1},
-    "$JS.API.DIRECT.GET.numbers-0": {"seq": 1},
-    "$JS.API.STREAM.SNAPSHOT.numbers-0": {"deliver_subject": "_INBOX.node.snapshot"},
+    "$JS.API.STREAM.SNAPSHOT.numbers-0": {"deliver_subject": "_INBOX.snapshot"},
     "$JS.API.STREAM.LEADER.STEPDOWN.numbers-0": {},
     "$JS.API.STREAM.NAMES": {},
-    "$JS.API.CONSUMER.CREATE.numbers-0": {
-        "stream_name": "numbers-0",
-        "config": {"deliver_subject": "_INBOX.node.messages", "ack_policy": "none"},
-    },
     "$JS.API.CONSUMER.NAMES.numbers-0": {},
     "$JS.API.ACCOUNT.PURGE.NUMBERS": {},
     "$JS.API.META.LEADER.STEPDOWN": {},
@@ -125,6 +193,15 @@ FORBIDDEN = {
     "$KV.numbers-cluster.v1.skip.0.1": {"by": "me", "why": "why", "time": 0},
     "$SYS.REQ.SERVER.PING.VARZ": {},
     "$SYS.REQ.ACCOUNT.NUMBERS.CONNZ": {},
+}
+FORBIDDEN_TO_NODES = FORBIDDEN_TO_ALL | {
+    "$JS.API.STREAM.PURGE.numbers-0": {},
+    "$JS.API.STREAM.MSG.GET.numbers-0": {"seq": 1},
+    "$JS.API.DIRECT.GET.numbers-0": {"seq": 1},
+    "$JS.API.CONSUMER.CREATE.numbers-0": {
+        "stream_name": "numbers-0",
+        "config": {"deliver_subject": "_INBOX.node.messages", "ack_policy": "none"},
+    },
 }
 
 
@@ -135,6 +212,13 @@ async def refused(client: Client, subject: str, data: bytes, **options: Any) -> 
     except NatsError:
         return True
     return b'"error"' in answer.data
+
+
+async def all_refused(client: Client, requests: dict[str, Any]) -> bool:
+    tried = [refused(client, s, json.dumps(data).encode()) for s, data in requests.items()]
+    answered = {s for s, no in zip(requests, await asyncio.gather(*tried), strict=True) if not no}
+    assert not answered
+    return True
 
 
 async def states(js: JetStreamContext) -> dict[str, object]:
@@ -170,13 +254,10 @@ def test_a_taken_over_node_cannot_read_numbers_or_remove_or_change_anything(
                 await node.subscribe(subject, cb=hear)
             await node.flush()
             await js.publish(subject_name(0), ZERO)
-            tried = [refused(node, s, json.dumps(data).encode()) for s, data in FORBIDDEN.items()]
-            assert dict(zip(FORBIDDEN, await asyncio.gather(*tried), strict=True)) == dict.fromkeys(
-                FORBIDDEN, True
-            )
+            assert await all_refused(node, FORBIDDEN_TO_NODES)
             # Nor by letting the NATS server send its answer there.
             info = f"$JS.API.STREAM.INFO.{stream_name(0)}"
-            for reply in (*FORBIDDEN, subject_name(1), "_INBOX.collector.any"):
+            for reply in (*FORBIDDEN_TO_NODES, subject_name(1), "_INBOX.collector.any"):
                 await node.publish(subject_name(0), ONE, reply=reply)
                 await node.publish(info, b"", reply=reply)
             # Nor by headers.
@@ -222,5 +303,43 @@ def test_a_taken_over_node_can_forge_numbers_reports_and_acknowledgements(
             report = f"$KV.{NODES_BUCKET}.v1.other"
             while not await refused(node, f"{report}{len(heard)}", bytes(1 << 20)):
                 assert len(heard) < 30, "the bucket has no limit"
+
+    asyncio.run(session())
+
+
+def test_a_taken_over_collector_can_do_everything_by_detours(example: Broker) -> None:
+    # Last, as it deletes a stream.
+    async def session() -> None:
+        url = url_of(example, "collector")
+        async with (
+            connected(example.url, "tests", access=example.access) as admin,
+            connected(url, "collector", access=example.access) as collector,
+        ):
+            js = admin.jetstream()
+            assert await all_refused(collector, FORBIDDEN_TO_ALL | {subject_name(1): {}})
+
+            async def send(data: bytes, to: str) -> None:
+                """Write to a key that it may write to, and have that sent to another subject."""
+                written = await collector.request("$KV.numbers-cluster.v1.copy.0.any", data)
+                get = json.dumps({"seq": json.loads(written.data)["seq"]}).encode()
+                await collector.publish(f"$JS.API.DIRECT.GET.KV_{CLUSTER_BUCKET}", get, reply=to)
+                await collector.flush()
+
+            async def messages() -> int:
+                """Return how many the second stream has; -1 without that."""
+                try:
+                    return (await js.stream_info(stream_name(1))).state.messages
+                except NotFoundError:
+                    return -1
+
+            before = await messages()
+            async with asyncio.timeout(DEADLINE_S):
+                await send(ONE, subject_name(1))
+                while await messages() == before:
+                    pass
+                assert (await js.get_last_msg(stream_name(1), subject_name(1))).data == ONE
+                await send(b"", f"$JS.API.STREAM.DELETE.{stream_name(1)}")
+                while await messages() >= 0:
+                    pass
 
     asyncio.run(session())

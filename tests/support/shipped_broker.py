@@ -58,8 +58,10 @@ def _shipped(
 
 
 @contextmanager
-def shipped_brokers(folder: Path, certificates: Certificates, count: int) -> Iterator[list[Broker]]:
-    """Run one server, or a group of three, that wait for their first request."""
+def shipped_brokers(
+    folder: Path, certificates: Certificates, count: int, *, settings: str = ""
+) -> Iterator[list[Broker]]:
+    """Run one server, or a group of three, with more settings."""
     routes = tuple(reserve_port() for _ in range(count if count > 1 else 0))
     environment = {
         f"NUMBERS_{user.upper()}_PASSWORD": password(user)
@@ -72,6 +74,8 @@ def shipped_brokers(folder: Path, certificates: Certificates, count: int) -> Ite
             for member in range(count)
         ]
         for broker in brokers:
+            with broker.config.open("a") as config:
+                config.write(settings)
             running.enter_context(broker)
         for broker in brokers:
             broker.wait_ready()
