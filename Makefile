@@ -164,6 +164,7 @@ clean:
 
 # The stamp is written last, so that a venv whose making was interrupted is made again.
 $(VENV)/venv.stamp:
+	@$(PYTHON) native/check_build.py
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
