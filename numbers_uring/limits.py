@@ -610,6 +610,12 @@ GATHER_S_MAX = 0.05
 CLOSE_POLL_S = 0.0005
 """How often a loop checks whether the numbers of a client that has left are stored by now."""
 
+CLOSE_POLL_GROWTH = 1.25
+"""How much longer each further pause is: a NATS server may be away for long."""
+
+CLOSE_POLL_MAX_S = 0.02
+"""The longest such pause."""
+
 IDLE_PASS_S = 0.1
 """What a pass counts of a client's silence, beyond the time that it was to wait."""
 
@@ -697,6 +703,7 @@ assert 2 * COPY_TELL_S * COPY_UNCHANGED_TELLS < COPY_GONE_S
 assert COPY_TELL_S * COPY_UNCHANGED_TELLS + 2 * COPIES_READ_S < 60
 assert 2 * INDEX_RECORDS_KEPT < INDEX_RECORDS_MAX
 assert COMMIT_INTERVAL_S < NO_SPACE_RETRY_S
+assert CLOSE_POLL_S < CLOSE_POLL_MAX_S < WAIT_S_MAX
 assert SLOW_APPEND_S < GATHER_S_MAX < IDLE_PASS_S
 assert 2 * max(HEARTBEAT_INTERVAL_S, DRAIN_S, FORWARD_ROOM_ALL_S) < HEARTBEAT_STALE_S
 assert LOG_SCAN_CHUNK_BYTES <= CHECK_PROGRESS_BYTES

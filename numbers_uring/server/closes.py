@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from numbers_uring.limits import CLOSE_POLL_GROWTH, CLOSE_POLL_MAX_S, CLOSE_POLL_S
 from numbers_uring.log.sink import Sink
 from numbers_uring.reactor.contract import Reactor
 
@@ -53,6 +54,8 @@ class PendingCloses:
         self._batches = batches
         self._on_closed = on_closed
         self._pending: list[_Close] = []
+        self.poll_s = CLOSE_POLL_S
+        """When to try again; the longer they have waited for it, the later."""
 
     def __bool__(self) -> bool:
         return bool(self._pending)
@@ -75,6 +78,7 @@ class PendingCloses:
         close = _Close(connection, orderly, others)
         if not self._finished(close):
             self._pending.append(close)
+            self.poll_s = CLOSE_POLL_S
 
     def finish(self) -> None:
         """Close the connections whose numbers are stored. Raises SinkError."""
@@ -83,6 +87,10 @@ class PendingCloses:
         self._sink.check()
         pending, self._pending = self._pending, []
         self._pending = [each for each in pending if not self._finished(each)]
+        if len(self._pending) < len(pending):
+            self.poll_s = CLOSE_POLL_S
+        else:
+            self.poll_s = min(self.poll_s * CLOSE_POLL_GROWTH, CLOSE_POLL_MAX_S)
 
     def _finished(self, close: _Close) -> bool:
         """Close the connection if its numbers are stored, or can no longer be."""

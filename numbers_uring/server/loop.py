@@ -242,7 +242,7 @@ class Loop:
             left_s = self._idle.left_s()
             timeout_s = min(timeout_s, math.inf if left_s is None else left_s)
         if self._closes:
-            timeout_s = min(timeout_s, CLOSE_POLL_S)
+            timeout_s = min(timeout_s, self._closes.poll_s)
         return min(max(timeout_s, 0), WAIT_S_MAX)
 
     # The sink.

@@ -123,11 +123,13 @@ class Server:
             self._shared.batches.failed = True
             self._requests.failure = failure
         self._stop_workers()
+        # Before the report, so that both add up to what was taken in.
+        loss = self._loss() if isinstance(failure, SinkError) else ""
         self._put_report(last=True)
         if self._disconnects is not None:
             self._disconnects.flush(self._reactor.refused)
         if isinstance(failure, SinkError):
-            raise SinkError(f"{failure}{self._loss()}") from failure
+            raise SinkError(f"{failure}{loss}") from failure
         if isinstance(failure, OSError):
             raise BackendError(f"the backend failed: {failure}") from failure
         if failure is not None:

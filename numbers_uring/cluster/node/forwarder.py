@@ -143,14 +143,21 @@ class Forwarder:
         """Wait until all up to the mark is acknowledged. Raises ForwardError if it is not."""
         self.check()
         if not self._outbox.wait_until_acknowledged(mark):
+            self.check()
             raise ForwardError(self._publisher.problem or f"{self.name} does not answer")
 
     def begin_stop(self) -> None:
         self._outbox.begin_stop()
 
     def finish(self) -> None:
-        """Wait until everything is acknowledged. Raises ForwardError after FORWARD_STOP_ACK_S."""
-        self.wait_until_stored(self.mark())
+        """Wait until everything is acknowledged. Raises ForwardError after FORWARD_STOP_ACK_S.
+
+        What is acknowledged after that does not count: what is reported as lost adds up.
+        """
+        try:
+            self.wait_until_stored(self.mark())
+        finally:
+            self._outbox.close()
 
     def loss(self, lines: int) -> str:
         return f"{lines} numbers that were taken in are not acknowledged"

@@ -75,6 +75,7 @@ class Outbox:
         self._published_bytes = 0
         self._progress_s = clock()
         self._stopping = False
+        self._closed = False
         self.write_s = 0.0
         """Seconds spent in `put`."""
 
@@ -110,9 +111,11 @@ class Outbox:
         return taken
 
     def _wait_until(self, end_s: float) -> bool:
-        """Wait for a change; False where the time has come without one."""
+        """Wait for a change; False where the time has come without one, or it is closed."""
         left_s = end_s - self._clock()
-        return left_s > 0 and (self._changed.wait(left_s) or self._stopping)
+        if self._closed or left_s <= 0:
+            return False
+        return self._changed.wait(left_s) or self._stopping
 
     def _room_end_s(self, begin_s: float, moved_s: float) -> float:
         if self._stopping:
@@ -128,15 +131,22 @@ class Outbox:
     def wait_until_acknowledged(self, mark: int) -> bool:
         """Wait until everything up to the mark is acknowledged, and return True; from any thread.
 
-        False means that nothing was acknowledged for FORWARD_STOP_ACK_S, since `begin_stop`.
+        False means that nothing was acknowledged for FORWARD_STOP_ACK_S, since `begin_stop`, or
+        that it is closed.
         """
         with self._changed:
             while not self._has_acknowledged(mark):
                 left_s = self._progress_s + FORWARD_STOP_ACK_S - self._clock()
-                if left_s <= 0:
+                if self._closed or left_s <= 0:
                     return False
                 self._changed.wait(left_s)
             return True
+
+    def close(self) -> None:
+        """End all waits, and count no further acknowledgement; from any thread."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
 
     def mark(self) -> int:
         """Return what stands for all that was put up to now; from any thread."""
@@ -215,6 +225,8 @@ class Outbox:
     def acknowledge(self, batch: Batch) -> bool:
         """Forget the batch, which is where it belongs. Returns whether that ends a failure."""
         with self._changed:
+            if self._closed:
+                return False
             self._acknowledged += len(batch.payload) // NUMBER_BYTES
             self._outstanding.remove(batch)
             self._progress_s = self._clock()

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from numbers_uring.cluster.bucket import Buckets, Node
 from numbers_uring.cluster.connection import connected, jetstream, until_closed, url_text
 from numbers_uring.cluster.node.outbox import Batch, Outbox
-from numbers_uring.cluster.partitions import subject_name
+from numbers_uring.cluster.partitions import stream_name, subject_name
 from numbers_uring.cluster.streams import check_streams
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
@@ -80,7 +80,7 @@ class Publisher:
         self._say = say
         self._inform = inform
         self._on_failure = on_failure
-        self._outbox: Outbox
+        self._outbox: Outbox | None = None
         self._state: Callable[[], Node] | None = None
         self._said: set[str] = set()
         self._timeouts: set[asyncio.Timeout] = set()
@@ -100,6 +100,8 @@ class Publisher:
     def attach(self, outbox: Outbox) -> None:
         """Publish the batches of `outbox` from now on."""
         self._outbox = outbox
+        if self.failure is not None:
+            outbox.close()
         self._call(self._attached.set)
 
     def wake(self) -> None:
@@ -134,6 +136,8 @@ class Publisher:
             while isinstance(error, BaseExceptionGroup):
                 error = error.exceptions[0]
             self.failure = error
+            if self._outbox is not None:
+                self._outbox.close()
             if self._ready.is_set():
                 self._on_failure()
         finally:
@@ -175,21 +179,23 @@ class Publisher:
         self, client: "Client", js: "JetStreamContext", tasks: asyncio.TaskGroup
     ) -> None:
         await self._attached.wait()
+        assert self._outbox is not None
+        outbox = self._outbox
         slots = asyncio.Semaphore(FORWARD_IN_FLIGHT)
         while True:
             await slots.acquire()
             # Cleared before the outbox is asked, so that no later change is missed.
             self._changed.clear()
-            while (batch := self._outbox.take() if client.is_connected else None) is None:
-                pause_s = self._outbox.due_in_s() if client.is_connected else FORWARD_RETRY_S
+            while (batch := outbox.take() if client.is_connected else None) is None:
+                pause_s = outbox.due_in_s() if client.is_connected else FORWARD_RETRY_S
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause_s):
                         await self._changed.wait()
                 self._changed.clear()
-            task = tasks.create_task(self._publish(js, batch))
+            task = tasks.create_task(self._publish(js, outbox, batch))
             task.add_done_callback(lambda _: slots.release())
 
-    async def _publish(self, js: "JetStreamContext", batch: Batch) -> None:
+    async def _publish(self, js: "JetStreamContext", outbox: Outbox, batch: Batch) -> None:
         import nats  # noqa: PLC0415
 
         try:
@@ -200,13 +206,16 @@ class Publisher:
                     subject_name(batch.partition),
                     batch.payload,
                     timeout=2 * FORWARD_RESEND_S,
+                    # Another stream that has the subject must not acknowledge it.
+                    stream=stream_name(batch.partition),
                     headers={"Nats-Msg-Id": f"{self._message_id}-{batch.number}"},
                 )
-        except (OSError, nats.errors.Error) as error:
-            self._outbox.fail(batch, FORWARD_RETRY_S)
+        except (OSError, nats.errors.Error, ValueError, TypeError) as error:
+            # The last two: what came is no acknowledgement.
+            outbox.fail(batch, FORWARD_RETRY_S)
             self._note_problem(batch.partition, error)
         else:
-            if self._outbox.acknowledge(batch):
+            if outbox.acknowledge(batch):
                 self._note_recovery()
         finally:
             self._timeouts.discard(timeout)
