@@ -8,7 +8,7 @@ import click
 from numbers_uring import __version__
 from numbers_uring.cli.cluster_verify import verify
 from numbers_uring.cli.nats_options import access_of, broker_options
-from numbers_uring.cli.types import Duration
+from numbers_uring.cli.types import Duration, Sequences
 from numbers_uring.limits import COPIES_MAX, MESSAGE_BYTES_MAX, PARTITIONS_MAX
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.stdio import PROGRAM
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.group()
 @click.version_option(__version__, prog_name=PROGRAM)
 def cluster() -> None:
-    """Create a cluster's streams, show its status, verify its logs, forget a copy."""
+    """Create a cluster's streams, show its status, verify its logs, forget a copy, skip a message."""
 
 
 cluster.add_command(verify)
@@ -168,3 +168,49 @@ def forget(say: Diagnostics, /, nats: str, copy: str, force: bool, **options: An
 
     partitions = asyncio.run(run())
     say.info(f"forgot copy {copy} of partitions {', '.join(map(str, partitions))}")
+
+
+@cluster.command(context_settings={"show_default": True})
+@broker_options
+@click.argument("partition", type=click.IntRange(0, PARTITIONS_MAX - 1))
+@click.argument("sequence", type=Sequences())
+@click.option("--why", default="", metavar="TEXT", help="Record this reason with the skip.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Skip it although it is a proper batch, or a copy has passed it.",
+)
+@click.version_option(__version__, prog_name=PROGRAM)
+@click.pass_obj
+def skip(
+    say: Diagnostics,
+    /,
+    nats: str,
+    partition: int,
+    sequence: tuple[int, int],
+    why: str,
+    force: bool,
+    **options: Any,
+) -> None:
+    """Make all copies of PARTITION skip message SEQUENCE of its stream, or messages FIRST-LAST.
+
+    For a message that the partition waits at, because the stream has lost it, or because it is no
+    batch of numbers. If another copy has passed it, copy that one's log and index instead. A skip
+    cannot be taken back.
+
+    Exit status: 0 recorded, 2 wrong usage, 3 it is refused, or the NATS server cannot be reached.
+    """
+    import asyncio
+
+    from numbers_uring.cluster.connection import connected, jetstream
+    from numbers_uring.cluster.skip import skip_messages
+
+    access = access_of(options)
+
+    async def run() -> str:
+        async with connected(nats, f"{PROGRAM} cluster skip", access=access) as client:
+            return await skip_messages(
+                jetstream(client), partition, *sequence, why=why, force=force
+            )
+
+    say.info(asyncio.run(run()))

@@ -48,3 +48,20 @@ class Duration(Seconds):
             self.fail(f"{value!r} is not a duration such as 90, 30s, 15m, 12h or 7d.", param, ctx)
         unit_s = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
         return super().convert(float(match[1]) * unit_s, param, ctx)
+
+
+class Sequences(click.ParamType):  # type: ignore[type-arg] # generic only in click's newest
+    """A message's sequence in its stream, or a range of them: 17, 17-40."""
+
+    name = "sequences"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"([0-9]{1,19})(?:-([0-9]{1,19}))?", str(value))
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= first <= last < 2**63:
+            self.fail(f"{value!r} is not a sequence such as 17, or 17-40.", param, ctx)
+        return first, last

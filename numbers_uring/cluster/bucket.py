@@ -112,10 +112,14 @@ class Copy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skip:
-    """An operator's decision that all copies pass over a message."""
+    """An operator's decision that all copies pass over some messages of a stream."""
 
     partition: int
     sequence: int
+    """The first one."""
+    last_sequence: int
+    stream_created_ns: int
+    """Of the stream that it is about: another one of the same name has other messages."""
     by: str
     why: str
     time: float = field(default_factory=time.time)
@@ -237,7 +241,9 @@ class Buckets:
         await self._delete(CLUSTER_BUCKET, f"copy.{partition}.{copy}")
 
     async def put_skip(self, skip: Skip) -> None:
-        value = {"by": skip.by, "why": skip.why, "time": skip.time}
+        value = asdict(skip)
+        for name in ("partition", "sequence"):
+            del value[name]
         await self._put(CLUSTER_BUCKET, f"skip.{skip.partition}.{skip.sequence}", value)
 
     async def put_trim(self, partition: int, trim: Trim) -> int:
@@ -520,6 +526,8 @@ def _add(contents: Contents, name: str, value: _Value, now_s: float) -> None:
             Skip(
                 partition=partition,
                 sequence=_count(int(match[2]), "its sequence"),
+                last_sequence=fields.count("last_sequence"),
+                stream_created_ns=fields.count("stream_created_ns"),
                 by=fields.text("by"),
                 why=fields.text("why"),
                 time=fields.seconds("time"),

@@ -90,7 +90,14 @@ def without_age(contents: Contents) -> Contents:
 
 @pytest.mark.parametrize("fresh", [False, True])
 def test_what_is_written_is_read_again(cluster: Broker, fresh: bool) -> None:
-    skip = Skip(partition=2, sequence=2**63, by="me", why="it is lost")
+    skip = Skip(
+        partition=2,
+        sequence=2**63,
+        last_sequence=2**63 + 5,
+        stream_created_ns=2**62,
+        by="me",
+        why="it is lost",
+    )
     settings = Settings(partitions=PARTITIONS, copies=2, keep_s=0.5)
 
     async def session(_: JetStreamContext, buckets: Buckets) -> None:

@@ -144,6 +144,32 @@ class Lookup:
             found += [message async for message in self._ask(request)]
         return min(found, key=lambda message: message.sequence, default=None)
 
+    async def first_there(self, first: int, last: int) -> Message | None:
+        """Return the first message from `first` to `last` that any replica has; None without any.
+
+        Raises NoAnswerError.
+        """
+        request = {"seq": first, "batch": 1}
+        there: Message | None = None
+        answers = failures = 0
+        while answers < LOOKUP_ASKS and failures < LOOKUP_FAILURES_MAX:
+            try:
+                for message in [each async for each in self._ask(request)]:
+                    if message.sequence <= last and (
+                        there is None or message.sequence < there.sequence
+                    ):
+                        there = message
+            except NoAnswerError:
+                failures += 1
+            else:
+                answers += 1
+                if there is not None and there.sequence == first:
+                    return there
+            await asyncio.sleep(LOOKUP_PAUSE_S)
+        if not answers:
+            raise NoAnswerError
+        return there
+
     async def _direct(self, first: int, last: int) -> Sequence[Message]:
         """Ask any replica for as many as it has without a gap."""
         found: list[Message] = []
