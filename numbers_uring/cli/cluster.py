@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.group()
 @click.version_option(__version__, prog_name=PROGRAM)
 def cluster() -> None:
-    """Create a cluster's streams, show its status, verify its logs, forget a copy, skip a message."""
+    """Create a cluster's streams, show its status, verify its logs, skip messages."""
 
 
 cluster.add_command(verify)

@@ -57,6 +57,17 @@ class Copies:
             packed = b"".join(each.pack() for each in records)
             (folder / index_name(self.partition)).write_bytes(packed)
 
+    def skip(self, sequence: int) -> None:
+        skip = Skip(
+            partition=self.partition,
+            sequence=sequence,
+            last_sequence=sequence,
+            stream_created_ns=self.broker.run(self._created_ns),
+            by="test",
+            why="test",
+        )
+        self.broker.run(lambda js: Buckets(js).put_skip(skip))
+
     async def _created_ns(self, js: JetStreamContext) -> int:
         return (await read_state(js, stream_name(self.partition))).created_ns
 
@@ -249,8 +260,7 @@ def test_a_missing_message_is_found_unless_it_is_skipped(
     stream = stream_name(copies.partition)
     copies.broker.run(lambda js: js.delete_msg(stream, 5))
     assert copies.findings("a") == [f"message 5 is missing in the stream {stream}"]
-    skip = Skip(partition=copies.partition, sequence=5, by="test", why="test")
-    copies.broker.run(lambda js: Buckets(js).put_skip(skip))
+    copies.skip(5)
     assert copies.findings("a") == []
     done = copies.verify("b")
     assert done.returncode == 0, done
@@ -263,8 +273,7 @@ def test_a_skipped_message_that_is_there_may_be_in_a_log_or_not(
     copies: Copies, messages: Messages
 ) -> None:
     copies.publish(messages)
-    skip = Skip(partition=copies.partition, sequence=5, by="test", why="test")
-    copies.broker.run(lambda js: Buckets(js).put_skip(skip))
+    copies.skip(5)
     for taken in (messages, [*messages[:4], [], *messages[5:]]):
         copies.write(taken)
         assert copies.findings() == []

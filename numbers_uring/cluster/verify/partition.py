@@ -1,15 +1,16 @@
 """Compares all logs of one partition with its stream and with each other."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from numbers_uring.cluster.bucket import Trim
+from numbers_uring.cluster.bucket import Skip, Trim
 from numbers_uring.cluster.collector.feed import Message
 from numbers_uring.cluster.collector.kernel import CollectKernel, ForeignNumberError
 from numbers_uring.cluster.collector.lookup import NoStreamError, StreamState, read_state
 from numbers_uring.cluster.collector.reader import Reader, StreamReplacedError, Wait, malformed
+from numbers_uring.cluster.collector.skips import Skips
 from numbers_uring.cluster.partitions import range_of, stream_name
 from numbers_uring.cluster.verify.copy import BATCH_BYTES, Copy, Findings, first_new_line
 from numbers_uring.cluster.verify.report import PartitionReport
@@ -26,16 +27,15 @@ async def verify_partition(
     partition: int,
     partitions: int,
     folders: Sequence[Path],
-    skipped: Collection[int],
+    skips: Iterable[Skip],
     trim: Trim | None,
     progress: Callable[[int], None],
 ) -> PartitionReport:
     """Return what the logs of a partition in `folders` have, and what its stream.
 
-    `skipped` are the messages that an operator has decided to skip, and `trim` is what collectors
-    have announced. What is stored after the start
-    is not looked at. `progress` is called with sizes of logs that were read. Raises StartError, and
-    what the client raises: nats.errors.Error, TimeoutError, OSError.
+    `skips` are an operator's decisions, and `trim` is what collectors have announced. What is
+    stored after the start is not looked at. `progress` is called with sizes of logs that were read.
+    Raises StartError, and what the client raises: nats.errors.Error, TimeoutError, OSError.
     """
     with ExitStack() as opened:
         copies = [
@@ -59,6 +59,8 @@ async def verify_partition(
         if state is None:
             report.findings.append(f"the stream {stream_name(partition)} does not exist")
         else:
+            skipped = Skips(partition, state.created_ns)
+            skipped.update(skips)
             comparison = _Comparison(report, state, copies, partitions, skipped, trim)
             await comparison.run(js)
         for copy in copies:
@@ -96,7 +98,7 @@ class _Comparison:
         state: StreamState,
         copies: Sequence[Copy],
         partitions: int,
-        skipped: Collection[int],
+        skipped: Container[int],
         trim: Trim | None,
     ) -> None:
         self._report = report

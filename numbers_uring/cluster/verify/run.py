@@ -42,7 +42,7 @@ async def verify_cluster(
                     partition,
                     partitions,
                     folders,
-                    {skip.sequence for skip in contents.skips if skip.partition == partition},
+                    contents.skips,
                     contents.trims.get(partition),
                     progress,
                 )
