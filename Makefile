@@ -59,15 +59,18 @@ sanitize: $(VENV)/dev.stamp
 	    tests/native/race_kernel.c $(wildcard native/ingest/*.c) -pthread -o build/sanitize/race_kernel
 	setarch -R build/sanitize/race_kernel
 
-# kill -9 and stops beside floods, many times over, and then nodes, collectors and NATS servers of a cluster;
-# `make ci` does some rounds of each. CLUSTER_SEED=N, which each run prints, repeats its order.
+# kill -9 and stops beside floods, many times over, and then rounds of a cluster whose parts, disks and links
+# are hurt; `make ci` does some rounds of each. CLUSTER_SEED=N, which each run prints, repeats its order, and
+# CLUSTER_ONLY=WORDS plays the rounds with these words in their names.
 SOAK_ROUNDS ?= 200
 STOP_ROUNDS ?= 50
-CLUSTER_ROUNDS ?= 70
+CLUSTER_ROUNDS ?= 100
+CLUSTER_HOLD_S ?= 10
 soak: $(VENV)/dev.stamp
 	SOAK_ROUNDS=$(SOAK_ROUNDS) STOP_ROUNDS=$(STOP_ROUNDS) \
 	    $(BIN)/pytest tests/server/test_durability.py -k "kill_at_any_moment or beside_floods" $(ARGS)
-	CLUSTER_ROUNDS=$(CLUSTER_ROUNDS) $(BIN)/pytest -rP tests/cluster/test_cluster_soak.py $(ARGS)
+	CLUSTER_ROUNDS=$(CLUSTER_ROUNDS) CLUSTER_HOLD_S=$(CLUSTER_HOLD_S) \
+	    $(BIN)/pytest -rP tests/cluster/test_cluster_soak.py $(ARGS)
 
 # Every system call of a server fails, once and for ever, with every error that fits: half an hour.
 # ARGS="--sample 60" runs some of them, and --help names more. Each session is in build/sweep.jsonl.

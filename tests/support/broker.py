@@ -68,6 +68,7 @@ class Broker:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "nats.log"
+        self.store = folder / "store"
         self.config = folder / "nats.conf"
         addresses = [_address(each) for each in hosts] or [_address(None)] * len(routes)
         self._base = self._text(
@@ -79,7 +80,7 @@ class Broker:
     def _text(self, routes: list[str], member: int) -> str:
         text = (
             f'server_name: "{self.name}"\nlisten: "{self._address}:{self.port}"\n'
-            f'jetstream {{ store_dir: "{self.folder / "store"}", max_file_store: 64GB\n'
+            f'jetstream {{ store_dir: "{self.store}", max_file_store: 64GB\n'
             "  sync_interval: always }\n"
         )
         if self.host is not None:

@@ -1,0 +1,26 @@
+"""What a NATS server has on its disk, and damage to it."""
+
+import os
+from pathlib import Path
+
+from support.broker import Broker
+
+BLOCK_BYTES = 8_000_000
+"""A stream of nats-server 2.15 begins a new file about each so many bytes."""
+
+
+def blocks(broker: Broker, stream: str) -> list[Path]:
+    """Return the files with the stream's messages, oldest first."""
+    folder = broker.store / "jetstream" / "$G" / "streams" / stream / "msgs"
+    return sorted(folder.glob("*.blk"), key=lambda path: int(path.stem))
+
+
+def flip_bit(path: Path, at: int) -> None:
+    """Flip a bit of byte `at`, as a disk or a memory does that has lost one."""
+    with path.open("r+b") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 0x10]))
+        file.flush()
+        os.fsync(file.fileno())
