@@ -1,6 +1,6 @@
 """The command `check`: its options, and how it prints findings and repairs."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
 from json import dumps
 from pathlib import Path
@@ -9,6 +9,7 @@ import click
 
 from numbers_uring import __version__
 from numbers_uring.cli.progress import bar_of_bytes
+from numbers_uring.cluster.collector.index_check import IndexFindings, check_index, log_of
 from numbers_uring.errors import ExitCode, SinkError
 from numbers_uring.ingest.bitmap import allocate
 from numbers_uring.ingest.native import variants
@@ -16,10 +17,15 @@ from numbers_uring.log.check import Findings, check_logs, open_logs
 from numbers_uring.log.repair import Repair, repair_logs
 from numbers_uring.system.stdio import PROGRAM
 
+Indexes = Mapping[Path, IndexFindings | None]
+"""What was found of each log's index, by the path of the log; None where there is none."""
+
 
 def _different_files(
     _context: click.Context, _parameter: click.Parameter, paths: tuple[Path, ...]
 ) -> tuple[Path, ...]:
+    named = [path for path in paths if log_of(path) == path]
+    paths = (*named, *{log_of(path): None for path in paths if log_of(path) not in named})
     for first, second in combinations(paths, 2):
         try:
             same = first.samefile(second)
@@ -54,6 +60,9 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
     them. A torn tail is what a crash may leave at the end: a part of a line, zero bytes, or both.
     The log of a running server can be checked, and may then end within a line.
 
+    A log numbers.P.log of a cluster is compared with each record of the index numbers.P.index
+    beside it, and an index stands for its log. A collector mends an index at its next start.
+
     Every option can also be set from the environment: NUMBERS_URING_CHECK_JSON=1 stands for --json.
 
     Exit status: 0 clean, or repaired; 1 findings; 2 wrong usage; 3 a file cannot be read, or is in
@@ -64,6 +73,7 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
     with open_logs(files, lock=repair) as logs:
         kernel, bitmap = variants()[0], allocate().memory
         findings = check_logs(logs, kernel, bitmap, bar_of_bytes)
+        indexes = {log.path: check_index(log, bitmap) for log in logs}
         if repair:
             try:
                 for repair_done in repair_logs(findings, kernel, bitmap, bar_of_bytes):
@@ -73,9 +83,14 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
     code = ExitCode.CLEAN
     if failure is not None:
         code = ExitCode.LOG_FAILED
-    elif len(repairs) < sum(not found.clean for found in findings):
+    elif len(repairs) < sum(not found.clean for found in findings) or any(
+        index is not None and index.findings for index in indexes.values()
+    ):
         code = ExitCode.FAILED
-    click.echo(_json(findings, repairs, code, failure) if json else _text(findings, repairs))
+    if json:
+        click.echo(_json(findings, indexes, repairs, code, failure))
+    else:
+        click.echo(_text(findings, indexes, repairs))
     if failure is not None:
         raise failure
     return code
@@ -83,6 +98,7 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
 
 def _json(
     findings: Sequence[Findings],
+    indexes: Indexes,
     repairs: Sequence[Repair],
     code: ExitCode,
     failure: SinkError | None,
@@ -109,11 +125,23 @@ def _json(
                     "repaired": repair is not None,
                     "hard_links_left": 0 if repair is None else repair.hard_links,
                     "attributes_lost": [] if repair is None else repair.lost_attributes,
+                    "index": _index_json(indexes[found.log.path]),
                 }
                 for found, repair in _with_repairs(findings, repairs)
             ],
         }
     )
+
+
+def _index_json(index: IndexFindings | None) -> dict[str, object] | None:
+    if index is None:
+        return None
+    return {
+        "path": str(index.path),
+        "records": index.records,
+        "sequence": index.sequence,
+        "findings": index.findings,
+    }
 
 
 def _with_repairs(
@@ -123,13 +151,27 @@ def _with_repairs(
         yield found, next((one for one in repairs if one.findings == found), None)
 
 
-def _text(findings: Sequence[Findings], repairs: Sequence[Repair]) -> str:
+def _text(findings: Sequence[Findings], indexes: Indexes, repairs: Sequence[Repair]) -> str:
     lines = []
     for found, repair in _with_repairs(findings, repairs):
-        name = str(found.log.path)
-        line = f"{name if name.isprintable() else ascii(name)}: {_describe(found)}"
+        line = f"{_printable(found.log.path)}: {_describe(found)}"
         lines.append(line if repair is None else f"{line}; {_describe_repair(repair)}")
-    return "\n".join([*lines, _summary(findings, [repair.findings for repair in repairs])])
+        index = indexes[found.log.path]
+        if index is not None:
+            lines.append(f"{_printable(index.path)}: {_describe_index(index)}")
+    bad_indexes = sum(bool(index and index.findings) for index in indexes.values())
+    repaired = [repair.findings for repair in repairs]
+    return "\n".join([*lines, _summary(findings, bad_indexes, repaired)])
+
+
+def _printable(path: Path) -> str:
+    name = str(path)
+    return name if name.isprintable() else ascii(name)
+
+
+def _describe_index(index: IndexFindings) -> str:
+    agreeing = f"{_count(index.records, 'record')} up to message {index.sequence}"
+    return "; ".join([f"{agreeing} that the log agrees with", *index.findings])
 
 
 def _describe_repair(repair: Repair) -> str:
@@ -157,7 +199,7 @@ def _describe(found: Findings) -> str:
     return ", ".join(parts)
 
 
-def _summary(findings: Sequence[Findings], repaired: Sequence[Findings]) -> str:
+def _summary(findings: Sequence[Findings], bad_indexes: int, repaired: Sequence[Findings]) -> str:
     numbers = sum(found.scan.lines for found in findings)
     distinct = sum(found.scan.unique for found in findings)
     found_in = sum(not found.clean for found in findings)
@@ -165,6 +207,9 @@ def _summary(findings: Sequence[Findings], repaired: Sequence[Findings]) -> str:
         f"{_count(len(findings), 'file')}: {_count(numbers, 'number')}, {distinct} distinct, "
         f"{'findings in ' + _count(found_in, 'file') if found_in else 'clean'}"
     )
+    if bad_indexes:
+        text = text.removesuffix(", clean")
+        text += f", findings in {bad_indexes} {'index' if bad_indexes == 1 else 'indexes'}"
     if not repaired:
         return text
     duplicates = sum(found.scan.duplicates for found in repaired)

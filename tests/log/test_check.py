@@ -170,6 +170,7 @@ def test_json_is_one_object_with_the_exit_code(run: Run, tmp_path: Path) -> None
                 "repaired": False,
                 "hard_links_left": 0,
                 "attributes_lost": [],
+                "index": None,
             },
             {
                 "path": str(second),
@@ -183,6 +184,7 @@ def test_json_is_one_object_with_the_exit_code(run: Run, tmp_path: Path) -> None
                 "repaired": False,
                 "hard_links_left": 0,
                 "attributes_lost": [],
+                "index": None,
             },
         ],
     }

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from numbers_uring.cluster.collector.index_file import IndexFile
 from numbers_uring.cluster.collector.kernel import CollectKernel
+from numbers_uring.cluster.collector.log_scan import LogScan
 from numbers_uring.cluster.index import Record, Records
 from numbers_uring.cluster.partitions import index_name, log_name, stream_name
 from numbers_uring.config import Fsync
-from numbers_uring.errors import SinkError, StartError, StopRequestedError
-from numbers_uring.limits import LINE_BYTES, LOG_SCAN_CHUNK_BYTES, RESUME_PROGRESS_S
+from numbers_uring.errors import SinkError, StartError
+from numbers_uring.limits import LINE_BYTES, LOG_SCAN_CHUNK_BYTES
 from numbers_uring.log.calls import FileCalls
 from numbers_uring.log.durability import Durability
 from numbers_uring.log.file import LogFile
@@ -126,7 +127,7 @@ class PartitionFiles:
         log for certain, counts as it is. `progress` is told how far a long scan is. Raises
         StartError; StopRequestedError if `stop_requested` returns True on the way.
         """
-        scan = _Scan(
+        scan = LogScan(
             self.log_path,
             self._log.fd,
             kernel,
@@ -146,7 +147,7 @@ class PartitionFiles:
             + (f"; {self.tail_bytes} bytes to be compared" if self.tail_bytes else "")
         )
 
-    def _start(self, scan: "_Scan", stream: Stream, replay: bool) -> None:
+    def _start(self, scan: LogScan, stream: Stream, replay: bool) -> None:
         known = self._index.records.of_last_stream()
         base = Record(
             partition=self._partition,
@@ -191,7 +192,7 @@ class PartitionFiles:
                 f"{record.partitions}, not of partition {self._partition} of {self._partitions}"
             )
 
-    def _agreed(self, scan: "_Scan", known: Sequence[Record]) -> Record | None:
+    def _agreed(self, scan: LogScan, known: Sequence[Record]) -> Record | None:
         """Return the last record that the log agrees with."""
         agreed = None
         for record in known:
@@ -200,7 +201,7 @@ class PartitionFiles:
             agreed = record
         return agreed
 
-    def _begin_anew(self, scan: "_Scan", stream: Stream, base: Record) -> None:
+    def _begin_anew(self, scan: LogScan, stream: Stream, base: Record) -> None:
         """Count all of the log as seen, and begin the stream from its first message."""
         whole_bytes = self._log.end_bytes - self._log.end_bytes % LINE_BYTES
         scan.restart()
@@ -345,64 +346,3 @@ def _equal_lines(one: bytes, other: bytes) -> int:
         if one[start : start + LINE_BYTES] != other[start : start + LINE_BYTES]:
             return line
     return len(one) // LINE_BYTES
-
-
-class _Scan:
-    """Reads a log from its start, through the kernel, for as long as its lines can be its own."""
-
-    def __init__(
-        self,
-        path: Path,
-        fd: int,
-        kernel: CollectKernel,
-        *,
-        progress: Callable[[str], None],
-        stop_requested: Callable[[], bool],
-    ) -> None:
-        self.kernel = kernel
-        self._path = path
-        self._fd = fd
-        self._progress = progress
-        self._stop_requested = stop_requested
-        self._offset = 0
-        self._chunk = memoryview(bytearray(_CHUNK_BYTES))
-        self._begin_s = time.monotonic()
-        self._due_s = self._begin_s + RESUME_PROGRESS_S
-
-    @property
-    def seconds(self) -> float:
-        """How long it has taken."""
-        return time.monotonic() - self._begin_s
-
-    def take(self, end: int) -> int:
-        """Take in lines up to the offset `end`; return where the first is that cannot be."""
-        while self._offset < end:
-            if self._stop_requested():
-                raise StopRequestedError
-            size = os.preadv(
-                self._fd, [self._chunk[: min(end - self._offset, _CHUNK_BYTES)]], self._offset
-            )
-            taken = self.kernel.take_lines(self._chunk[:size])
-            self._offset += taken
-            if taken < size - size % LINE_BYTES or not taken:
-                break
-            if time.monotonic() >= self._due_s:
-                self._due_s += RESUME_PROGRESS_S
-                self._progress(
-                    f"resuming {self._path}: {100 * self._offset // end} % of {end / 1e9:.1f} GB"
-                )
-        return self._offset
-
-    def agrees(self, record: Record) -> bool:
-        """Return whether the log up to this record, which is behind the last one, is as it says."""
-        return self.take(record.log_bytes) == record.log_bytes and self.kernel.sum == record.sum
-
-    def rewind(self, record: Record) -> None:
-        """Have taken in what is before this record, with which the log agrees, and no more."""
-        if self.kernel.unique != record.count:
-            self.restart()
-            self.take(record.log_bytes)
-
-    def restart(self) -> None:
-        self.kernel.reset()
-        self._offset = 0
