@@ -105,8 +105,9 @@ def unit_arguments(unit: Path, instance: str, state: Path) -> list[str]:
 
 
 def environment_of(url: str) -> dict[str, str]:
-    """Return what deploy/cluster.env says, for the NATS server at `url`, and no coverage."""
-    text = (ROOT / "deploy" / "cluster.env").read_text().replace("nats://127.0.0.1:4222", url)
+    """Return what the .env files of deploy/ say, for the NATS server at `url`, and no coverage."""
+    files = (ROOT / "deploy").glob("*.env")
+    text = "".join(file.read_text().replace("nats://127.0.0.1:4222", url) for file in files)
     entries = [line.split("=", 1) for line in text.splitlines() if line[0] != "#"]
     return {**dict(entries), "COVERAGE_PROCESS_CONFIG": ""}
 
@@ -148,6 +149,15 @@ def test_a_cluster_needs_no_call_that_its_services_may_not_make(tmp_path: Path) 
             assert collector.stop(signal.SIGTERM) == 0
         written = sum(len(log.read_bytes()) for log in logs.glob("*.log"))
         assert written == 10 * 2000
+
+
+def test_a_node_cannot_read_what_a_collector_may_know() -> None:
+    users = (ROOT / "deploy" / "numbers-uring.sysusers").read_text()
+    for name in ("User", "Group", "EnvironmentFile", "StateDirectory"):
+        of_node, of_collector = set(settings(NODE, name)), set(settings(COLLECT, name))
+        assert of_node.isdisjoint(of_collector), name
+        if name == "User":
+            assert all(f"\nu {user} - " in users for user in of_node | of_collector)
 
 
 def test_what_ends_a_collector_for_good_is_not_started_again() -> None:
