@@ -294,8 +294,10 @@ def test_a_taken_over_node_can_forge_numbers_reports_and_acknowledgements(
             await node.flush()
             assert not await refused(other, subject_name(0), ZERO)
             assert not await refused(node, subject_name(0), b"no batch")
+            get = f"$JS.API.STREAM.MSG.GET.KV_{CLUSTER_BUCKET}"
+            assert not await refused(node, get, b'{"last_by_subj":"$KV.numbers-cluster.v1.>"}')
             await node.flush()
-            assert [json.loads(data)["stream"] for data in heard] == ["numbers-0"] * 2
+            assert [json.loads(data).get("stream") for data in heard] == ["numbers-0"] * 2 + [None]
             waits = await other.subscribe(inbox := other.new_inbox())
             await other.flush()
             await node.publish(subject_name(1), ONE, reply=inbox)
