@@ -590,9 +590,6 @@ COPY_STOP_S = 2.0
 COPIES_READ_S = 10.0
 """How often a collector compares its copies with the others, and looks what can be trimmed."""
 
-COPIES_REQUESTS_MAX = 32
-"""Reports, or questions about streams, that are sent at once."""
-
 # server/
 
 REACTORS_MAX = 64

@@ -66,6 +66,11 @@ FULL = PartitionCounters(
     held_back_s=10.5,
     log_numbers=11,
     lag_messages=12,
+    stream_bytes=16,
+    stream_bytes_max=17,
+    copies=18,
+    copies_differing=19,
+    report_age_s=20.5,
 )
 
 
@@ -81,6 +86,7 @@ def test_each_counter_of_a_collector_has_its_metric() -> None:
             engine_connected=True,
             engine_reconnects=14,
             reports_dropped=15,
+            copies_wanted=21,
         )
     )
     (info,) = [name for name in found if name.startswith("numbers_uring_info ")]
@@ -103,10 +109,17 @@ def test_each_counter_of_a_collector_has_its_metric() -> None:
         f"{COLLECTOR}_held_back_seconds_total 7": 10.5,
         f"{COLLECTOR}_log_numbers 7": 11,
         f"{COLLECTOR}_lag_messages 7": 12,
+        f"{COLLECTOR}_stream_bytes 7": 16,
+        f"{COLLECTOR}_stream_bytes_max 7": 17,
+        f"{COLLECTOR}_copies 7": 18,
+        f"{COLLECTOR}_copies_differing 7": 19,
+        f"{COLLECTOR}_report_age_seconds 7": 20.5,
+        f"{COLLECTOR}_copies_wanted": 21,
     }
     # What is not known yet is not there; all else is there from the start.
     assert set(of_8.values()) == {0}
-    unknown = {f"{COLLECTOR}_lag_messages 8"}
+    later = ("lag_messages", "stream_bytes", "stream_bytes_max", "copies", "report_age_seconds")
+    unknown = {f"{COLLECTOR}_{name} 8" for name in later}
     assert set(of_8) == {name.replace(" 7", " 8") for name in found if " 7" in name} - unknown
 
 

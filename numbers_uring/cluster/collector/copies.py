@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, ChangedError, Contents, Copy
 from numbers_uring.cluster.checkpoints import Point
@@ -24,20 +23,17 @@ from numbers_uring.cluster.comparison import (
     passed_by,
     share_points,
 )
+from numbers_uring.cluster.streams import each_of
 from numbers_uring.errors import BackendError, StartError
 from numbers_uring.ingest.report import next_due_s
 from numbers_uring.limits import (
     COPIES_READ_S,
-    COPIES_REQUESTS_MAX,
     COPY_GONE_S,
     COPY_POLL_S,
     COPY_STOP_S,
     COPY_TELL_S,
     COPY_UNCHANGED_TELLS,
 )
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +159,10 @@ class CopyReport:
     async def leave(self) -> None:
         """Report for the last time; a new copy whose start has failed leaves nothing behind.
 
-        Raises CopyInUseError.
+        Nothing is done for a copy that was not registered. Raises CopyInUseError.
         """
+        if self._told is None:
+            return
         if self._is_new and not self.has_progress:
             await self._buckets.forget_copy(self.partition, self._identity.copy)
         else:
@@ -239,6 +237,12 @@ class Copies:
             return None
         return sum(copy.partition == partition for copy in contents.copies)
 
+    @property
+    def wanted(self) -> int | None:
+        """How many copies of each partition there are to be; None before that was read."""
+        contents = self._contents
+        return None if contents is None else contents.settings.copies
+
     def differing(self, partition: int) -> int:
         """Return how many other copies differ from the one of this process."""
         return sum(each == partition for each, _ in self._differing.copy())
@@ -270,7 +274,7 @@ class Copies:
                     free.append((partition, there))
                 elif first.setdefault(partition, there.revision) != there.revision:
                     raise StartError(in_use(there, self._identity))
-            taken = await some_at_once(free, lambda each: self._register(*each))
+            taken = await each_of(free, lambda each: self._register(*each))
             waiting = [each for each in waiting if each not in set(taken)]
             if waiting:
                 self._inform_once("waiting until the last process of this copy is surely gone")
@@ -295,14 +299,22 @@ class Copies:
             or there.age_s + waited_s > COPY_GONE_S
         )
 
-    async def tend(self, after_read: Callable[[Contents], Awaitable[None]]) -> None:
-        """Report and compare until cancelled; `after_read` is awaited with what was read.
+    async def tend(
+        self, started: asyncio.Event, after_read: Callable[[Contents], Awaitable[None]]
+    ) -> None:
+        """Report until cancelled, and compare once all have `started`.
 
-        A NATS server that does not answer is asked again. Raises CopyInUseError.
+        `after_read` is awaited with what was read. A NATS server that does not answer is asked
+        again. Raises CopyInUseError.
         """
+
+        async def compare() -> None:
+            await started.wait()
+            await self._repeat(COPIES_READ_S, lambda: self.read(after_read))
+
         tasks = [
             asyncio.create_task(self._repeat(COPY_TELL_S, self.tell)),
-            asyncio.create_task(self._repeat(COPIES_READ_S, lambda: self.read(after_read))),
+            asyncio.create_task(compare()),
         ]
         try:
             await asyncio.gather(*tasks)
@@ -326,7 +338,7 @@ class Copies:
 
     async def tell(self) -> None:
         """Report all partitions that have news. Raises CopyInUseError, and what Buckets raises."""
-        await some_at_once(self._reports.values(), self._tell_one)
+        await each_of(self._reports.values(), self._tell_one)
 
     async def _tell_one(self, report: CopyReport) -> None:
         from nats.js.errors import APIError  # noqa: PLC0415
@@ -352,8 +364,6 @@ class Copies:
         before, self._differing = self._differing, {}
         for partition, report in self._reports.items():
             own = report.copy
-            if not report.has_progress:
-                continue
             for other in contents.copies:
                 if other.partition != partition or other.copy == own.copy:
                     continue
@@ -370,7 +380,7 @@ class Copies:
 
         with suppress(StartError, CopyInUseError, nats.errors.Error, TimeoutError, OSError):
             async with asyncio.timeout(COPY_STOP_S):
-                await some_at_once(self._reports.values(), CopyReport.leave)
+                await each_of(self._reports.values(), CopyReport.leave)
 
     def _say_once(self, text: str) -> None:
         if text not in self._said:
@@ -381,16 +391,3 @@ class Copies:
         if text not in self._said:
             self._said.add(text)
             self._inform(text)
-
-
-async def some_at_once(items: Iterable[T], do: Callable[[T], Awaitable[R]]) -> list[R]:
-    """Await it of each item, COPIES_REQUESTS_MAX at once, and return the answers in order.
-
-    Raises the first one's error, and leaves out the items behind.
-    """
-    answers: list[R] = []
-    rest = list(items)
-    for first in range(0, len(rest), COPIES_REQUESTS_MAX):
-        some = rest[first : first + COPIES_REQUESTS_MAX]
-        answers.extend(await asyncio.gather(*map(do, some)))
-    return answers

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
 from numbers_uring.cluster.collector.collector import PartitionCollector
+from numbers_uring.cluster.collector.membership import Membership
 from numbers_uring.metrics.exposition import Exposition
 from numbers_uring.metrics.families import Row, TableCollector
 from numbers_uring.metrics.health import Health
@@ -32,7 +33,13 @@ class PartitionCounters:
     sequence: int = 0
     """Of the last message whose numbers are on disk."""
     lag_messages: int | None = None
-    """None until the NATS server has reported it."""
+    """None until the NATS server has reported it, as the next ones."""
+    stream_bytes: int | None = None
+    stream_bytes_max: int | None = None
+    copies: int | None = None
+    copies_differing: int = 0
+    report_age_s: float | None = None
+    """None until the NATS server has taken the first report."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +52,7 @@ class CollectorsCounters:
     engine_connected: bool = False
     engine_reconnects: int = 0
     reports_dropped: int = 0
+    copies_wanted: int | None = None
 
     def by_partition(
         self, read: Callable[[PartitionCounters], float | None]
@@ -53,9 +61,10 @@ class CollectorsCounters:
         return {(str(partition),): read(each) for partition, each in self.partitions.items()}
 
 
-def counters(collector: PartitionCollector) -> PartitionCounters:
+def counters(collector: PartitionCollector, membership: Membership) -> PartitionCounters:
     """Read the counters of a collector, from any thread."""
     files, record, reader = collector.files, collector.record, collector.reader
+    stream = membership.trimmer.streams.get(collector.partition)
     return PartitionCounters(
         unique=collector.unique,
         duplicate=collector.duplicate,
@@ -68,6 +77,11 @@ def counters(collector: PartitionCollector) -> PartitionCounters:
         log_numbers=record.count,
         sequence=record.sequence,
         lag_messages=collector.lag_messages,
+        stream_bytes=None if stream is None else stream.bytes,
+        stream_bytes_max=None if stream is None else stream.bytes_max,
+        copies=membership.copies.registered(collector.partition),
+        copies_differing=membership.copies.differing(collector.partition),
+        report_age_s=membership.report_age_s(collector.partition),
     )
 
 
@@ -171,6 +185,47 @@ TABLE: tuple[Row[CollectorsCounters], ...] = (
         lambda now: now.by_partition(lambda each: each.lag_messages),
         labels=("partition",),
     ),
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_collector_stream_bytes",
+        "What the stream holds on the NATS server's disk",
+        lambda now: now.by_partition(lambda each: each.stream_bytes),
+        labels=("partition",),
+    ),
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_collector_stream_bytes_max",
+        "What the stream may hold at most",
+        lambda now: now.by_partition(lambda each: each.stream_bytes_max),
+        labels=("partition",),
+    ),
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_collector_copies",
+        "Registered copies of the partition, this one included",
+        lambda now: now.by_partition(lambda each: each.copies),
+        labels=("partition",),
+    ),
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_collector_copies_wanted",
+        "Copies of each partition that the cluster is to have",
+        lambda now: now.copies_wanted,
+    ),
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_collector_copies_differing",
+        "Other copies of the partition that differ from this one",
+        lambda now: now.by_partition(lambda each: each.copies_differing),
+        labels=("partition",),
+    ),
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_collector_report_age_seconds",
+        "Time since the NATS server took the last report of this copy",
+        lambda now: now.by_partition(lambda each: each.report_age_s),
+        labels=("partition",),
+    ),
 )
 
 
@@ -205,6 +260,7 @@ class CollectorMetrics:
     def watch(
         self,
         collectors: Sequence[PartitionCollector],
+        membership: Membership,
         cluster_partitions: int,
         *,
         engine: Callable[[], tuple[bool, int]],
@@ -215,11 +271,14 @@ class CollectorMetrics:
         def read() -> CollectorsCounters:
             connected, reconnects = engine()
             return CollectorsCounters(
-                partitions={collector.partition: counters(collector) for collector in collectors},
+                partitions={
+                    collector.partition: counters(collector, membership) for collector in collectors
+                },
                 cluster_partitions=cluster_partitions,
                 engine_connected=connected,
                 engine_reconnects=reconnects,
                 reports_dropped=reports_dropped(),
+                copies_wanted=membership.copies.wanted,
             )
 
         self._collector.read = read

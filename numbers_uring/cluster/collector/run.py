@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from numbers_uring.cluster.collector.collector import PartitionCollector
 from numbers_uring.cluster.collector.files import PartitionFiles, Stream
 from numbers_uring.cluster.collector.kernel import CollectKernel
 from numbers_uring.cluster.collector.lookup import NoStreamError, StreamState, read_state
+from numbers_uring.cluster.collector.membership import Membership
 from numbers_uring.cluster.collector.reader import Reader
 from numbers_uring.cluster.collector.state import CollectorsState
 from numbers_uring.cluster.connection import (
@@ -109,8 +111,13 @@ def _run(config: CollectConfig, say: Diagnostics, manager: ServiceManager) -> No
                 parts.callback(metrics.close)
             collectors = _Collectors(config, say, requests, manager, metrics)
             asyncio.run(collectors.run())
-    except (Failure, StopRequestedError):
+    except Failure:
         raise
+    except StopRequestedError as error:
+        # A failure in the background ends the start, too.
+        if collectors is None or not collectors.has_failed:
+            raise
+        raise collectors.failure_of(error) from None
     except Exception as error:
         if collectors is None:
             raise UnexpectedError(error) from error
@@ -189,16 +196,31 @@ class _Collectors:
             # Of all numbers; memory is taken for what is touched: the collected ones' bytes.
             bitmap = reserve()
             self._open(parts, chosen, partitions, bitmap, pool)
+            with broker_errors("ask the NATS server for the streams"):
+                states = await each_of(chosen, lambda partition: _ask_state(js, partition))
+            membership = Membership(
+                js,
+                self._collectors,
+                states,
+                self._config.log_dir,
+                say=self._say,
+                inform=self._say_progress,
+            )
             if self._metrics is not None:
                 self._metrics.watch(
                     self._collectors,
+                    membership,
                     partitions,
                     engine=lambda: (client.is_connected, client.stats["reconnects"]),
                     reports_dropped=lambda: self._reports_dropped,
                 )
-            with broker_errors("ask the NATS server for the streams"):
-                states = await each_of(chosen, lambda partition: _ask_state(js, partition))
-            await self._resume(js, states, partitions, bitmap, pool)
+            parts.push_async_callback(membership.copies.leave)
+            with broker_errors("register the copies"):
+                await membership.copies.register()
+            # From here on, what they have is reported: to read long logs takes minutes.
+            parts.push_async_callback(_cancel, asyncio.create_task(self._tend(membership)))
+            await self._resume(js, states, membership, partitions, bitmap, pool)
+            membership.started.set()
             self._has_started = True
             self._tell_start(partitions, time.monotonic() - begin_s)
             await self._serve()
@@ -254,6 +276,7 @@ class _Collectors:
         self,
         js: "JetStreamContext",
         states: Sequence[StreamState],
+        membership: Membership,
         partitions: int,
         bitmap: mmap,
         pool: ThreadPoolExecutor,
@@ -293,6 +316,7 @@ class _Collectors:
                 skipped=(),
                 say=self._say,
                 inform=self._say.info,
+                passed_by=partial(membership.copies.passed_by, collector.partition),
             )
 
     def _say_progress(self, text: str) -> None:
@@ -314,6 +338,11 @@ class _Collectors:
         finally:
             for task in tending:
                 await _cancel(task)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the run ends because of a failure."""
+        return self._failure is not None
 
     def failure_of(self, error: Exception) -> Failure:
         """Return why the run has failed: the first failure, or else this error."""
@@ -344,6 +373,13 @@ class _Collectors:
             self._say(
                 "the logs of a collector are not reopened: it needs all of them to start again"
             )
+
+    async def _tend(self, membership: Membership) -> None:
+        """End the run where another process is this copy."""
+        try:
+            await membership.tend()
+        except Exception as error:
+            self._fail(error)
 
     async def _watch(self, client: "Client") -> None:
         """End the run where the connection is closed for good."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from numbers_uring.cluster.bucket import Buckets, ChangedError, Contents, Trim
-from numbers_uring.cluster.collector.copies import some_at_once
 from numbers_uring.cluster.collector.lookup import (
     Lookup,
     NoAnswerError,
@@ -22,6 +21,7 @@ from numbers_uring.cluster.collector.lookup import (
 )
 from numbers_uring.cluster.comparison import Floor, trim_floor
 from numbers_uring.cluster.partitions import stream_name
+from numbers_uring.cluster.streams import each_of
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
@@ -64,12 +64,12 @@ class Trimmer:
 
         Raises what the client and Buckets raise.
         """
-        states = await some_at_once(self._sources, self._ask)
+        states = await each_of(self._sources, self._ask)
         found = zip(self._sources, states, strict=True)
         self.streams = {partition: state for partition, state in found if state is not None}
         announced, self._announced = self._announced, {}
         floors = await self._floors(contents, list(self.streams))
-        await some_at_once(
+        await each_of(
             floors, lambda partition: self._announce(partition, floors[partition], contents)
         )
         due = [
@@ -80,7 +80,7 @@ class Trimmer:
         if due:
             # No replica's moment-old answer, and who registers from here on finds our announcement.
             again = await self._floors(await self._buckets.read(due, fresh=True), due)
-            await some_at_once(
+            await each_of(
                 again,
                 lambda partition: self._purge(partition, announced[partition], again[partition]),
             )
