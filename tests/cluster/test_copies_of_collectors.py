@@ -15,7 +15,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
 from numbers_uring.cluster.index import Records, read_index
-from numbers_uring.cluster.partitions import range_of, subject_name
+from numbers_uring.cluster.partitions import range_of, stream_name, subject_name
 from numbers_uring.limits import LINE_BYTES
 from support.broker import Broker, broker_with_cluster
 from support.collectors import collector_process
@@ -239,6 +239,41 @@ def test_copies_that_differ_say_so_and_their_stream_is_kept(
             assert f"({files_of(tmp_path / name, partition)[1]} on " in lines[0]
         assert process.stop() == 0
     assert stream_ends(broker, partition) == (1, 57)
+
+
+def test_all_copies_wait_for_a_message_that_is_lost_until_it_is_skipped(
+    collect: Collect,
+    broker: Broker,
+    partition: int,
+    publish: Publisher,
+    has: Has,
+    tmp_path: Path,
+) -> None:
+    want_copies(broker, PARTITIONS, 0, 0)
+    both = [collect("one"), collect("other")]
+    publish(3)
+    has("one", 3)
+    has("other", 3)
+    for process in both:
+        assert process.stop() == 0
+    publish(2)
+
+    async def lose(js: JetStreamContext) -> None:
+        assert await js.delete_msg(stream_name(partition), 4)
+
+    broker.run(lose)
+    both = [collect("one"), collect("other")]
+    for process in both:
+        process.wait_for(f"partition {partition} waits: ")
+    skip = ("cluster", "skip", "--nats", broker.url, str(partition), "4")
+    assert run_command(*skip).returncode == 0
+    for name in ("one", "other"):
+        has(name, 5)
+    # One that comes later knows it from the start.
+    late = collect("late")
+    has("late", 5)
+    assert "waits" not in late.stderr
+    equal_logs(partition, *(tmp_path / name for name in ("one", "other", "late")))
 
 
 @pytest.mark.parametrize("is_trimmed", [False, True])

@@ -258,8 +258,8 @@ class Copies:
 
     # Starting, running, stopping.
 
-    async def register(self) -> None:
-        """Register all partitions, whose logs are locked.
+    async def register(self) -> Contents:
+        """Register all partitions, whose logs are locked; return what the bucket has then.
 
         Raises StartError where another process is this copy, and what Buckets raises.
         """
@@ -280,6 +280,7 @@ class Copies:
                 self._inform_once("waiting until the last process of this copy is surely gone")
                 await asyncio.sleep(COPY_POLL_S)
         self._contents = await self._buckets.read(self._reports)
+        return self._contents
 
     async def _register(self, partition: int, there: Copy | None) -> int | None:
         """Return the partition; None if another process was faster."""

@@ -1,4 +1,4 @@
-"""A process's part among the copies: its collectors' reports, what others report, and trimming."""
+"""A process's part in the cluster: what it reports, what is reported to it, and trimming."""
 
 import asyncio
 from bisect import bisect_right
@@ -7,11 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from numbers_uring.cluster.bucket import Buckets
+from numbers_uring.cluster.bucket import Buckets, Contents
 from numbers_uring.cluster.collector.collector import PartitionCollector
 from numbers_uring.cluster.collector.copies import Copies, CopyReport, Progress
 from numbers_uring.cluster.collector.identity import identify
 from numbers_uring.cluster.collector.lookup import StreamState
+from numbers_uring.cluster.collector.skips import Skips
 from numbers_uring.cluster.collector.trim import Trimmer, TrimSource
 from numbers_uring.cluster.comparison import Floor
 from numbers_uring.cluster.index import Record
@@ -39,6 +40,11 @@ class Membership:
     ) -> None:
         buckets = Buckets(js)
         identity = identify(folder)
+        self.skips = {
+            collector.partition: Skips(collector.partition, state.created_ns)
+            for collector, state in zip(collectors, states, strict=True)
+        }
+        """By partition: what operators have decided to skip, as it was read last."""
         self.started = asyncio.Event()
         """To be set when all collectors know where to go on."""
         self._reports = {
@@ -69,9 +75,21 @@ class Membership:
             say=say,
         )
 
+    async def register(self) -> None:
+        """Register all copies, and read what there is. Raises as Copies.register does."""
+        self._note_skips(await self.copies.register())
+
     async def tend(self) -> None:
         """Report until cancelled; compare and trim once `started` is set. Raises CopyInUseError."""
-        await self.copies.tend(self.started, self.trimmer.round)
+        await self.copies.tend(self.started, self._look_at)
+
+    async def _look_at(self, contents: Contents) -> None:
+        self._note_skips(contents)
+        await self.trimmer.round(contents)
+
+    def _note_skips(self, contents: Contents) -> None:
+        for skips in self.skips.values():
+            skips.update(contents.skips)
 
     def report_age_s(self, partition: int) -> float | None:
         """Return how long ago the bucket took the last report; None before the first one."""

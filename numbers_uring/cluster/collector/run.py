@@ -216,7 +216,7 @@ class _Collectors:
                 )
             parts.push_async_callback(membership.copies.leave)
             with broker_errors("register the copies"):
-                await membership.copies.register()
+                await membership.register()
             # From here on, what they have is reported: to read long logs takes minutes.
             parts.push_async_callback(_cancel, asyncio.create_task(self._tend(membership)))
             await self._resume(js, states, membership, partitions, bitmap, pool)
@@ -313,7 +313,7 @@ class _Collectors:
                 position=record.sequence,
                 time_ns=record.message_time_ns,
                 created_ns=state.created_ns,
-                skipped=(),
+                skipped=membership.skips[collector.partition],
                 say=self._say,
                 inform=self._say.info,
                 passed_by=partial(membership.copies.passed_by, collector.partition),
