@@ -21,7 +21,7 @@ from nats.errors import Error as NatsError
 from numbers_uring.cluster.connection import connected
 from numbers_uring.cluster.partitions import log_name, stream_name, subject_name
 from numbers_uring.config import BrokerAccess
-from support.broker import Broker, binary
+from support.broker import Broker, binary, leader
 from support.certificates import Certificates
 from support.logs import lines
 from support.processes import CommandProcess, ServerProcess, run_command
@@ -255,6 +255,12 @@ def test_the_three_serve_a_node_and_a_collector(
         node.send(lines([5, 6, 7]))
         log = tmp_path / log_name(0)
         wait_until(lambda: lines([5, 6, 7]) in log.read_bytes(), "the numbers")
+        lost = leader(group, stream_name(0))
+        lost.kill()
+        node.send(lines([8, 9]))
+        wait_until(lambda: lines([8, 9]) in log.read_bytes(), "numbers by way of the others")
+        lost.start()
+        lost.wait_ready()
         assert node.terminate() == 0
         assert collector.stop(signal.SIGTERM) == 0
 
