@@ -96,12 +96,13 @@ def test_a_collector_may_report_its_copy_and_trim(example: Broker) -> None:
         ):
             settings = Settings(partitions=2, copies=1, keep_s=1e-6)
             await Buckets(jetstream(admin)).put_settings(settings, new=False)
-            last = (await jetstream(admin).publish(subject_name(0), ZERO)).seq
+            for _ in range(2):
+                last = (await jetstream(admin).publish(subject_name(1), ZERO)).seq
             js = jetstream(client)
-            state = await read_state(js, stream_name(0))
-            (found,) = await Lookup(js, stream_name(0)).find(last, last)
+            state = await read_state(js, stream_name(1))
+            (found,) = await Lookup(js, stream_name(1)).find(last, last)
             copy = Copy(
-                partition=0,
+                partition=1,
                 copy="copy",
                 run="run",
                 host="host",
@@ -115,12 +116,12 @@ def test_a_collector_may_report_its_copy_and_trim(example: Broker) -> None:
             buckets = Buckets(js)
             await buckets.put_copy(copy)
             source = TrimSource(
-                partition=0, stream_created_ns=state.created_ns, record_before=lambda _: None
+                partition=1, stream_created_ns=state.created_ns, record_before=lambda _: None
             )
             trimmer = Trimmer(js, buckets, [source], say=said.append)
             for _ in range(2):
-                await trimmer.round(await buckets.read([0]))
-            assert (await js.stream_info(stream_name(0))).state.first_seq == last
+                await trimmer.round(await buckets.read([1]))
+            assert (await js.stream_info(stream_name(1))).state.first_seq == last
 
     asyncio.run(session())
     assert not any("violation" in line for line in said)
