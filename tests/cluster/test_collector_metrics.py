@@ -60,6 +60,7 @@ FULL = PartitionCounters(
     received_messages=3,
     received_bytes=4,
     sequence=5,
+    waiting_sequence=6,
     written_bytes=7,
     write_s=8.5,
     sync_s=9.5,
@@ -103,6 +104,7 @@ def test_each_counter_of_a_collector_has_its_metric() -> None:
         f"{COLLECTOR}_received_messages_total 7": 3,
         f"{COLLECTOR}_received_bytes_total 7": 4,
         f"{COLLECTOR}_position 7": 5,
+        f"{COLLECTOR}_waiting_sequence 7": 6,
         f"{COLLECTOR}_log_written_bytes_total 7": 7,
         f"{COLLECTOR}_log_write_seconds_total 7": 8.5,
         f"{COLLECTOR}_log_sync_seconds_total 7": 9.5,
@@ -160,10 +162,13 @@ class Manager:
 
 
 def test_a_thread_that_is_in_one_step_for_long_makes_the_collectors_stuck() -> None:
-    def collector() -> Any:
-        return SimpleNamespace(step_s=None, out_of_space=Stopwatch())
+    def collector(partition: int) -> Any:
+        reader = SimpleNamespace(waits=None)
+        return SimpleNamespace(
+            partition=partition, step_s=None, out_of_space=Stopwatch(), reader=reader
+        )
 
-    collectors = [collector(), collector()]
+    collectors = [collector(0), collector(1)]
     client = SimpleNamespace(is_connected=True)
     manager, now_s = Manager(), 1000.0
     watched = Health(lambda: now_s)
@@ -203,6 +208,16 @@ def test_a_thread_that_is_in_one_step_for_long_makes_the_collectors_stuck() -> N
     assert watched.state() is State.HELD_BACK
     state.send_changed()
     assert manager.text.startswith("The NATS server does not answer, collecting partitions 0-1; ")
+    client.is_connected = True
+    # One that waits for a message is no reason to hold the others back.
+    collectors[1].reader.waits = SimpleNamespace(first_sequence=17)
+    assert watched.state() is State.OK
+    state.send_changed()
+    assert manager.text.startswith("Partition 1 waits at message 17, collecting partitions 0-1; ")
+    collectors[0].reader.waits = SimpleNamespace(first_sequence=5)
+    assert state.text.startswith("Partition 0 waits at message 5 and 1 more, collecting ")
+    client.is_connected = False
+    state.send_changed()
     client.is_connected = True
     stopped.append(True)
     assert watched.state() is State.STOPPING

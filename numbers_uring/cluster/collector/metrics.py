@@ -32,6 +32,8 @@ class PartitionCounters:
     """Including those of earlier runs."""
     sequence: int = 0
     """Of the last message whose numbers are on disk."""
+    waiting_sequence: int = 0
+    """Of the first message that it waits for; 0 where it does not wait."""
     lag_messages: int | None = None
     """None until the NATS server has reported it, as the next ones."""
     stream_bytes: int | None = None
@@ -65,6 +67,7 @@ def counters(collector: PartitionCollector, membership: Membership) -> Partition
     """Read the counters of a collector, from any thread."""
     files, record, reader = collector.files, collector.record, collector.reader
     stream = membership.trimmer.streams.get(collector.partition)
+    waits = None if reader is None else reader.waits
     return PartitionCounters(
         unique=collector.unique,
         duplicate=collector.duplicate,
@@ -76,6 +79,7 @@ def counters(collector: PartitionCollector, membership: Membership) -> Partition
         held_back_s=collector.out_of_space.total_s,
         log_numbers=record.count,
         sequence=record.sequence,
+        waiting_sequence=0 if waits is None else waits.first_sequence,
         lag_messages=collector.lag_messages,
         stream_bytes=None if stream is None else stream.bytes,
         stream_bytes_max=None if stream is None else stream.bytes_max,
@@ -176,6 +180,13 @@ TABLE: tuple[Row[CollectorsCounters], ...] = (
         "numbers_uring_collector_position",
         "The last message of the stream whose numbers are on disk, by its sequence",
         lambda now: now.by_partition(lambda each: each.sequence),
+        labels=("partition",),
+    ),
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_collector_waiting_sequence",
+        "The first message that the partition waits for, because it is missing or no batch, or 0",
+        lambda now: now.by_partition(lambda each: each.waiting_sequence),
         labels=("partition",),
     ),
     Row(

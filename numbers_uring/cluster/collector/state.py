@@ -58,12 +58,29 @@ class CollectorsState:
         return any(collector.out_of_space.runs for collector in self._collectors)
 
     @property
+    def _waiting(self) -> list[tuple[int, int]]:
+        """The partitions that wait for a message, each with its sequence."""
+        found = []
+        for collector in self._collectors:
+            waits = None if collector.reader is None else collector.reader.waits
+            if waits is not None:
+                found.append((collector.partition, waits.first_sequence))
+        return found
+
+    @property
     def text(self) -> str:
         """The state, for people."""
         if self._lacks_space:
             return f"No space for a log, collecting {self._name}"
         if self.held_back:
             return f"The NATS server does not answer, collecting {self._name}"
+        if waiting := self._waiting:
+            partition, sequence = waiting[0]
+            others = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+            return (
+                f"Partition {partition} waits at message {sequence}{others}, "
+                f"collecting {self._name}"
+            )
         return f"Collecting {self._name}"
 
     # For the loop alone.
