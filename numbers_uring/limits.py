@@ -360,6 +360,21 @@ STREAM_NUMBERS_TIMES = 4
 STREAM_REQUESTS_MAX = 64
 """Streams that are asked for at once."""
 
+COPY_BEHIND_S = 30.0
+"""A copy that lacks a message which is older than this is behind."""
+
+MESSAGE_TIMES_MAX = 64
+"""Messages that `cluster status` asks for to know how long copies have been without them."""
+
+STREAM_FULL_SHARE = 0.8
+"""From this share of its limit on the fill of a stream is a problem."""
+
+STATUS_ANSWER_S = 3.0
+"""How long `cluster status` waits for what it then shows as silent."""
+
+PROBLEMS_SHOWN_MAX = 10
+"""Lines of one kind of problem; there may be thousands of partitions and copies."""
+
 REPLICA_SILENT_S = 4.0
 """A replica that its leader has not heard of for this long counts as away."""
 
@@ -646,6 +661,12 @@ HUGE_PAGES_SHARE_MIN = 0.95
 """The share of a bitmap on huge pages that `doctor` is content with: its ends rarely are on one."""
 
 # cli/
+
+CANCEL_AGAIN_S = 0.1
+"""How long a watched status waits for its tasks to end, before it cancels them again."""
+
+WATCH_WRITE_S = 1.0
+"""How long a status may take to be written, before one that is watched is left out."""
 
 CHECK_PROGRESS_BYTES = 16 * 1024 * 1024
 """How much of a log is read between two updates of the progress bar."""

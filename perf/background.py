@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import click
@@ -57,10 +57,10 @@ class Background:
         return click.ClickException(f"{' '.join(self._command)}: {self.said.read_text()}")
 
 
-def run(*arguments: str, python: str = PYTHON) -> str:
-    """Run a command of ours to its end; return what it prints."""
+def run(*arguments: str, python: str = PYTHON, codes: Collection[int] = (0,)) -> str:
+    """Run a command of ours to its end, with one of these exit codes; return what it prints."""
     command = words(python, *arguments)
     done = subprocess.run(command, check=False, capture_output=True, text=True)
-    if done.returncode != 0:
+    if done.returncode not in codes:
         raise click.ClickException(f"{' '.join(arguments)}: {done.returncode}, {done.stderr}")
     return done.stdout

@@ -8,7 +8,8 @@ import click
 from numbers_uring import __version__
 from numbers_uring.cli.cluster_verify import verify
 from numbers_uring.cli.nats_options import access_of, broker_options
-from numbers_uring.cli.types import Duration, Sequences
+from numbers_uring.cli.types import Duration, Seconds, Sequences
+from numbers_uring.errors import ExitCode
 from numbers_uring.limits import COPIES_MAX, MESSAGE_BYTES_MAX, PARTITIONS_MAX
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.stdio import PROGRAM
@@ -117,27 +118,51 @@ def init(
 @cluster.command(context_settings={"show_default": True})
 @broker_options
 @click.option("--json", "as_json", is_flag=True, help="Print the status as one JSON object.")
+@click.option(
+    "--watch",
+    type=Seconds(min=0.1),
+    is_flag=False,
+    flag_value=2.0,
+    metavar="[SECONDS]",
+    help="Show it again every this many seconds, 2 without a number, until SIGINT or SIGTERM. A "
+    "terminal is redrawn; elsewhere one status follows the other.",
+)
 @click.version_option(__version__, prog_name=PROGRAM)
-def status(nats: str, as_json: bool, **options: Any) -> None:
-    """Show nodes, partitions, collectors, the lag of each stream, and totals.
+@click.pass_obj
+def status(
+    say: Diagnostics, /, nats: str, as_json: bool, watch: float | None, **options: Any
+) -> int:
+    """Show nodes, partitions, their streams and copies, totals, and what is wrong.
 
     What collectors and nodes report of themselves may be some seconds old.
 
-    Exit status: 0 shown, 2 wrong usage, 3 the NATS server cannot be reached or has no cluster.
+    Exit status: 0 nothing is wrong, or a --watch was ended by a signal, 1 a problem was shown, 2
+    wrong usage, 3 the NATS server cannot be reached, or has no cluster, or one of another version.
     """
     import asyncio
 
     from numbers_uring.cluster.connection import connected, jetstream
-    from numbers_uring.cluster.status import read_status
+    from numbers_uring.cluster.status import StatusReader
 
     access = access_of(options)
 
-    async def run() -> "ClusterStatus":
-        async with connected(nats, f"{PROGRAM} cluster status", access=access) as client:
-            return await read_status(jetstream(client))
+    async def run() -> "ClusterStatus | None":
+        name = f"{PROGRAM} cluster status"
+        warn = say if watch is not None else lambda _text: None
+        async with connected(nats, name, access=access, say=warn) as client:
+            reader = StatusReader(jetstream(client))
+            if watch is None:
+                return await reader.read()
+            from numbers_uring.cli.watch import watch_status
+
+            await watch_status(client, reader, watch, as_json=as_json, say=say)
+            return None
 
     found = asyncio.run(run())
+    if found is None:
+        return ExitCode.CLEAN
     click.echo(json.dumps(found.as_json()) if as_json else found.as_text())
+    return ExitCode.FAILED if found.problems else ExitCode.CLEAN
 
 
 @cluster.command(context_settings={"show_default": True})

@@ -299,8 +299,7 @@ class Buckets:
             names.extend(each.removeprefix(f"$KV.{bucket}.") for each in some)
             if not some or len(names) >= info.get("total", 0):
                 break
-        # What leases keep in this bucket is not for long.
-        foreign = [name for name in names if not name.startswith((_PREFIX, "log."))]
+        foreign = [name for name in names if not name.startswith(_PREFIX)]
         for name in foreign:
             there = await self._last(bucket, name, prefix="")
             if there is not None and not there.deleted:

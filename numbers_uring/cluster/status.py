@@ -1,123 +1,347 @@
-"""How a cluster is: nodes, partitions with their collectors, and what waits in the streams."""
+"""How a cluster is: its nodes, its partitions with their streams and copies, and what is wrong."""
 
-from dataclasses import asdict, dataclass
-from operator import attrgetter
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from numbers_uring.cluster.bucket import Buckets, Copy, Node
+from numbers_uring.cluster.bucket import (
+    CLUSTER_BUCKET,
+    Buckets,
+    Copy,
+    NoClusterError,
+    Node,
+    Settings,
+    Skip,
+    Trim,
+)
 from numbers_uring.cluster.connection import broker_errors
 from numbers_uring.cluster.partitions import stream_name
-from numbers_uring.cluster.streams import each_of, recorded_partitions
+from numbers_uring.cluster.problems import (
+    CopyStatus,
+    PartitionStatus,
+    Problem,
+    StreamStatus,
+    is_gone,
+    problems,
+)
+from numbers_uring.cluster.streams import (
+    BUCKETS,
+    bucket_stream,
+    each_of,
+    stream_info,
+    time_ns,
+)
 from numbers_uring.ingest.report import rate_text
-from numbers_uring.limits import NODE_GONE_S
+from numbers_uring.limits import (
+    COPY_BEHIND_S,
+    MESSAGE_TIMES_MAX,
+    PROBLEMS_SHOWN_MAX,
+    STATUS_ANSWER_S,
+)
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionStatus:
-    """One partition at one moment."""
-
-    partition: int
-    collector: str | None
-    """The host of the copy that is furthest; None if there is none."""
-    log: str | None
-    numbers: int
-    """In its log, as its collector said last."""
-    per_s: float
-    """The rate at which its collector took numbers in recently."""
-    lag_messages: int
-    """Messages that this copy does not have yet."""
-    messages: int
-    bytes: int
-    max_bytes: int
-    """Of the stream: what it keeps, and how much it may keep at most."""
-    leader: str | None
-    """The server that leads the stream's replicas; None if there is only one, or none leads."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterStatus:
-    """All that `cluster status` tells."""
+    """All that `cluster status` shows."""
 
+    settings: Settings
+    replicas: int
     nodes: list[Node]
-    """What each node said of itself in the last moments."""
     partitions: list[PartitionStatus]
+    skips: list[Skip]
+    trims: dict[int, Trim]
+    problems: list[Problem]
+    time: float
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON has it, with the totals."""
-        each = self.partitions
+        settings = self.settings
         return {
-            "nodes": [asdict(node) for node in self.nodes],
-            "partitions": [asdict(one) for one in each],
-            "totals": {
-                "nodes": len(self.nodes),
-                "partitions": len(each),
-                "collected": sum(one.collector is not None for one in each),
-                "numbers": sum(one.numbers for one in each),
-                "per_s": sum(one.per_s for one in each),
-                "lag_messages": sum(one.lag_messages for one in each),
-                "bytes": sum(one.bytes for one in each),
+            "ok": not self.problems,
+            "time": self.time,
+            "problems": [problem._asdict() for problem in self.problems],
+            "settings": {
+                "partitions": settings.partitions,
+                "replicas": self.replicas,
+                "copies": settings.copies,
+                "keep_s": settings.keep_s,
             },
+            "nodes": [_node_json(node) for node in self.nodes],
+            "partitions": [self._partition_json(one) for one in self.partitions],
+            "totals": self.totals,
         }
 
-    def as_text(self) -> str:
-        """Return it for people: a line for each node and each partition, and one for all."""
-        lines = [_node_text(node) for node in self.nodes]
-        for one in self.partitions:
-            fill = 100 * one.bytes // one.max_bytes if one.max_bytes > 0 else 0
+    @property
+    def totals(self) -> dict[str, Any]:
+        each = self.partitions
+        return {
+            "nodes": sum(not is_gone(node) for node in self.nodes),
+            "nodes_gone": sum(map(is_gone, self.nodes)),
+            "partitions": len(each),
+            "collected": sum(one.running > 0 for one in each),
+            "copies": sum(one.running for one in each),
+            "numbers": sum(one.numbers for one in each),
+            "per_s": sum(one.per_s for one in each),
+            "lag_messages": sum(one.lag_messages for one in each),
+            "bytes": sum(one.stream.bytes for one in each),
+            "full_share": max((one.stream.full_share for one in each), default=0.0),
+        }
+
+    def _partition_json(self, one: PartitionStatus) -> dict[str, Any]:
+        stream, trim = one.stream, self.trims.get(one.partition)
+        return {
+            "partition": one.partition,
+            "numbers": one.numbers,
+            "per_s": one.per_s,
+            "lag_messages": one.lag_messages,
+            "stream": {
+                "name": stream.name,
+                "answers": stream.info is not None,
+                "messages": stream.messages,
+                "first_sequence": stream.first_sequence,
+                "last_sequence": stream.last_sequence,
+                "bytes": stream.bytes,
+                "max_bytes": stream.max_bytes,
+                "full_share": stream.full_share,
+                "replicas": stream.replicas,
+                "leader": stream.leader,
+            },
+            "trim_announced": None if trim is None else trim.sequence,
+            "skipped": [
+                [skip.sequence, skip.last_sequence]
+                for skip in self.skips
+                if (skip.partition, skip.stream_created_ns) == (one.partition, stream.created_ns)
+            ],
+            "copies": [_copy_json(each) for each in one.copies],
+        }
+
+    # For people, on 80 columns.
+
+    def head(self) -> list[str]:
+        """Return the totals, and each problem in a line."""
+        totals, settings = self.totals, self.settings
+        keep = f"keep {settings.keep_s:g} s" if settings.keep_s else "no trimming"
+        gone = f" and {totals['nodes_gone']} gone" if totals["nodes_gone"] else ""
+        lines = [
+            f"cluster: {totals['collected']} of {totals['partitions']} partitions collected, "
+            f"{totals['nodes']} nodes{gone}",
+            f"         replicas {self.replicas}, copies {settings.copies}, {keep}",
+            f"         {totals['numbers']} numbers, {rate_text(totals['per_s'])}, "
+            f"lag {totals['lag_messages']} messages",
+            f"         streams {totals['bytes'] / 1e6:.1f} MB, {totals['full_share']:.0%} full at "
+            "most",
+        ]
+        for _, some in groupby(self.problems, key=lambda problem: problem.kind):
+            same = list(some)
+            lines += [f"problem: {problem.text}" for problem in same[:PROBLEMS_SHOWN_MAX]]
+            if len(same) > PROBLEMS_SHOWN_MAX:
+                lines.append(f"problem: {len(same) - PROBLEMS_SHOWN_MAX} more like the last one")
+        if not self.problems:
+            lines.append("no problems")
+        return lines
+
+    def body(self) -> list[str]:
+        """Return what nodes and partitions are like."""
+        lines = []
+        if self.nodes:
             lines.append(
-                f"partition {one.partition}: {one.collector or 'no collector'}, "
-                f"{one.numbers} numbers, {rate_text(one.per_s)}, lag {one.lag_messages} messages, "
-                f"stream {one.bytes / 1e6:.1f} MB ({fill} % full)"
+                f"{'node':16}  {'host':17} {'clients':>7} {'acknowledged':>12} {'in flight':>10}  "
+                "state"
             )
-        totals = self.as_json()["totals"]
-        lines.append(
-            f"{totals['nodes']} nodes, {totals['collected']} of {totals['partitions']} partitions "
-            f"collected, {totals['numbers']} numbers, {rate_text(totals['per_s'])}, "
-            f"lag {totals['lag_messages']} messages, streams {totals['bytes'] / 1e6:.1f} MB"
-        )
-        return "\n".join(lines)
+            lines += [_node_text(node) for node in self.nodes]
+        for one in self.partitions:
+            lines += _partition_text(one)
+        return lines
+
+    def as_text(self) -> str:
+        """Return it for people: the problems come last, where they are seen."""
+        return "\n".join([*self.body(), *self.head()])
+
+
+def _node_json(node: Node) -> dict[str, Any]:
+    return {
+        "run": node.run,
+        "host": node.host,
+        "state": "gone" if is_gone(node) else "running",
+        "age_s": node.age_s,
+        "time": node.time,
+        "unique": node.unique,
+        "duplicate": node.duplicate,
+        "acknowledged": node.acknowledged,
+        "in_flight": node.in_flight,
+        "clients": node.clients,
+    }
+
+
+def _copy_json(each: CopyStatus) -> dict[str, Any]:
+    copy = each.copy
+    return {
+        "copy": copy.copy,
+        "run": copy.run,
+        "host": copy.host,
+        "log": copy.log,
+        "state": each.state,
+        "waits": copy.waits,
+        "age_s": copy.age_s,
+        "time": copy.time,
+        "sequence": copy.sequence,
+        "lag_messages": each.lag_messages,
+        "lag_s": each.lag_s,
+        "numbers": copy.count,
+        "sum": copy.sum,
+        "log_bytes": copy.log_bytes,
+        "per_s": copy.per_s,
+    }
 
 
 def _node_text(node: Node) -> str:
+    state = f"gone, {node.age_s:.0f} s ago" if is_gone(node) else "running"
     return (
-        f"node {node.run} on {node.host}: unique {node.unique}, duplicate {node.duplicate}, "
-        f"acknowledged {node.acknowledged}, in flight {node.in_flight}, clients {node.clients}"
+        f"{node.run:16}  {node.host[:17]:17} {node.clients:7} {node.acknowledged:12} "
+        f"{node.in_flight:10}  {state}"
     )
 
 
-async def read_status(js: "JetStreamContext") -> ClusterStatus:
-    """Ask the NATS server. Raises StartError."""
-    partitions = await recorded_partitions(js)
-    with broker_errors("read the cluster's status"):
-        copies = (await Buckets(js).read()).copies
-        found = await each_of(
-            range(partitions),
-            lambda partition: _read_partition(
-                js, partition, [copy for copy in copies if copy.partition == partition]
-            ),
+def _partition_text(one: PartitionStatus) -> Iterator[str]:
+    stream = one.stream
+    if stream.info is None:
+        yield f"partition {one.partition}: the stream {stream.name} does not answer"
+    else:
+        yield (
+            f"partition {one.partition}: {one.numbers} numbers, last message "
+            f"{stream.last_sequence}, {stream.bytes / 1e6:.1f} MB ({stream.full_share:.0%} full)"
         )
-        nodes, _ = await Buckets(js).nodes()
-        nodes = [node for node in nodes if node.age_s < NODE_GONE_S]
-        return ClusterStatus(nodes=nodes, partitions=found)
+    if not one.copies:
+        yield "  no copy"
+    for each in one.copies:
+        copy = each.copy
+        yield (
+            f"  {copy.copy:12} {copy.host[:14]:14} at {copy.sequence:<10} "
+            f"lag {each.lag_messages:<7} {rate_text(copy.per_s):>9}  {each.state}"
+        )
 
 
-async def _read_partition(
-    js: "JetStreamContext", partition: int, copies: list[Copy]
-) -> PartitionStatus:
-    info = await js.stream_info(stream_name(partition))
-    first = max(copies, key=attrgetter("sequence"), default=None)
-    return PartitionStatus(
-        partition=partition,
-        collector=None if first is None else first.host,
-        log=None if first is None else first.log,
-        numbers=0 if first is None else first.count,
-        per_s=0.0 if first is None else first.per_s,
-        lag_messages=info.state.last_seq - (0 if first is None else first.sequence),
-        messages=info.state.messages,
-        bytes=info.state.bytes,
-        max_bytes=info.config.max_bytes or 0,
-        leader=None if info.cluster is None else info.cluster.leader,
+# Asking.
+
+
+class StatusReader:
+    """Asks the NATS server of `js`, in a few rounds, as often as `read` is called."""
+
+    def __init__(self, js: "JetStreamContext") -> None:
+        self._js = js
+        self._buckets = Buckets(js)
+        self._times: dict[tuple[str, int], int | None] = {}
+        """When messages were stored that copies lacked when they were looked at last."""
+
+    async def read(self) -> ClusterStatus:
+        """Raises StartError."""
+        with broker_errors("read the cluster's status"):
+            # The copies before their streams: a stream that ends before a copy has gone back.
+            contents = await self._buckets.read()
+            nodes, unreadable = await self._read_nodes()
+            settings = contents.settings
+            names = [*map(bucket_stream, BUCKETS), *map(stream_name, range(settings.partitions))]
+            found = await each_of(names, self._read_stream)
+            streams = dict(zip(names, found, strict=True))
+            copies = await self._read_copies(contents.copies, streams)
+        by_partition: dict[int, list[CopyStatus]] = {}
+        for each in copies:
+            by_partition.setdefault(each.copy.partition, []).append(each)
+        replicas = streams[bucket_stream(CLUSTER_BUCKET)].replicas
+        partitions = [
+            PartitionStatus(
+                partition=partition,
+                stream=streams[stream_name(partition)],
+                copies=by_partition.get(partition, []),
+            )
+            for partition in range(settings.partitions)
+        ]
+        buckets = {bucket: streams[bucket_stream(bucket)] for bucket in BUCKETS}
+        wrong = list(problems(settings, replicas, nodes, partitions, buckets))
+        wrong += [Problem("unreadable", line) for line in (*contents.unreadable, *unreadable)]
+        # All of one kind together; the kinds in the order of their first ones.
+        kinds = list(dict.fromkeys(problem.kind for problem in wrong))
+        wrong.sort(key=lambda problem: kinds.index(problem.kind))
+        return ClusterStatus(
+            settings=settings,
+            replicas=replicas,
+            nodes=nodes,
+            partitions=partitions,
+            skips=contents.skips,
+            trims=contents.trims,
+            problems=wrong,
+            time=time.time(),
+        )
+
+    async def _read_nodes(self) -> tuple[list[Node], list[str]]:
+        try:
+            return await self._buckets.nodes()
+        except NoClusterError:
+            return [], []  # The missing bucket is a problem of its own.
+
+    async def _read_stream(self, name: str) -> StreamStatus:
+        """Ask for a stream; one without a leader does not end the command."""
+        from nats.js.errors import ServiceUnavailableError  # noqa: PLC0415
+
+        try:
+            async with asyncio.timeout(STATUS_ANSWER_S):
+                info = await stream_info(self._js, name)
+        except (ServiceUnavailableError, TimeoutError):
+            return StreamStatus(name=name, info=None)
+        return StreamStatus(name=name, info=info, exists=info is not None)
+
+    async def _read_copies(
+        self, copies: list[Copy], streams: dict[str, StreamStatus]
+    ) -> list[CopyStatus]:
+        """Ask for the first message that each copy lacks, unless it can't be old."""
+        lacking = {}
+        for copy in copies:
+            stream = streams[stream_name(copy.partition)]
+            key = (stream.name, max(copy.sequence + 1, stream.first_sequence))
+            if key[1] <= stream.last_sequence and copy.message_time_ns < _limit_ns(stream):
+                lacking[key] = self._times.get(key)
+        # The messages come with the times, and they are large.
+        unknown = [key for key, known_ns in lacking.items() if known_ns is None]
+        unknown = unknown[:MESSAGE_TIMES_MAX]
+        lacking.update(zip(unknown, await each_of(unknown, self._message_time_ns), strict=True))
+        self._times = lacking
+        return [
+            _copy_status(copy, streams[stream_name(copy.partition)], self._times) for copy in copies
+        ]
+
+    async def _message_time_ns(self, key: tuple[str, int]) -> int | None:
+        """Return the time of the first message that there is from a sequence on."""
+        from nats.js.errors import APIError  # noqa: PLC0415
+
+        try:
+            found = await self._js.get_msg(*key, subject=">", direct=True, next=True)
+        except (APIError, TimeoutError):
+            return None
+        return None if found.time is None else round(found.time.timestamp() * 1e9)
+
+
+def _limit_ns(stream: StreamStatus) -> int:
+    """Return the time of the oldest message that a copy may lack without being behind."""
+    now_ns = 0 if stream.info is None else time_ns(stream.info["ts"])
+    return now_ns - round(COPY_BEHIND_S * 1e9)
+
+
+def _copy_status(
+    copy: Copy, stream: StreamStatus, times_ns: dict[tuple[str, int], int | None]
+) -> CopyStatus:
+    first = max(copy.sequence + 1, stream.first_sequence)
+    lag_messages = max(0, stream.last_sequence - first + 1)
+    if stream.info is None or not lag_messages:
+        return CopyStatus(copy=copy, lag_messages=0, lag_s=0.0)
+    # If it was not asked for, it came after the last one that the copy has.
+    oldest_ns = times_ns.get((stream.name, first)) or max(
+        copy.message_time_ns, time_ns(stream.info["state"]["first_ts"])
     )
+    lag_s = max(0.0, (time_ns(stream.info["ts"]) - oldest_ns) / 1e9)
+    return CopyStatus(copy=copy, lag_messages=lag_messages, lag_s=lag_s)

@@ -17,6 +17,7 @@ Facts of nats-server 2.15 that it relies on:
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from numbers_uring.cluster.bucket import CLUSTER_BUCKET, NODES_BUCKET, Buckets
@@ -53,6 +54,13 @@ _BUCKET_BYTES_MAX = {NODES_BUCKET: NODES_BYTES_MAX}
 """The limit of a bucket that one who may write to it could use to fill the disks."""
 
 _NS = 1_000_000_000
+
+
+def time_ns(text: str) -> int:
+    """Return a time of the NATS server, such as 2026-01-31T12:00:00.123456789Z, in nanoseconds."""
+    whole, _, fraction = text.rstrip("Z").partition(".")
+    seconds = datetime.fromisoformat(f"{whole}+00:00").timestamp()
+    return round(seconds) * _NS + int(fraction.ljust(9, "0")[:9])
 
 
 def bucket_stream(bucket: str) -> str:

@@ -1,0 +1,101 @@
+"""Shows the status of a cluster again and again, until a signal: `cluster status --watch`."""
+
+import asyncio
+import json
+import os
+import select
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from numbers_uring.cluster.bucket import VersionError
+from numbers_uring.cluster.connection import until_closed
+from numbers_uring.cluster.status import ClusterStatus, StatusReader
+from numbers_uring.errors import StartError
+from numbers_uring.limits import CANCEL_AGAIN_S, WATCH_WRITE_S
+from numbers_uring.system.stdio import STDOUT, LineWriter
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+_CLEAR = "\x1b[H\x1b[2J"
+
+
+async def watch_status(
+    client: "Client",
+    reader: StatusReader,
+    interval_s: float,
+    *,
+    as_json: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Write the status every `interval_s` until SIGINT or SIGTERM.
+
+    Raises StartError at once if the first status cannot be read, and later if the connection is
+    closed for good, the cluster is of another version, or no one reads what is written. `say` gets
+    a line when a later status cannot be read.
+    """
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    showing = asyncio.create_task(_show(reader, interval_s, as_json=as_json, say=say))
+    waiting = {
+        showing,
+        asyncio.create_task(until_closed(client)),
+        asyncio.create_task(stop.wait()),
+    }
+    try:
+        done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    except ConnectionError as error:
+        raise StartError(f"the NATS server is no longer usable: {error}") from error
+    finally:
+        while waiting:
+            for task in waiting:
+                task.cancel()
+            # Up to Python 3.11 asyncio.wait_for may lose a cancellation.
+            _, waiting = await asyncio.wait(waiting, timeout=CANCEL_AGAIN_S)
+
+
+async def _show(
+    reader: StatusReader, interval_s: float, *, as_json: bool, say: Callable[[str], None]
+) -> None:
+    writer, said, loop = LineWriter(STDOUT), "", asyncio.get_running_loop()
+    found: ClusterStatus | None = None
+    while True:
+        due_s = loop.time() + interval_s
+        try:
+            found = await reader.read()
+        except VersionError:
+            raise
+        except StartError as error:
+            if found is None:
+                raise
+            if str(error) != said:
+                said = str(error)
+                say(said)
+        else:
+            said = ""
+            _write(writer, json.dumps(found.as_json()) if as_json else _text(found))
+        await asyncio.sleep(due_s - loop.time())
+
+
+def _text(found: ClusterStatus) -> str:
+    """Return a screenful for a terminal, and all of it, with an empty line, for anything else."""
+    if not os.isatty(STDOUT):
+        return found.as_text() + "\n"
+    size = os.get_terminal_size(STDOUT)
+    lines = [*found.head(), *found.body()]
+    if size.lines and size.columns:  # A terminal need not know its size.
+        lines = [line[: size.columns] for line in lines[: size.lines - 1]]
+    return _CLEAR + "\n".join(lines)
+
+
+def _write(writer: LineWriter, text: str) -> None:
+    """Write it, or nothing if the reader is slow. Raises StartError if the reader is gone."""
+    if not writer.write(text, wait_s=WATCH_WRITE_S):
+        poll = select.poll()
+        poll.register(STDOUT, 0)
+        if any(events & (select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0)):
+            raise StartError("cannot write to standard output: its reader is gone")
