@@ -217,6 +217,21 @@ def test_two_processes_of_one_copy_that_start_at_once_do_not_both_go_on(
     use(broker, session)
 
 
+def test_a_report_of_this_copy_that_makes_no_sense_is_not_replaced(
+    broker: Broker, partition: int, tmp_path: Path
+) -> None:
+    async def run(js: JetStreamContext) -> None:
+        here = process(Buckets(js), tmp_path / "here", [partition])
+        key = f"v1.copy.{partition}.{here.identity.copy}"
+        await js.publish(f"$KV.numbers-cluster.{key}", b"{}")
+        with pytest.raises(StartError, match=f"the value of {key} .* makes no sense"):
+            await here.copies.register()
+        await js.publish(f"$KV.numbers-cluster.{key}", headers={"KV-Operation": "DEL"})
+        await here.copies.register()
+
+    broker.run(run)
+
+
 def test_a_killed_collector_starts_again_at_once_in_its_folder(
     broker: Broker, partition: int, tmp_path: Path
 ) -> None:

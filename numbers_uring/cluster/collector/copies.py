@@ -267,6 +267,9 @@ class Copies:
         waiting, first = list(self._reports), dict[int, int]()
         while waiting:
             contents = await self._buckets.read(waiting, fresh=True)
+            for line in contents.unreadable:
+                if f".{self._identity.copy} " in line:
+                    raise StartError(line)  # It may be of a process that lives.
             free = []
             for partition in waiting:
                 there = find(contents.copies, partition, self._identity.copy)
