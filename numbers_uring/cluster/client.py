@@ -267,9 +267,10 @@ class BoundedClient(Client):
         try:
             while True:
                 left_s = begin_s + timeout_s - time.monotonic()
-                asked.add(
-                    asyncio.create_task(self._request(subject, payload, max(left_s, 0), headers))
-                )
+                task = asyncio.create_task(self._request(subject, payload, max(left_s, 0), headers))
+                # Of several that fail at the same moment, one is raised.
+                task.add_done_callback(lambda task: task.cancelled() or task.exception())
+                asked.add(task)
                 done, asked = await asyncio.wait(
                     asked, timeout=again_s, return_when=asyncio.FIRST_COMPLETED
                 )
