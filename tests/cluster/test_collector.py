@@ -18,11 +18,10 @@ from numbers_uring.cluster.index import read_index
 from numbers_uring.cluster.partitions import (
     index_name,
     log_name,
-    range_of,
     stream_name,
     subject_name,
 )
-from support.broker import PARTITIONS, Broker, broker_group, broker_with_cluster, init, leader
+from support.broker import Broker, broker_group, init, leader
 from support.collectors import (
     collect_arguments,
     collector_process,
@@ -318,41 +317,6 @@ def test_a_full_disk_holds_the_stream_back_and_loses_nothing(
     wait_until_collected(broker, partition, small_disk)
     assert collector.stop(signal.SIGTERM) == 0
     assert (small_disk / log_name(partition)).read_bytes() == lines(numbers)
-
-
-BAD_MESSAGES = {
-    "torn": b"12345",
-    "foreign": array("I", [range_of(0, PARTITIONS).end]).tobytes(),
-    "long": bytes(1024 * 1024 - 4),
-}
-
-
-def test_a_message_that_is_no_batch_is_named_and_holds_up_its_partition_alone(
-    tmp_path: Path,
-) -> None:
-    with broker_with_cluster(tmp_path / "broker", partitions=4) as broker:
-        numbers = {partition: numbers_of(partition) for partition in range(4)}
-        for partition, bad in enumerate(BAD_MESSAGES.values()):
-            publish(broker, partition, numbers[partition][:50], bad, numbers[partition][50:])
-        collector = CommandProcess(
-            "collect", "--nats", broker.url, "--partitions", "0-3", "--log-dir", str(tmp_path)
-        )
-        with collector:
-            for partition in range(3):
-                collector.wait_for(
-                    f"partition {partition} waits: message 2 of the stream numbers-{partition} "
-                )
-            publish(broker, 3, numbers[3])
-            wait_until_collected(broker, 3, tmp_path)
-            assert collector.stop(signal.SIGTERM) == 0
-        for partition in range(4):
-            expected = numbers[partition] if partition == 3 else numbers[partition][:50]
-            assert (tmp_path / log_name(partition)).read_bytes() == lines(expected)
-            assert position(tmp_path, partition) == 1
-
-
-def numbers_of(partition: int) -> list[int]:
-    return [range_of(partition, 4).first + each for each in range(100)]
 
 
 def test_a_nats_server_that_comes_back_finds_the_collector_waiting(tmp_path: Path) -> None:
