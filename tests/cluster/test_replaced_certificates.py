@@ -18,7 +18,7 @@ from support.waiting import DEADLINE_S
 def certificates(tmp_path: Path) -> Certificates:
     certificates = Certificates(tmp_path / "certificates")
     certificates.sign("others", ca="other-ca", use="clientAuth")
-    certificates.sign("other-engine", ca="other-ca", use="serverAuth")
+    certificates.sign("other-server", ca="other-ca", use="serverAuth")
     certificates.sign("expired", ca="other-ca", use="clientAuth", days=-1)
     return certificates
 
@@ -57,7 +57,7 @@ def broker(tmp_path: Path, certificates: Certificates, ours: Ours) -> Iterator[B
         f'  ca_file: "{folder}/their-ca.pem", verify: true, handshake_first: auto'
     )
     broker = Broker(tmp_path / "broker", settings=f"tls {{ {tls} }}\n")
-    use(certificates, "engine", ca="ca")
+    use(certificates, "server", ca="ca")
     broker.url = f"tls://127.0.0.1:{broker.port}"
     broker.access = ours.access
     with broker:
@@ -111,7 +111,7 @@ def test_certificates_that_were_replaced_are_used_at_the_next_connection(
             await said.wait_for("unsuitable certificate purpose")
             broker.kill()
             # All of the NATS server's are signed by another CA now.
-            use(certificates, "other-engine", ca="other-ca")
+            use(certificates, "other-server", ca="other-ca")
             broker.start_only()
             await said.wait_for("certificate verify failed")
             ours.replace("ca.pem", "other-ca.pem", half=True)

@@ -14,7 +14,7 @@ class Certificates:
         folder.mkdir()
         self.make_ca("ca")
         self.make_ca("other-ca")
-        self.sign("engine", use="serverAuth")
+        self.sign("server", use="serverAuth")
         self.sign("client", use="clientAuth")
         both = self.path("client.pem").read_bytes() + self.path("client.key").read_bytes()
         self.path("both.pem").write_bytes(both)

@@ -35,7 +35,7 @@ def _shipped(
     """Return a member of the group, or one alone: that is without the block for routes."""
     broker = Broker(folder, routes=routes, member=member)
     replaced = {
-        'server_name: "engine-0"': f'server_name: "{broker.name}"',
+        'server_name: "nats-0"': f'server_name: "{broker.name}"',
         "0.0.0.0:4222": f"127.0.0.1:{broker.port}",
         "/var/lib/nats": str(folder / "store"),
         "/etc/nats": str(certificates.path("ca.pem").parent),
