@@ -427,9 +427,12 @@ BROKER_SILENT_PINGS = 2
 BROKER_UNSENT_S = 9.0
 """How long Linux keeps a connection whose peer takes no data."""
 
-BROKER_LEAVE_S = 6.0
-"""How long a NATS server, one of several, may answer no request while it answers pings: it may be
-cut off from the others."""
+BROKER_LEAVE_S = 5.0
+"""How long a NATS server, one of several, may answer no question, or confirm no change, while it
+answers pings: it may be cut off from the others."""
+
+BROKER_LOOK_S = 0.5
+"""How often it is checked whether a NATS server is to be left."""
 
 BROKER_ASK_AGAIN_S = 2.0
 """How long an answer is waited for before the question is asked again, beside the first."""
@@ -706,7 +709,7 @@ assert REPLICAS_POLL_S < REPLICAS_PROGRESS_S < REPLICAS_STUCK_S
 assert BROKER_RECONNECT_S < BROKER_CONNECT_S < BROKER_START_S < BROKER_REQUEST_S
 assert (BROKER_SILENT_PINGS + 1) * BROKER_PING_S <= BROKER_UNSENT_S
 assert BROKER_UNSENT_S + BROKER_CONNECT_S + 2 * BROKER_ASK_AGAIN_S < BROKER_REQUEST_S
-assert BROKER_LEAVE_S + BROKER_PING_S + BROKER_ASK_AGAIN_S < 15
+assert COPY_TELL_S + BROKER_LEAVE_S + BROKER_LOOK_S + BROKER_ASK_AGAIN_S < 15
 assert BROKER_LEADER_S < BROKER_REQUEST_S
 assert BROKER_PENDING_BYTES_MAX >= 4 * FORWARD_IN_FLIGHT * FORWARD_BATCH_BYTES
 assert FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX < MESSAGE_BYTES_MAX

@@ -20,6 +20,7 @@ import math
 import re
 import time
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,7 +29,8 @@ from numbers_uring.cluster.checkpoints import Point
 from numbers_uring.cluster.connection import request_api
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
-    BROKER_REQUEST_S,
+    BROKER_ASK_AGAIN_S,
+    BROKER_REQUEST_TRIES,
     BUCKET_KEYS_MAX,
     BUCKET_TEXT_CHARACTERS_MAX,
     PARTITIONS_MAX,
@@ -330,7 +332,17 @@ class Buckets:
         return {name: value for name, value in found.items() if not value.deleted}
 
     async def _batch(self, bucket: str, names: list[str]) -> "dict[str, _Value]":
-        """Ask any replica for the values of up to BUCKET_KEYS_MAX keys."""
+        """Ask any replica for the values of up to BUCKET_KEYS_MAX keys.
+
+        One that is silent is chosen again and again until the others notice: so this ends with
+        nothing after BROKER_REQUEST_TRIES.
+        """
+        for _ in range(BROKER_REQUEST_TRIES):
+            with suppress(TimeoutError):
+                return await self._batch_of_one(bucket, names)
+        return {}
+
+    async def _batch_of_one(self, bucket: str, names: list[str]) -> "dict[str, _Value]":
         subjects = {f"$KV.{bucket}.{_PREFIX}{name}": name for name in names}
         found: dict[str, _Value] = {}
         inbox = self._client.new_inbox()
@@ -343,7 +355,7 @@ class Buckets:
                 )
                 # A control message names no subject, whatever headers a value brings.
                 while "Nats-Subject" in (
-                    headers := (answer := await answers.next_msg(BROKER_REQUEST_S)).headers or {}
+                    headers := (answer := await answers.next_msg(BROKER_ASK_AGAIN_S)).headers or {}
                 ):
                     name = subjects.get(headers["Nats-Subject"])
                     if name is not None:

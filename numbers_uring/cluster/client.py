@@ -31,6 +31,7 @@ from numbers_uring.limits import (
     BROKER_CONNECT_S,
     BROKER_LEADER_S,
     BROKER_LEAVE_S,
+    BROKER_LOOK_S,
     BROKER_NO_LEADER_RETRY_S,
     BROKER_PENDING_BYTES_MAX,
     BROKER_PENDING_FLUSHES_MAX,
@@ -51,7 +52,14 @@ _PING = b"PING\r\n"
 _CLOSE_STEPS = 3
 """What an aborted connection with TLS takes: its protocol, its transport, its reader."""
 
-_PULL = "$JS.API.CONSUMER.MSG.NEXT."
+_API = "$JS.API."
+_QUESTIONS = tuple(
+    f"{_API}{name}."
+    for name in ("CONSUMER.INFO", "DIRECT.GET", "STREAM.INFO", "STREAM.MSG.GET", "STREAM.NAMES")
+)
+"""What a server that is cut off from the others may answer."""
+
+_PULL = f"{_API}CONSUMER.MSG.NEXT."
 
 MESSAGE_IN_PROCESS = 10158
 """An error of JetStream: a message of this id waits for the other replicas, maybe in vain."""
@@ -110,6 +118,36 @@ class _Transport(TcpTransport):
             await asyncio.sleep(0)
 
 
+class _Unanswered:
+    """How long requests of one kind have had no answer."""
+
+    def __init__(self) -> None:
+        self._since_s: float | None = None
+        """When the first request was made that was followed by no answer to any."""
+        self._most_s = BROKER_LEAVE_S
+
+    def note_request(self) -> None:
+        if self._since_s is None:
+            self._since_s = time.monotonic()
+
+    def note_answer(self) -> None:
+        self._since_s, self._most_s = None, BROKER_LEAVE_S
+
+    def forget(self) -> None:
+        """What was asked in a connection that is lost is asked again, or not."""
+        self._since_s = None
+
+    def too_long(self) -> bool:
+        """Return whether to leave the server; the next one is given twice the time.
+
+        A stream without a leader does not answer either, whichever server is asked.
+        """
+        if self._since_s is None or time.monotonic() < self._since_s + self._most_s:
+            return False
+        self._most_s *= 2
+        return True
+
+
 class BoundedClient(Client):
     """Leaves a NATS server that is silent, or answers no request, for another one."""
 
@@ -117,10 +155,9 @@ class BoundedClient(Client):
         super().__init__()
         self._tried: dict[str, float] = {}
         """When each server was tried, or left, since the connection was lost."""
-        self._asked_s: float | None = None
-        """When the first request was made that was followed by no answer to any."""
-        self._unanswered_max_s = BROKER_LEAVE_S
-        """How long a server may answer none."""
+        self._questions, self._changes = _Unanswered(), _Unanswered()
+        """Apart, because a server that is cut off from the others answers some questions: from what
+        it has, and that may be old."""
 
     async def connect(self, *arguments: Any, **settings: Any) -> None:
         """Connect as nats-py does, which gets the settings that keep every wait short."""
@@ -182,37 +219,36 @@ class BoundedClient(Client):
     async def _ping_interval(self) -> None:
         """Ping, and leave the server when nothing at all has come for some pings."""
         silent = 0
+        ping_s = time.monotonic() + BROKER_PING_S
         while True:
-            await asyncio.sleep(BROKER_PING_S)
+            await asyncio.sleep(BROKER_LOOK_S)
             transport = self._transport
             if not self.is_connected or not isinstance(transport, _Transport):
                 continue
-            silent = 0 if transport.heard else silent + 1
-            transport.heard = False
+            pings = time.monotonic() >= ping_s
+            if pings:
+                ping_s = time.monotonic() + BROKER_PING_S
+                silent = 0 if transport.heard else silent + 1
+                transport.heard = False
             if silent >= BROKER_SILENT_PINGS or self._answers_no_request():
                 await self._process_op_err(StaleConnectionError())
                 return
-            self._pongs.append(asyncio.get_running_loop().create_future())
-            # Written at once: the queue of what is to be flushed may be full.
-            transport.write(_PING)  # type: ignore[no-untyped-call]
+            if pings:
+                self._pongs.append(asyncio.get_running_loop().create_future())
+                # Written at once: the queue of what is to be flushed may be full.
+                transport.write(_PING)  # type: ignore[no-untyped-call]
 
     def _answers_no_request(self) -> bool:
-        """Return whether another server should be asked: this one may be cut off from the others.
-
-        A stream without a leader does not answer either, so without an answer the next server is
-        given twice the time.
-        """
-        if self._asked_s is None or len(self._server_pool) == 1:
+        """Return whether to ask another server: this one may be cut off from the others."""
+        if len(self._server_pool) == 1:
             return False
-        if time.monotonic() < self._asked_s + self._unanswered_max_s:
-            return False
-        self._unanswered_max_s *= 2
-        return True
+        return self._questions.too_long() or self._changes.too_long()
 
     async def _process_op_err(self, e: Exception) -> None:
         if self.is_connected and self._current_server is not None:
             self._tried = {self._current_server.uri.netloc: time.monotonic()}
-            self._asked_s = None
+            self._questions.forget()
+            self._changes.forget()
         await super()._process_op_err(e)
 
     def forget_unsent(self) -> None:
@@ -238,7 +274,7 @@ class BoundedClient(Client):
         if that was the last word.
         """
         del old_style
-        if subject.startswith(("$JS.API.", "$KV.")) and not subject.startswith(_PULL):
+        if subject.startswith((_API, "$KV.")) and not subject.startswith(_PULL):
             once = any(name.startswith("Nats-Expected-") for name in headers or {})
             again_s = None if once else BROKER_ASK_AGAIN_S
             return await self._ask(subject, payload, timeout, headers, again_s)
@@ -247,11 +283,11 @@ class BoundedClient(Client):
     async def _request(
         self, subject: str, payload: bytes, timeout_s: float, headers: dict[str, Any] | None
     ) -> "Msg":
-        if self._asked_s is None:
-            self._asked_s = time.monotonic()
+        kind = self._questions if subject.startswith(_QUESTIONS) else self._changes
+        kind.note_request()
         answer = await super().request(subject, payload, timeout_s, headers=headers)
         if not _has_error(answer, *_NO_LEADER, MESSAGE_IN_PROCESS):
-            self._asked_s, self._unanswered_max_s = None, BROKER_LEAVE_S
+            kind.note_answer()
         return answer
 
     async def _ask(
