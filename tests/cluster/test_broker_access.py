@@ -202,10 +202,10 @@ def test_commands_say_nothing_but_their_own_lines_over_tls(
     environment = {"PYTHONDEVMODE": "1", "PYTHONWARNINGS": "always"}
     options = ("--nats", encrypted.url, *access)
     said: list[str] = []
-    # No collector runs, which is a problem.
-    for arguments, code in ((("cluster", "init", "--partitions", "1"), 0), (STATUS, 1)):
+    # It is a problem if no collector has reported in the last seconds.
+    for arguments, codes in ((("cluster", "init", "--partitions", "1"), {0}), (STATUS, {0, 1})):
         done = run_command(*arguments, *options, environment=environment)
-        assert done.returncode == code, done.stderr
+        assert done.returncode in codes, done.stderr
         said += done.stderr.splitlines()
     collect = ("collect", "--partitions", "0", "--log-dir", str(tmp_path), *options)
     serve = ("--forward", encrypted.url, "--partitions", "1", *access)
