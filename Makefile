@@ -116,7 +116,7 @@ test-reactors: $(VENV)/dev.stamp
 coverage: $(VENV)/dev.stamp
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
 
-# A whole cluster on this machine: a NATS server, two nodes, two collectors, of which one is killed.
+# A whole cluster on this machine, with two copies of each partition, a kill, and damaged files.
 cluster: $(VENV)/dev.stamp
 	$(BIN)/python perf/cluster_demo.py $(ARGS)
 

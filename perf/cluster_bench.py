@@ -12,9 +12,8 @@ Tables, each with a NATS server (nats-server) of its own for each run, on loopba
   have;
 - node: a node that gets unique numbers in random order until all are acknowledged, then the same
   ones again, which it drops by itself;
-- collector: collectors that drain streams which were filled before, until all is synced and
-  acknowledged;
-- all: load, node, engine and collectors at once, until all is synced and acknowledged.
+- collector: collectors that drain streams which were filled before, until all is synced;
+- all: load, node, engine and collectors at once, until all is synced.
 
 In the last three there is one NATS server, which syncs always. Processor time is that of all
 threads of all processes of a part. Streams or logs that are not exactly the set of the numbers

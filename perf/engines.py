@@ -39,12 +39,39 @@ SETUPS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
 class Engine:
-    """A running engine: its URL, and the process of each of its servers."""
+    """A running engine: its URL, and its servers, of which each may be killed and started again."""
 
-    url: str
-    pids: tuple[int, ...]
+    def __init__(self, url: str, folder: Path, running: ExitStack) -> None:
+        self.url = url
+        self._folder = folder
+        self._servers: list[Background] = []
+        running.callback(self._kill)
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        return tuple(server.process.pid for server in self._servers)
+
+    def start(self, replicas: int) -> None:
+        """Start the servers, and return once streams can be made. Raises ClickException."""
+        begun = time.monotonic_ns()
+        for member in range(replicas):
+            config = self._folder / f"engine-{member}.conf"
+            said = self._folder / f"engine-{member}-{begun}.txt"
+            self._servers.append(Background([binary(), "--config", str(config)], said))
+        for server in self._servers:
+            server.wait_for("Server is ready")
+        asyncio.run(_wait_for_jetstream(self.url, replicas))
+
+    def restart(self) -> None:
+        """Kill all servers, and start them again. Raises ClickException."""
+        replicas = len(self._servers)
+        self._kill()
+        self.start(replicas)
+
+    def _kill(self) -> None:
+        while self._servers:
+            self._servers.pop().kill()
 
 
 def binary() -> str:
@@ -67,25 +94,19 @@ def running_engine(setup: Setup, folder: Path, store_bytes: int) -> Iterator[Eng
     if free_bytes < needed_bytes:
         raise click.ClickException(f"{folder} has {free_bytes} bytes free, of {needed_bytes}")
     ports, routes = ([reserve_port() for _ in range(setup.replicas)] for _ in range(2))
-    servers = []
+    for member, port in enumerate(ports):
+        (folder / f"engine-{member}.conf").write_text(
+            f'server_name: "engine-{member}"\nlisten: "127.0.0.1:{port}"\n'
+            f'jetstream {{ store_dir: "{folder / f"store-{member}"}"\n'
+            f"  max_file_store: {store_bytes}\n"
+            + ("  sync_interval: always }\n" if setup.synced else "}\n")
+            + (_cluster(routes, member) if setup.replicas > 1 else "")
+        )
     with ExitStack() as running:
-        for member, port in enumerate(ports):
-            config = folder / f"engine-{member}.conf"
-            config.write_text(
-                f'server_name: "engine-{member}"\nlisten: "127.0.0.1:{port}"\n'
-                f'jetstream {{ store_dir: "{folder / f"store-{member}"}"\n'
-                f"  max_file_store: {store_bytes}\n"
-                + ("  sync_interval: always }\n" if setup.synced else "}\n")
-                + (_cluster(routes, member) if setup.replicas > 1 else "")
-            )
-            said = folder / f"engine-{member}.txt"
-            servers.append(Background([binary(), "--config", str(config)], said))
-            running.callback(servers[-1].kill)
         url = ",".join(f"nats://127.0.0.1:{port}" for port in ports)
-        for server in servers:
-            server.wait_for("Server is ready")
-        asyncio.run(_wait_for_jetstream(url, setup.replicas))
-        yield Engine(url, tuple(server.process.pid for server in servers))
+        engine = Engine(url, folder, running)
+        engine.start(setup.replicas)
+        yield engine
 
 
 def _cluster(routes: list[int], member: int) -> str:
