@@ -47,6 +47,9 @@ def cluster(folder: Path, partitions: int) -> Iterator[ServerProcess]:
             "all numbers in the logs",
         )
         assert collector.stop(signal.SIGTERM) == 0, collector.stderr
+        done = run_command("cluster", "verify", "--nats", url, "--log-dir", str(folder))
+        assert (done.returncode, done.stderr) == (0, ""), done
+        assert f"{NUMBERS} numbers in logs, {NUMBERS} in streams, clean" in done.stdout
 
 
 def test_a_cluster_of_three_partitions_takes_in_the_logs_of_one_of_two(tmp_path: Path) -> None:
