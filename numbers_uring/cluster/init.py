@@ -4,6 +4,7 @@ Facts of nats-server 2.15 that it relies on:
 
 - Creating a stream that exists with the same settings succeeds. So a request without an answer is
   sent again.
+- A stream that was deleted a moment ago may still be on the disk: creating it again fails then.
 - An answer to a change of replicas comes before they have anything. STREAM.INFO names each replica
   besides the leader's, whether it is current, and how far it is behind.
 """
@@ -40,6 +41,7 @@ from numbers_uring.cluster.streams import (
 )
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
+    BROKER_REQUEST_TRIES,
     REPLICAS_POLL_S,
     REPLICAS_PROGRESS_S,
     REPLICAS_STUCK_S,
@@ -47,6 +49,9 @@ from numbers_uring.limits import (
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
+
+
+_STILL_THERE = "error creating store"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +225,17 @@ class _Making:
         return True
 
     async def _create(self, config: Json) -> None:
-        await request_api(self._js, f"STREAM.CREATE.{config['name']}", config)
+        from nats.js.errors import ServerError  # noqa: PLC0415
+
+        for left in reversed(range(BROKER_REQUEST_TRIES)):
+            try:
+                await request_api(self._js, f"STREAM.CREATE.{config['name']}", config)
+            except ServerError as error:
+                if not left or _STILL_THERE not in (error.description or ""):
+                    raise
+                await asyncio.sleep(REPLICAS_POLL_S)
+            else:
+                return
 
     async def wait_for_replicas(self) -> None:
         """Return when all replicas have everything. Raises StartError if they do not go on.

@@ -17,6 +17,7 @@ from numbers_uring.cluster.bucket import (
     Skip,
     Trim,
 )
+from numbers_uring.cluster.comparison import is_alive
 from numbers_uring.cluster.connection import broker_errors
 from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.cluster.problems import (
@@ -221,9 +222,10 @@ def _partition_text(one: PartitionStatus) -> Iterator[str]:
         yield "  no copy"
     for each in one.copies:
         copy = each.copy
+        rate = rate_text(copy.per_s) if is_alive(copy) else ""
         yield (
             f"  {copy.copy:12} {copy.host[:14]:14} at {copy.sequence:<10} "
-            f"lag {each.lag_messages:<7} {rate_text(copy.per_s):>9}  {each.state}"
+            f"lag {each.lag_messages:<7} {rate:>9}  {each.state}"
         )
 
 

@@ -30,6 +30,8 @@ from numbers_uring.cluster.partitions import (
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     DUPLICATE_WINDOW_S,
+    FORWARD_BATCH_BYTES,
+    FORWARD_HEADER_BYTES_MAX,
     MESSAGE_BYTES_MAX,
     NODES_BYTES_MAX,
     NODES_KEEP_S,
@@ -54,6 +56,8 @@ _BUCKET_BYTES_MAX = {NODES_BUCKET: NODES_BYTES_MAX}
 """The limit of a bucket that one who may write to it could use to fill the disks."""
 
 _NS = 1_000_000_000
+
+_BATCH_BYTES = FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX
 
 
 def time_ns(text: str) -> int:
@@ -145,9 +149,13 @@ def _stream_needs(partition: int) -> list[_Need]:
         _Need("max_msgs", -1, "--max-msgs=-1"),
         _Need("max_msgs_per_subject", -1, "--max-msgs-per-subject=-1"),
         _Need("max_consumers", -1, None),
+        _Need("max_msg_size", _BATCH_BYTES, f"--max-msg-size {MESSAGE_BYTES_MAX}", at_least=True),
         _Need("duplicate_window", window_ns, "--dupe-window 2m", at_least=True),
         _Need("persist_mode", "default", None),
         _Need("sealed", False, None),
+        _Need("mirror", None, None),
+        _Need("sources", None, None),
+        _Need("subject_transform", None, None),
         _Need("deny_purge", False, None),
         _Need("allow_rollup_hdrs", False, "--no-allow-rollup"),
         _Need("allow_msg_ttl", False, None),
@@ -211,6 +219,8 @@ def _wrong(needs: list[_Need], config: Json) -> Iterator[tuple[_Need, Any]]:
         # No limit may be written as 0, too.
         if wanted == -1 and value == 0:
             continue
+        if need.at_least and value == -1:
+            continue
         if not (value >= wanted if need.at_least else value == wanted):
             yield need, value
 
@@ -222,6 +232,8 @@ def _text(name: str, value: Any) -> str:
         return ",".join(map(str, value))
     if isinstance(value, bool):
         return "on" if value else "off"
+    if value is None:
+        return "none"
     return "-1, no limit" if value == -1 else str(value)
 
 

@@ -26,7 +26,7 @@ from numbers_uring.cluster.bucket import (
 from numbers_uring.cluster.checkpoints import Point
 from numbers_uring.cluster.init import init_cluster
 from numbers_uring.errors import StartError
-from support.broker import Broker, init
+from support.broker import Broker, delete_streams, init
 from support.processes import assert_one_line_error, run_command
 
 PARTITIONS = 3
@@ -62,9 +62,7 @@ def cluster(bare_broker: Broker) -> Broker:
     """A NATS server with a cluster that nothing has happened to."""
 
     async def renew(js: JetStreamContext) -> None:
-        for stream in await js.streams_info():
-            assert stream.config.name is not None
-            await js.delete_stream(stream.config.name)
+        await delete_streams(js)
         await init_cluster(js, PARTITIONS, replicas=1, max_bytes=2_000_000)
 
     bare_broker.run(renew)

@@ -13,7 +13,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from numbers_uring.cluster.bucket import Buckets, Settings
-from support.broker import Broker, broker_group
+from support.broker import Broker, broker_group, delete_streams
 from support.processes import CommandProcess, assert_one_line_error, run_command
 from support.slow_link import slow_link
 
@@ -30,12 +30,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 def empty(shared: Broker) -> Broker:
     """A NATS server without any stream."""
 
-    async def delete(js: JetStreamContext) -> None:
-        for stream in await js.streams_info():
-            assert stream.config.name is not None
-            await js.delete_stream(stream.config.name)
-
-    shared.run(delete)
+    shared.run(delete_streams)
     return shared
 
 

@@ -26,7 +26,7 @@ from numbers_uring.cluster.checkpoints import Point
 from numbers_uring.cluster.init import init_cluster
 from numbers_uring.cluster.status import ClusterStatus, StatusReader
 from numbers_uring.cluster.streams import stream_info, time_ns
-from support.broker import Broker, broker_group, leader
+from support.broker import Broker, broker_group, delete_streams, leader
 from support.processes import CommandProcess, assert_one_line_error, run_command
 from support.waiting import DEADLINE_S, wait_until
 
@@ -51,9 +51,7 @@ async def created_ns(js: JetStreamContext, partition: int) -> int:
 
 async def fill(js: JetStreamContext) -> list[Copy]:
     """Make a cluster without a fault; return its copies: two of each partition."""
-    for stream in await js.streams_info():
-        assert stream.config.name is not None
-        await js.delete_stream(stream.config.name)
+    await delete_streams(js)
     await init_cluster(js, PARTITIONS, max_bytes=10_000_000, copies=2, keep_s=3600)
     buckets, copies = Buckets(js), []
     await buckets.put_node(NODE)
@@ -315,9 +313,7 @@ def test_a_copy_is_behind_when_it_lacks_an_old_message(
 
 def test_many_problems_of_one_kind_are_few_lines(shared: Broker) -> None:
     async def run(js: JetStreamContext) -> ClusterStatus:
-        for stream in await js.streams_info():
-            assert stream.config.name is not None
-            await js.delete_stream(stream.config.name)
+        await delete_streams(js)
         await init_cluster(js, 40, max_bytes=2_000_000)
         return await StatusReader(js).read()
 
@@ -332,34 +328,38 @@ def test_many_problems_of_one_kind_are_few_lines(shared: Broker) -> None:
 
 def test_replicas_that_are_away_and_streams_without_a_leader_are_named(tmp_path: Path) -> None:
     async def make(js: JetStreamContext) -> None:
-        await init_cluster(js, 1, replicas=3, max_bytes=10_000_000)
-        created = await created_ns(js, 0)
-        copy = Copy(
-            partition=0,
-            copy="c",
-            run="r",
-            host="h",
-            log="l",
-            place="p",
-            state="collecting",
-            stream_created_ns=created,
-        )
-        await Buckets(js).put_copy(copy)
+        await init_cluster(js, 2, replicas=3, max_bytes=10_000_000)
+        config = (await js.stream_info("numbers-0")).config
+        await js.delete_stream("numbers-0")
+        config.num_replicas = 1
+        await js.add_stream(config)
 
-    def found(broker: Broker) -> set[str]:
-        done = status_of(broker, "--json")
-        return {each["kind"] for each in json.loads(done.stdout)["problems"]}
+    def lines(broker: Broker) -> list[str]:
+        return status_of(broker).stdout.splitlines()
 
     with broker_group(tmp_path) as brokers:
         brokers[0].run(make)
-        wait_until(lambda: found(brokers[0]) == set(), "all replicas to be there")
-        victim = next(each for each in brokers if each is not leader(brokers, "numbers-0"))
+        assert (
+            "problem: the stream numbers-0 has num_replicas 1 but needs 3: 'numbers-uring cluster "
+            "init' makes it grow"
+        ) in lines(brokers[0])
+        victim = leader(brokers, "numbers-0")
         victim.kill()
-        others = [each for each in brokers if each is not victim]
-        wait_until(lambda: found(others[0]) == {"replica_late"}, "the replica to be missed")
-        text = status_of(others[0]).stdout
-        assert f"the stream numbers-0: the replica on {victim.name} is silent" in text
-        others[0].run(lambda js: js.delete_stream("numbers-0"))
+        other = next(each for each in brokers if each is not victim)
+        for problem in (
+            f"problem: the stream numbers-1: the replica on {victim.name} is silent",
+            f"problem: the bucket numbers-cluster: the replica on {victim.name} is silent",
+            "problem: the stream numbers-0 has no leader, or does not answer: are its servers up?",
+        ):
+            wait_until(partial(_is_in, problem, lambda: lines(other)), problem)
+        done = status_of(other, "--json")
+        assert done.returncode == 1
+        stream = json.loads(done.stdout)["partitions"][0]["stream"]
+        assert (stream["answers"], stream["leader"]) == (False, None)
+
+
+def _is_in(line: str, read: Callable[[], list[str]]) -> bool:
+    return line in read()
 
 
 # Watching.

@@ -5,13 +5,19 @@ from typing import Any
 
 import pytest
 from nats.js import JetStreamContext
-from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType
+from nats.js.api import (
+    DiscardPolicy,
+    RetentionPolicy,
+    StorageType,
+    StreamSource,
+    SubjectTransform,
+)
 
 from numbers_uring.cluster.connection import url_text
 from numbers_uring.cluster.init import init_cluster
 from numbers_uring.cluster.streams import check_streams
 from numbers_uring.errors import StartError
-from support.broker import Broker
+from support.broker import Broker, delete_streams
 from support.processes import assert_one_line_error, run_command
 
 PARTITIONS = 3
@@ -28,9 +34,7 @@ def cluster(bare_broker: Broker) -> Broker:
     """A NATS server with the streams of a cluster as they should be."""
 
     async def renew(js: JetStreamContext) -> None:
-        for stream in await js.streams_info():
-            assert stream.config.name is not None
-            await js.delete_stream(stream.config.name)
+        await delete_streams(js)
         await init_cluster(js, PARTITIONS, replicas=1, max_bytes=2_000_000)
 
     bare_broker.run(renew)
@@ -51,6 +55,9 @@ def cluster(bare_broker: Broker) -> Broker:
         ("duplicate_window", 30.0),
         ("persist_mode", "async"),
         ("max_consumers", 5),
+        ("max_msg_size", 200_000),
+        ("sources", [StreamSource(name="KV_numbers-nodes")]),
+        ("subject_transform", SubjectTransform(src="numbers.1", dest="numbers.else")),
         ("allow_direct", False),
         ("deny_purge", True),
         ("allow_rollup_hdrs", True),

@@ -200,6 +200,13 @@ async def _place_replicas(js: JetStreamContext, replicas: int) -> None:
         await js.delete_stream("probe")
 
 
+async def delete_streams(js: JetStreamContext) -> None:
+    """Delete all streams, those of buckets too."""
+    for stream in await js.streams_info():
+        assert stream.config.name is not None
+        await js.delete_stream(stream.config.name)
+
+
 def init(
     url: str,
     *options: str,
