@@ -396,6 +396,9 @@ DUPLICATE_WINDOW_S = 120.0
 BUCKET_KEYS_MAX = 1000
 """Keys whose values are asked for at once: nats-server answers up to 1,024."""
 
+BUCKET_VALUES_AT_ONCE = 50
+"""Values that are read, in some milliseconds, before whatever else is due gets its turn."""
+
 BUCKET_TEXT_CHARACTERS_MAX = 1000
 """The most that is shown of a text that was written by another process."""
 

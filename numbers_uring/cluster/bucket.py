@@ -21,7 +21,7 @@ import re
 import time
 from collections.abc import Collection, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,6 +33,7 @@ from numbers_uring.limits import (
     BROKER_REQUEST_TRIES,
     BUCKET_KEYS_MAX,
     BUCKET_TEXT_CHARACTERS_MAX,
+    BUCKET_VALUES_AT_ONCE,
     PARTITIONS_MAX,
 )
 
@@ -110,6 +111,14 @@ class Copy:
     """Of the key: not written, but read."""
     age_s: float = 0.0
     """How long ago the NATS server stored it, by its own clock: not written, but read."""
+
+
+_COPY_FIELDS = [
+    each.name
+    for each in fields(Copy)
+    if each.name not in {"partition", "copy", "revision", "age_s"}
+]
+"""What is in the value of a copy. Not asdict(), which takes ten times as long for its points."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +226,9 @@ class Buckets:
         if settings is None:
             raise _no_cluster()
         contents = Contents(settings=_settings(settings))
-        for name, value in sorted(found.items()):
+        for done, (name, value) in enumerate(sorted(found.items())):
+            if done % BUCKET_VALUES_AT_ONCE == 0:
+                await asyncio.sleep(0)
             try:
                 _add(contents, name, value, now_s)
             except ValueError as error:
@@ -233,9 +244,7 @@ class Buckets:
 
         Raises ChangedError if it has not `revision` by now; 0: if there is one.
         """
-        value = asdict(copy)
-        for name in ("partition", "copy", "revision", "age_s"):
-            del value[name]
+        value = {name: getattr(copy, name) for name in _COPY_FIELDS}
         key = f"copy.{copy.partition}.{copy.copy}"
         return await self._put(CLUSTER_BUCKET, key, value, revision)
 

@@ -42,10 +42,11 @@ class Checkpoints:
     def __init__(self, known: Iterable[Point] = ()) -> None:
         self._levels: list[tuple[Point, ...]] = []
         """Item k holds the last two points whose sequence is a multiple of 2**k."""
-        self._taken: list[tuple[Point, ...]] = []
+        self._taken: list[list[Point]] = []
         """The same for points that are not synced."""
         self._last: Point | None = None
-        self._landmark: Landmark | None = None
+        self._landmark: tuple[Point, int] | None = None
+        self._landmark_level = 0
         self.told: tuple[Point, ...] = ()
         """The points that are on disk, in ascending order; the copy's position is the last one."""
         for point in known:
@@ -57,13 +58,20 @@ class Checkpoints:
         """Take in the point behind each message, in order; it is told once it is synced."""
         assert self._last is None or point.sequence > self._last.sequence
         self._last = point
-        level = 0
-        for level in range(_level(point.sequence) + 1):
+        # Once for each message: all but one in 2**k end at level k.
+        sequence, level = point.sequence, 0
+        while True:
             if level == len(self._taken):
-                self._taken.append(())
-            self._taken[level] = (*self._taken[level][-1:], point)
-        if self._landmark is None or level >= _level(self._landmark.point.sequence):
-            self._landmark = Landmark(point, time_ns)
+                self._taken.append([])
+            pair = self._taken[level]
+            if len(pair) == 2:
+                del pair[0]
+            pair.append(point)
+            if sequence >> level & 1 or not sequence:
+                break
+            level += 1
+        if level >= self._landmark_level:
+            self._landmark, self._landmark_level = (point, time_ns), level
 
     @property
     def landmark(self) -> Landmark | None:
@@ -72,7 +80,7 @@ class Checkpoints:
         An index that has it beside the last one knows, after a restart, each multiple of a power of
         two that is greater than the number of messages between two syncs.
         """
-        return self._landmark
+        return None if self._landmark is None else Landmark(*self._landmark)
 
     def synced(self) -> None:
         """Tell all points noted so far: the log and its index are on disk up to the last one."""
@@ -85,18 +93,13 @@ class Checkpoints:
                 self._levels.append(())
             self._levels[level] = (*self._levels[level], *taken)[-2:]
         self._taken.clear()
-        self._landmark = None
+        self._landmark, self._landmark_level = None, 0
 
     def _tell(self) -> None:
         points = {point for level in self._levels for point in level}
         if self._last is not None:
             points.add(self._last)
         self.told = tuple(sorted(points))
-
-
-def _level(sequence: int) -> int:
-    """Return the exponent of the greatest power of two that divides `sequence`; 0 has none."""
-    return max((sequence & -sequence).bit_length() - 1, 0)
 
 
 def essential(sequences: Sequence[int]) -> set[int]:

@@ -2,7 +2,7 @@
 
 import itertools
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numbers_uring.cluster.collector.membership import record_before
@@ -32,6 +32,7 @@ def index_of(*parts: list[Record]) -> Records:
     return index
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(3_000, 3_100)), st.integers(2_990, 3_110))
 def test_the_last_record_that_is_old_enough_is_found(times: list[int], limit_ns: int) -> None:
     times.sort()
