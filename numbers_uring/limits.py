@@ -527,7 +527,7 @@ COMMIT_INTERVAL_S = 0.1
 INDEX_RECORDS_KEPT = 1024
 """The newest records of an index, which all stay when it is thinned."""
 
-INDEX_RECORDS_MAX = 65_536
+INDEX_RECORDS_MAX = 4096
 """How many an index has before it is thinned in the middle of a run, too."""
 
 INDEX_LOG_BYTES_PER_RECORD = 16 * 1024 * 1024

@@ -386,7 +386,7 @@ def test_descriptors_for_all_logs_are_taken_or_their_lack_said(
 ) -> None:
     arguments = collect_arguments(broker.url, partition, tmp_path / "logs")
     done = run_command(*arguments, prefix=["prlimit", "--nofile=40:45"])
-    assert_one_line_error(done, 3, f"--partitions {partition} needs 50 file descriptors", "45")
+    assert_one_line_error(done, 3, f"--partitions {partition} needs 52 file descriptors", "45")
     assert not (tmp_path / "logs").exists()
     prefix = ["prlimit", "--nofile=40:4096"]
     with collector_process(broker.url, partition, tmp_path, prefix=prefix) as collector:

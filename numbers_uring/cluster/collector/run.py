@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 SINK_WINGS = ("log", "cluster/collector/files.py", "cluster/collector/index_file.py")
 
 FILES = 2
-"""Of each partition: its log and its index."""
+"""Of each partition: its log and its index. While an index is replaced, two more are open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,7 @@ def _serve_metrics(address: TcpAddress, partitions: str, say: Diagnostics) -> "C
         collected,
         kernel=variants()[0].variant,
         say=say,
-        descriptors_needed=descriptors_needed(FILES * len(collected)),
+        descriptors_needed=descriptors_needed(_files_max(len(collected))),
     )
 
 
@@ -237,7 +237,7 @@ class _Collectors:
             chosen = parse_partitions(self._config.partitions, partitions)
         except ValueError as error:
             raise StartError(f"the cluster has {partitions} partitions: {error}") from error
-        raise_descriptor_limit(FILES * len(chosen), f"--partitions {self._config.partitions}")
+        raise_descriptor_limit(_files_max(len(chosen)), f"--partitions {self._config.partitions}")
         await check_streams(js, partitions)
         return chosen, partitions
 
@@ -464,6 +464,10 @@ class _Collectors:
             unique=counts.unique,
             duplicate=counts.duplicate,
         )
+
+
+def _files_max(partitions: int) -> int:
+    return FILES * (partitions + min(partitions, COLLECTOR_THREADS_MAX))
 
 
 async def _ask_state(js: "JetStreamContext", partition: int) -> StreamState:
