@@ -72,6 +72,7 @@ def test_the_example_configuration_gives_all_the_rights_that_they_need(
             node.send(lines([4]))
             wait_until(lambda: log.read_bytes() == lines([1, 2, 3, 4]), "the number after it")
             wait_until(lambda: example.run(nodes), "the node in the list of nodes")
+            assert example.run(ids_of_messages_are_secret)
         with CommandProcess(*collect, "--nats", url_of(example, "collector")) as collector:
             collector.wait_for("collecting partitions")
             assert collector.stop(signal.SIGTERM) == 0
@@ -148,6 +149,14 @@ def test_each_right_of_the_example_configuration_is_needed(example: Broker) -> N
         for right in rights(user):
             pattern = re.escape(right).replace(r"\*", "[^.]+").replace(">", ".+")
             assert any(re.fullmatch(pattern, subject) for subject in subjects), (user, right)
+
+
+async def ids_of_messages_are_secret(js: JetStreamContext) -> bool:
+    """Return whether no one can take an id beforehand, whose batch would seem to be a repeat."""
+    nodes, _ = await Buckets(js).nodes()
+    message = await js.get_msg(stream_name(0), 1)
+    assert message.headers is not None
+    return all(node.run not in message.headers["Nats-Msg-Id"] for node in nodes)
 
 
 async def nodes(js: JetStreamContext) -> bool:
