@@ -110,8 +110,10 @@ def client_for(url: str, access: BrokerAccess) -> "tuple[BoundedClient, dict[str
 
 def _inbox(url: str) -> str:
     """Return below which subject answers arrive: the user's own, which no other may then read."""
-    user = urlsplit(url.partition(",")[0].strip()).username or ""
-    return f"_INBOX.{user}" if _SUBJECT_NAME.fullmatch(user) else "_INBOX"
+    parts = urlsplit(url.partition(",")[0].strip())
+    # A name without a password is a token, which is secret.
+    named = parts.password is not None and _SUBJECT_NAME.fullmatch(parts.username or "")
+    return f"_INBOX.{parts.username}" if named else "_INBOX"
 
 
 def is_refusal(text: str) -> bool:

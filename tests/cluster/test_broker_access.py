@@ -359,6 +359,21 @@ def test_a_missing_library_for_credentials_is_said_with_what_to_do(tmp_path: Pat
     assert_one_line_error(done, 3, "nkeys", "pip install 'numbers-uring[cluster]'")
 
 
+@pytest.mark.parametrize(
+    ("user", "inbox"),
+    [
+        ("node:secret@", "_INBOX.node"),
+        ("secret-token@", "_INBOX"),
+        ("a.b:secret@", "_INBOX"),
+        ("*:secret@", "_INBOX"),
+        ("", "_INBOX"),
+    ],
+)
+def test_answers_arrive_below_the_name_of_the_user(user: str, inbox: str) -> None:
+    url = f"nats://{user}127.0.0.1:4222,nats://127.0.0.1:4223"
+    assert client_for(url, BrokerAccess())[1]["inbox_prefix"] == inbox
+
+
 def test_a_client_library_without_what_is_needed_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
