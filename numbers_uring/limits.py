@@ -521,6 +521,9 @@ COLLECTOR_THREADS_MAX = 32
 COLLECTOR_BATCH_BYTES = 12 * 1024 * 1024
 """Lines of one partition that wait for its log: all of a read of common size."""
 
+COLLECTOR_WRITE_BYTES = 256 * 1024
+"""With so many of them they are written: the CPU still has them in its cache then."""
+
 COMMIT_INTERVAL_S = 0.1
 """How often a busy partition's log is synced, and its index has another record, at most."""
 
@@ -718,6 +721,7 @@ assert BROKER_PENDING_BYTES_MAX >= 4 * FORWARD_IN_FLIGHT * FORWARD_BATCH_BYTES
 assert FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX < MESSAGE_BYTES_MAX
 assert FORWARD_IN_FLIGHT <= FORWARD_BATCHES_MAX
 assert 3 * NODE_STATUS_INTERVAL_S < NODE_GONE_S < NODES_KEEP_S
+assert COLLECTOR_WRITE_BYTES < COLLECTOR_BATCH_BYTES
 assert COLLECTOR_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
 assert MESSAGE_BYTES_MAX < READ_BYTES <= READ_AHEAD_BYTES
 assert READ_MESSAGES <= READ_AHEAD_MESSAGES

@@ -18,7 +18,12 @@ from numbers_uring.cluster.collector.kernel import CollectKernel, ForeignNumberE
 from numbers_uring.cluster.collector.reader import Wait, malformed
 from numbers_uring.cluster.index import Record
 from numbers_uring.errors import BackendError
-from numbers_uring.limits import COMMIT_INTERVAL_S, LINE_BYTES, NO_SPACE_RETRY_S
+from numbers_uring.limits import (
+    COLLECTOR_WRITE_BYTES,
+    COMMIT_INTERVAL_S,
+    LINE_BYTES,
+    NO_SPACE_RETRY_S,
+)
 from numbers_uring.system.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -219,6 +224,8 @@ class PartitionCollector:
             point = Point(message.sequence, self._kernel.unique, self._kernel.sum)
             self.checkpoints.note(point, message.time_ns)
             taken += 1
+            if len(self._kernel.lines()) >= COLLECTOR_WRITE_BYTES and not self._write():
+                return taken
         if self._write() and self._commit_due_s == 0:
             self._commit()
         return taken
