@@ -12,7 +12,7 @@ from numbers_uring.cli.types import Seconds
 from numbers_uring.cluster.partitions import parse_partitions
 from numbers_uring.limits import PARTITIONS_MAX
 from numbers_uring.system.diagnostics import Diagnostics
-from numbers_uring.system.stdio import PROGRAM
+from numbers_uring.system.stdio import PROGRAM, STDERR
 
 
 def _partitions(_context: click.Context, _parameter: click.Parameter, text: str) -> str:
@@ -75,6 +75,7 @@ def collect(say: Diagnostics, /, **options: Any) -> None:
     """
     from numbers_uring.cluster.collector.run import CollectConfig, run_collectors
 
+    say.stamp_lines(STDERR)
     run_collectors(
         CollectConfig(
             url=options["nats"],

@@ -17,7 +17,7 @@ from numbers_uring.config import DEFAULT_ADDRESS, Config, Fsync, LogFormat, Term
 from numbers_uring.ingest.native import VARIANT_NAMES
 from numbers_uring.limits import DISCONNECT_LOG_PER_S_MAX, PARTITIONS_MAX, REACTORS_MAX
 from numbers_uring.system.diagnostics import Diagnostics
-from numbers_uring.system.stdio import PROGRAM
+from numbers_uring.system.stdio import PROGRAM, STDERR
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -295,7 +295,9 @@ def serve(say: Diagnostics, /, **options: Any) -> None:
     """Run one server."""
     from numbers_uring.server.run import run_server
 
-    run_server(serve_config(options), say)
+    config = serve_config(options)
+    say.stamp_lines(STDERR)
+    run_server(config, say)
 
 
 def absolute(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import threading
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ class Diagnostics:
         self._handler.setLevel(level_min)
         self._logger = logging.Logger(PROGRAM)
         self._logger.addHandler(self._handler)
+        self._stamped = False
         self.form = form
 
     @property
@@ -41,8 +43,9 @@ class Diagnostics:
     @form.setter
     def form(self, form: LogFormat) -> None:
         self._form = form
-        formatter = _TextFormatter if form is LogFormat.TEXT else _JsonFormatter
-        self._handler.setFormatter(formatter())
+        self._handler.setFormatter(
+            _JsonFormatter() if form is LogFormat.JSON else _TextFormatter(stamped=self._stamped)
+        )
 
     @property
     def level_min(self) -> int:
@@ -52,6 +55,14 @@ class Diagnostics:
     @level_min.setter
     def level_min(self, level: int) -> None:
         self._handler.setLevel(level)
+
+    def stamp_lines(self, fd: int) -> None:
+        """Begin each line of text with the time, unless the reader of `fd` adds it or sees it.
+
+        That is for services: a terminal is read as the lines come, and the journal has the time.
+        """
+        self._stamped = not (os.isatty(fd) or _is_journal(fd))
+        self.form = self.form
 
     def take_over(self) -> None:
         """Log what else would be written to standard error.
@@ -121,21 +132,39 @@ class _LineHandler(logging.Handler):
         self._lines.write(line, wait_s=LAST_REPORT_WAIT_S if is_last else 0)
 
 
+def _is_journal(fd: int) -> bool:
+    """Return whether `fd` is the journal's stream; JOURNAL_STREAM is of systemd.exec(5)."""
+    try:
+        state = os.fstat(fd)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{state.st_dev}:{state.st_ino}"
+
+
+def _time_text(record: logging.LogRecord) -> str:
+    time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+    return time.replace("+00:00", "Z")
+
+
 class _TextFormatter(logging.Formatter):
+    def __init__(self, *, stamped: bool) -> None:
+        super().__init__()
+        self._stamped = stamped
+
     def format(self, record: logging.LogRecord) -> str:
         if record.name != PROGRAM:
             mark = f"{record.name}: "
         else:
             mark = "error: " if record.levelno == logging.ERROR else ""
-        return f"{PROGRAM}: {mark}{_message(record)}"
+        stamp = f"{_time_text(record)} " if self._stamped else ""
+        return f"{stamp}{PROGRAM}: {mark}{_message(record)}"
 
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         fields = {"logger": record.name} if record.name != PROGRAM else record.__dict__["fields"]
         line = {
-            "time": time.replace("+00:00", "Z"),
+            "time": _time_text(record),
             "level": record.levelname.lower(),
             "message": _message(record),
             **fields,

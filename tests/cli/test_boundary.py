@@ -10,7 +10,7 @@ import click
 import pytest
 
 from numbers_uring.cli.commands import cli
-from support.processes import assert_one_line_error, run_command
+from support.processes import assert_one_line_error, run_command, run_text
 from support.waiting import DEADLINE_S
 
 BOUNDARY = """
@@ -59,11 +59,9 @@ finally:
 
 
 def run_with_fault(kind: str, nth: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return run_text(
         [sys.executable, "-c", BOUNDARY, kind, str(nth), *arguments],
         capture_output=True,
-        check=False,
-        text=True,
         stdin=subprocess.DEVNULL,
         timeout=DEADLINE_S,
     )
@@ -124,12 +122,10 @@ main()
 
 
 def run_unexpected(error: str, *options: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return run_text(
         [sys.executable, "-c", UNEXPECTED.format(error=error), *options],
         capture_output=True,
-        check=False,
         cwd=cwd,
-        text=True,
         timeout=DEADLINE_S,
     )
 
@@ -191,14 +187,12 @@ def test_what_cannot_be_printed_is_one_line_and_exit_3(
         assert_one_line_error(done, 3, "cannot write to standard output", word)
     read_fd, write_fd = os.pipe()
     os.close(read_fd)
-    process = subprocess.run(
+    process = run_text(
         [sys.executable, "-m", "numbers_uring", *arguments],
-        check=False,
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
         stdout=write_fd,
         stderr=subprocess.PIPE,
-        text=True,
         timeout=DEADLINE_S,
     )
     os.close(write_fd)
@@ -324,12 +318,10 @@ def imported(done: subprocess.CompletedProcess[str]) -> list[str]:
 def run_listing(
     *arguments: str, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return run_text(
         [sys.executable, "-c", LISTING, "--", *arguments],
         capture_output=True,
-        check=False,
         env={**os.environ, **(environment or {})},
-        text=True,
         timeout=DEADLINE_S,
     )
 
@@ -367,11 +359,9 @@ def test_after_the_end_of_a_command_signals_do_nothing() -> None:
         "atexit.register(lambda: [os.kill(os.getpid(), number) for number in numbers])\n"
         "main()\n"
     )
-    done = subprocess.run(
+    done = run_text(
         [sys.executable, "-c", script],
         capture_output=True,
-        check=False,
-        text=True,
         timeout=DEADLINE_S,
     )
     assert (done.returncode, done.stderr) == (0, "")

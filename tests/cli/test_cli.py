@@ -14,7 +14,7 @@ from numbers_uring import __version__
 from numbers_uring.errors import StartError
 from numbers_uring.server.select import choose_backend, room_for_buffers
 from support.logs import lines
-from support.processes import ServerProcess, assert_one_line_error
+from support.processes import ServerProcess, assert_one_line_error, run_text
 from support.processes import run_command as run
 from support.seccomp import FORBID
 from support.waiting import DEADLINE_S
@@ -149,12 +149,10 @@ def test_a_log_that_cannot_be_written_is_said(make: Callable[[Path], Path], tmp_
 
 def test_a_limit_of_descriptors_that_is_too_low_is_said(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "numbers_uring", "serve", "--port", "0"]
-    done = subprocess.run(
+    done = run_text(
         ["prlimit", "--nofile=100:100", *command, "--max-clients", "1000"],
         capture_output=True,
-        check=False,
         cwd=tmp_path,
-        text=True,
         timeout=DEADLINE_S,
     )
     assert_one_line_error(done, 3, "1000", "hard limit is 100")
@@ -174,12 +172,10 @@ def test_too_little_memory_is_said(limits: list[str], tmp_path: Path) -> None:
     log = tmp_path / "numbers.log"
     log.write_bytes(LINES)
     command = [sys.executable, "-m", "numbers_uring", "serve", "--port", "0"]
-    done = subprocess.run(
+    done = run_text(
         ["prlimit", *limits, *command],
         capture_output=True,
-        check=False,
         cwd=tmp_path,
-        text=True,
         timeout=DEADLINE_S,
     )
     assert_one_line_error(done, 3, "memory")
@@ -227,13 +223,11 @@ def test_both_names_of_the_client_limit_work_everywhere(
 def run_without_a_ring(
     error: int, *arguments: str, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return run_text(
         [sys.executable, "-c", FORBID, str(error), *arguments],
         capture_output=True,
-        check=False,
         cwd=cwd,
         stdin=subprocess.DEVNULL,
-        text=True,
         timeout=DEADLINE_S,
     )
 
@@ -293,9 +287,8 @@ def test_with_a_ring_nothing_is_said(name: str, auto: str, taken: tuple[str, str
 
 
 def test_closed_standard_streams_do_no_harm_to_an_error() -> None:
-    done = subprocess.run(
+    done = run_text(
         ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "numbers_uring", "x"],
-        check=False,
         timeout=DEADLINE_S,
     )
     assert done.returncode == 2

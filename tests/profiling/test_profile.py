@@ -25,7 +25,7 @@ from numbers_uring.profiling.recorder import start_recorder
 from numbers_uring.profiling.recording import RecordError
 from numbers_uring.system.output_file import OutputFile
 from support.logs import lines
-from support.processes import ServerProcess
+from support.processes import ServerProcess, run_text
 from support.waiting import DEADLINE_S, wait_until
 
 NUMBERS = range(300_000)
@@ -200,13 +200,11 @@ def serve_in_vain(
     log: Path, graph: Path, environment: dict[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "numbers_uring", "serve", "--port", "0"]
-    return subprocess.run(
+    return run_text(
         [*command, "--log-file", str(log), "--profile", str(graph)],
         capture_output=True,
         env=environment,
-        text=True,
         timeout=DEADLINE_S,
-        check=False,
     )
 
 

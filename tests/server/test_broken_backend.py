@@ -3,7 +3,6 @@
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import pytest
 
 from support.faults import needs_strace, strace
 from support.logs import lines
-from support.processes import ServerProcess, assert_one_line_error
+from support.processes import ServerProcess, assert_one_line_error, run_text
 from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
@@ -68,14 +67,12 @@ def test_a_reactor_that_cannot_be_had_is_one_line_and_leaves_the_old_log(
 ) -> None:
     log = tmp_path / "numbers.log"
     log.write_bytes(lines([7]))
-    done = subprocess.run(
+    done = run_text(
         [
             *(sys.executable, "-c", FAILS_IN_A_THREAD.format(part=part, error=error), "serve"),
             *("--port", "0", "--log-file", str(log), "--backend", backend, "--reactors", "2"),
         ],
         capture_output=True,
-        check=False,
-        text=True,
         timeout=DEADLINE_S,
     )
     assert_one_line_error(done, 3)

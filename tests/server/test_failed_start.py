@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.logs import lines
+from support.processes import unstamped
 from support.waiting import DEADLINE_S
 
 OLD = lines(range(1000))
@@ -46,7 +47,7 @@ def run_server(log: Path, backend: str, *strace: str) -> tuple[int, list[str]]:
         said = []
         try:
             for line in process.stderr:
-                said.append(line.rstrip())
+                said.append(unstamped(line.rstrip()))
                 if "listening on" in line:
                     process.send_signal(signal.SIGTERM)
             code = process.wait(DEADLINE_S)

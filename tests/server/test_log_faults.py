@@ -17,7 +17,7 @@ import pytest
 
 from support.faults import needs_strace, strace
 from support.logs import lines
-from support.processes import ServerProcess, failure, run_command
+from support.processes import ServerProcess, failure, run_command, run_text, unstamped
 from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
@@ -360,15 +360,13 @@ def test_a_log_that_a_standard_stream_goes_to_is_refused(
     fd = os.open(log, os.O_WRONLY | mode)
     path = "/dev/stderr" if name == "/dev/stdout" and stream == 2 else tmp_path / name
     try:
-        done = subprocess.run(
+        done = run_text(
             [
                 *(sys.executable, "-m", "numbers_uring", "serve", "--port", "0"),
                 *("--log-file", str(path)),
             ],
-            check=False,
             stdout=fd if stream == 1 else subprocess.PIPE,
             stderr=fd if stream == 2 else subprocess.PIPE,
-            text=True,
             timeout=DEADLINE_S,
         )
     finally:
@@ -380,7 +378,9 @@ def test_a_log_that_a_standard_stream_goes_to_is_refused(
         assert line.startswith(f"numbers-uring: error: the log {path} is the file that standard ")
         assert log.read_bytes() == before
     else:
-        assert log.read_bytes().startswith(before + b"numbers-uring: error: the log ")
+        assert unstamped(log.read_text()).startswith(
+            before.decode() + "numbers-uring: error: the log "
+        )
 
 
 def test_a_rotation_to_the_file_of_standard_output_is_refused(tmp_path: Path, backend: str) -> None:

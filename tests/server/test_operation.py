@@ -17,7 +17,7 @@ import pytest
 from numbers_uring.limits import DISCONNECT_LOG_PER_S_MAX
 from support.clients import is_closed
 from support.logs import lines
-from support.processes import CommandProcess, ServerProcess
+from support.processes import CommandProcess, ServerProcess, run_text
 from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
@@ -130,14 +130,12 @@ def test_a_live_unix_socket_is_refused_and_one_left_by_a_kill_is_replaced(
 ) -> None:
     path = tmp_path / "numbers.sock"
     first = serve("--listen", f"unix:{path}")
-    second = subprocess.run(
+    second = run_text(
         [
             *(sys.executable, "-m", "numbers_uring", "serve"),
             *("--listen", f"unix:{path}", "--log-file", str(tmp_path / "other.log")),
         ],
         capture_output=True,
-        check=False,
-        text=True,
         timeout=DEADLINE_S,
     )
     assert second.returncode == 3

@@ -5,7 +5,6 @@ import random
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import pytest
 from support.clients import is_closed
 from support.faults import needs_strace, strace
 from support.logs import lines
-from support.processes import ServerProcess
+from support.processes import ServerProcess, run_text
 from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
@@ -140,14 +139,12 @@ def test_a_ring_that_cannot_be_had_in_a_thread_is_refused_with_the_log_untouched
     prlimit = shutil.which("prlimit")
     if prlimit is None:
         pytest.skip("prlimit is not installed")
-    done = subprocess.run(
+    done = run_text(
         [
             *(prlimit, "--nofile=60:60", sys.executable, "-m", "numbers_uring", "serve"),
             *("--backend", "uring", "--reactors", "64", "--port", "0", "--log-file", str(log)),
         ],
         capture_output=True,
-        check=False,
-        text=True,
         timeout=DEADLINE_S,
     )
     assert done.returncode == 3, done.stderr

@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+from support.processes import run_text
 from support.waiting import DEADLINE_S
 
 AS_PID_1 = ("--pid", "--fork", "--kill-child", "--mount-proc")
@@ -25,13 +26,8 @@ def without_rights(user: int = NOBODY) -> list[str]:
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        capture_output=True,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        text=True,
-        timeout=DEADLINE_S,
+    return run_text(
+        command, capture_output=True, stdin=subprocess.DEVNULL, timeout=DEADLINE_S
     )
 
 

@@ -7,9 +7,9 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from support import logs
 from support.waiting import DEADLINE_S, wait_until
@@ -18,10 +18,26 @@ REACTORS = os.environ.get("TEST_REACTORS", "1")
 """How many reactors each server of the tests has, unless it is told otherwise."""
 
 
+_STAMP = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (?=numbers-uring: )", re.MULTILINE)
+
+
+def unstamped(text: str) -> str:
+    """Return a service's lines without the times that they begin with."""
+    return _STAMP.sub("", text)
+
+
+def run_text(command: Sequence[str | Path], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Do what subprocess.run does, and leave out the times before lines on standard error."""
+    done = subprocess.run(command, check=False, text=True, **options)
+    if done.stderr is not None:
+        done.stderr = unstamped(done.stderr)
+    return done
+
+
 def _collect(stream: Iterable[str], into: list[str]) -> threading.Thread:
     def read() -> None:
         for line in stream:
-            into.append(line.rstrip("\n"))
+            into.append(unstamped(line.rstrip("\n")))
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
@@ -179,15 +195,13 @@ def run_command(
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run `numbers-uring` with these arguments to its end."""
-    return subprocess.run(
+    return run_text(
         [*prefix, sys.executable, "-m", "numbers_uring", *arguments],
         capture_output=True,
-        check=False,
         cwd=cwd,
         env={**os.environ, **(environment or {})},
         pass_fds=tuple(pass_fds),
         stdin=subprocess.DEVNULL,
-        text=True,
         timeout=DEADLINE_S,
     )
 

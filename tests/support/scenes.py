@@ -18,6 +18,7 @@ import pytest
 from numbers_uring.limits import PROBE_CHUNK_BYTES
 from ports import reserve_port
 from support.logs import lines
+from support.processes import run_text
 from support.seccomp import FORBID
 from support.waiting import DEADLINE_S
 
@@ -55,13 +56,11 @@ class Scene:
         return self.folder / "numbers.log"
 
     def run(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        return run_text(
             [*self.prefix, *self.command, command, *self.options, *options],
             capture_output=True,
-            check=False,
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
-            text=True,
             timeout=DEADLINE_S,
         )
 

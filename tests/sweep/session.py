@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from support.processes import unstamped
+
 START_S = 15.0
 """A start that takes longer hangs."""
 SAID_S = 4.0
@@ -151,7 +153,7 @@ def _collect(fd: int, into: list[str]) -> threading.Thread:
     def read() -> None:
         with os.fdopen(fd, errors="replace") as stream:
             for line in stream:
-                into.append(line.rstrip("\n"))
+                into.append(unstamped(line.rstrip("\n")))
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()

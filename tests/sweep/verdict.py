@@ -53,7 +53,7 @@ def judge(outcome: Outcome) -> list[Violation]:
 def _refused_writes(outcome: Outcome) -> set[str]:
     """Return the standard streams whose writes were made to fail, as their lines tell."""
     lines = [line for line in outcome.injected if re.search(r"\b(write|sendto)\(", line)]
-    begins = {'"Received': "stdout", '"numbers-uring: ': "stderr", r'"{\"time': "stderr"}
+    begins = {'"Received': "stdout", "numbers-uring: ": "stderr", r'"{\"time': "stderr"}
     return {name for line in lines for begin, name in begins.items() if begin in line}
 
 

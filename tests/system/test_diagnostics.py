@@ -4,16 +4,20 @@ import errno
 import json
 import logging
 import os
+import re
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from numbers_uring.config import LogFormat
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.stdio import LineWriter
+from support.waiting import DEADLINE_S
 
 
 class Said:
@@ -157,3 +161,59 @@ def test_a_failure_where_nothing_can_be_raised_is_one_line(taken_over: Said) -> 
     (line,) = taken_over.lines()
     assert line.startswith("numbers-uring: ignored a failure: ")
     assert os.strerror(errno.EIO) in line
+
+
+STAMPED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z numbers-uring: \S")
+
+
+def said_of_a_service(
+    stderr: int, environment: dict[str, str], tmp_path: Path, *options: str
+) -> None:
+    arguments = ("--host", "127.0.0.1", "--port", "1", "--listen", "unix:/no/such/folder/s")
+    done = subprocess.run(
+        [sys.executable, "-m", "numbers_uring", "serve", *arguments, *options],
+        stdin=subprocess.DEVNULL,
+        stderr=stderr,
+        env={**os.environ, **environment},
+        cwd=tmp_path,
+        check=False,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 3
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe", "another journal's stream"])
+def test_lines_of_a_service_have_the_time_where_nothing_else_adds_it(
+    kind: str, tmp_path: Path
+) -> None:
+    read, write = os.pipe()
+    if kind == "file":
+        write = os.open(tmp_path / "err", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    said_of_a_service(write, {"JOURNAL_STREAM": "1:2"} if "journal" in kind else {}, tmp_path)
+    said = os.pread(write, 9999, 0) if kind == "file" else os.read(read, 9999)
+    os.close(read)
+    os.close(write)
+    assert all(STAMPED.match(line) for line in said.decode().splitlines()), said
+    assert said
+
+
+def test_a_terminal_and_the_journal_get_no_second_time(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    state = os.fstat(write)
+    said_of_a_service(write, {"JOURNAL_STREAM": f"{state.st_dev}:{state.st_ino}"}, tmp_path)
+    assert os.read(read, 9999).startswith(b"numbers-uring: error: ")
+    main, terminal = os.openpty()
+    said_of_a_service(terminal, {}, tmp_path)
+    assert os.read(main, 9999).startswith(b"numbers-uring: error: ")
+    for fd in (read, write, main, terminal):
+        os.close(fd)
+
+
+def test_json_has_its_time_once(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    said_of_a_service(write, {}, tmp_path, "--log-format", "json")
+    for line in os.read(read, 9999).decode().splitlines():
+        assert json.loads(line)["message"]
+        assert line.count("Z") == 1
+    os.close(read)
+    os.close(write)
