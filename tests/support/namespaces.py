@@ -26,9 +26,7 @@ def without_rights(user: int = NOBODY) -> list[str]:
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return run_text(
-        command, capture_output=True, stdin=subprocess.DEVNULL, timeout=DEADLINE_S
-    )
+    return run_text(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=DEADLINE_S)
 
 
 def children(pid: int) -> list[tuple[int, str]]:
