@@ -548,7 +548,7 @@ READ_BYTES = 4 * 1024 * 1024
 READ_MESSAGES = 4096
 """The same, where they are small."""
 
-READ_WAIT_S = 1.0
+READ_WAIT_S = 2.0
 """How long a read waits for a message, before it returns none."""
 
 READ_HEARTBEAT_S = 2.0
@@ -576,6 +576,12 @@ stream that lost messages of the log is asked again."""
 READ_BACK_ASKS = 3
 """How often in a row a stream has to end before the position, until it was put back: a new leader
 may have to find its last messages first."""
+
+READ_IDLE_S_MAX = 16.0
+"""The same, where there was nothing several times: each time it is twice as long as before."""
+
+READ_OPENS_MAX = 32
+"""Consumers of one process that are made at once: of a group, each one needs several servers."""
 
 LOOKUP_ASKS = 12
 """How often any replica is asked for a missing message: each of three is, but for one time in a
@@ -725,8 +731,9 @@ assert COLLECTOR_WRITE_BYTES < COLLECTOR_BATCH_BYTES
 assert COLLECTOR_BATCH_BYTES >= MESSAGE_BYTES_MAX // 4 * LINE_BYTES
 assert MESSAGE_BYTES_MAX < READ_BYTES <= READ_AHEAD_BYTES
 assert READ_MESSAGES <= READ_AHEAD_MESSAGES
+assert READ_RETRY_S < READ_WAIT_S <= READ_IDLE_S < READ_IDLE_S_MAX
 assert 2 * READ_HEARTBEAT_S < READ_SILENT_S < READ_EXPIRES_S < READ_CONSUMER_S
-assert READ_SILENT_S + READ_ANSWER_S + READ_RETRY_S < 10
+assert READ_SILENT_S + READ_WAIT_S + READ_ANSWER_S + READ_RETRY_S < 10
 assert 2 * COPY_TELL_S * COPY_UNCHANGED_TELLS < COPY_GONE_S
 assert COPY_TELL_S * COPY_UNCHANGED_TELLS + 2 * COPIES_READ_S < 60
 assert 2 * INDEX_RECORDS_KEPT < INDEX_RECORDS_MAX

@@ -281,8 +281,9 @@ MISSING: dict[str, tuple[Remove, str, range]] = {
 
 @pytest.mark.parametrize("case", MISSING)
 def test_what_is_missing_is_named_once_and_waited_for_until_it_is_skipped(
-    broker: Broker, partition: int, case: str
+    broker: Broker, partition: int, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(reader, "READ_IDLE_S", 0.2)
     remove, kind, missing = MISSING[case]
 
     async def use(js: JetStreamContext) -> None:
@@ -309,6 +310,28 @@ def test_what_is_missing_is_named_once_and_waited_for_until_it_is_skipped(
                 assert message.data == some(8)[message.sequence - 1]
         assert len(driven.said) == 1
         await driven.reader.close()
+
+    broker.run(use)
+
+
+@pytest.mark.parametrize(("is_other", "kind"), [(False, "gap"), (True, "went_back")])
+def test_a_stream_whose_end_is_missing_is_compared_at_the_position_first(
+    broker: Broker, partition: int, is_other: bool, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "READ_IDLE_S", 0.2)
+
+    async def use(js: JetStreamContext) -> None:
+        await publish_all(js, partition, some(8))
+        first = await reader_of(js, partition)
+        await first.until_read(8)
+        for sequence in range(4, 9):
+            await js.delete_msg(stream_name(partition), sequence)
+        # One that was told of another message 4 must not take in anything behind it.
+        time_ns = first.read[0 if is_other else 3].time_ns
+        driven = await reader_of(js, partition, position=4, time_ns=time_ns)
+        driven.skipped.update(range(5, 8))
+        await driven.until_waits(kind)
+        assert driven.sequences == ([] if is_other else [5, 6, 7])
 
     broker.run(use)
 
@@ -430,7 +453,11 @@ def test_a_stream_without_direct_gets_is_asked_by_its_leader(
 # Other streams.
 
 
-def test_a_stream_that_was_made_again_is_refused(broker: Broker, partition: int) -> None:
+def test_a_stream_that_was_made_again_is_refused(
+    broker: Broker, partition: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "READ_SILENT_S", 1)
+
     async def use(js: JetStreamContext) -> None:
         await publish_all(js, partition, some(3))
         driven = await reader_of(js, partition)

@@ -261,22 +261,3 @@ def leader(brokers: list[Broker], stream: str) -> Broker:
     alive = next(broker for broker in brokers if broker.process is not None)
     name = alive.run(ask)
     return next(broker for broker in brokers if broker.name == name)
-
-
-def flip_bit(broker: Broker, stream: str, mark: bytes, offset: int) -> None:
-    """Change a bit of a stored message, `offset` bytes behind `mark`; once more puts it right.
-
-    The server must not run. After a stop in order it does not read all of its blocks at its next
-    start, and then has all messages but this one, unless it is in the last block, of 8 MB.
-    """
-    assert broker.process is None
-    for block in sorted(broker.folder.glob(f"store/**/{stream}/msgs/*.blk")):
-        with block.open("r+b") as file:
-            start = file.read().find(mark)
-            if start >= 0:
-                file.seek(start + offset)
-                byte = file.read(1)[0]
-                file.seek(start + offset)
-                file.write(bytes([byte ^ 1]))
-                return
-    raise AssertionError(f"{stream} of {broker.name} has no {mark!r}")

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
@@ -32,6 +32,7 @@ from numbers_uring.limits import (
     READ_BACK_ASKS,
     READ_BYTES,
     READ_IDLE_S,
+    READ_IDLE_S_MAX,
     READ_MESSAGES,
     READ_RETRY_S,
     READ_SILENT_S,
@@ -82,7 +83,8 @@ class Reader:
     Position 0 is the begin of the stream; time 0 stands for a message that is not checked. The
     stream is the one made at `created_ns`. `skipped` has the sequences that an operator has decided
     to skip, at any moment. `passed_by` returns the name of another copy that has passed a sequence,
-    or None. `say` takes one line for the operator, `inform` one that is no warning.
+    or None. `say` takes one line for the operator, `inform` one that is no warning. `opens` bounds
+    how many readers make a consumer at once.
 
     The counters may be read from any thread.
     """
@@ -100,6 +102,7 @@ class Reader:
         inform: Callable[[str], None],
         passed_by: Callable[[int], Awaitable[str | None]] | None = None,
         ahead_bytes: int = READ_AHEAD_BYTES,
+        opens: asyncio.Semaphore | None = None,
     ) -> None:
         self.position = position
         """The last message that was returned, and not refused."""
@@ -120,6 +123,7 @@ class Reader:
         self._inform = inform
         self._passed_by = passed_by
         self._ahead_bytes = ahead_bytes
+        self._opens = nullcontext() if opens is None else opens
         self._lookup = Lookup(js, self._stream)
         self._feed: Feed | None = None
         self._overlaps = False
@@ -129,6 +133,8 @@ class Reader:
         """To be returned before what the feed has: found by lookup, or behind a refused one."""
         self._checked_s = 0.0
         """When the stream was asked last whether it has more."""
+        self._idle_s = READ_IDLE_S
+        """How long nothing comes before it is asked again."""
         self._behind_at: int | None = None
         """The position at which it had."""
         self._opens_s = 0.0
@@ -167,7 +173,7 @@ class Reader:
             left_s = end_s - time.monotonic()
             if left_s <= 0:
                 return []
-            await self._pause(min(left_s, READ_RETRY_S))
+            await self._pause(left_s)
 
     def refuse(self, message: Message, why: str) -> None:
         """Take back a message that the last read has returned, and all behind it.
@@ -206,13 +212,14 @@ class Reader:
         if self._feed is not None:
             return await self._tend(self._feed)
         if time.monotonic() >= self._opens_s:
-            await self._open()
+            async with self._opens:
+                await self._open()
         return []
 
     async def _tend(self, feed: Feed) -> list[Message]:
         await feed.tend()
         if feed.messages and self._overlaps:
-            await self._check_overlap(feed)
+            await self._check_overlap(feed.messages[0])
             return []
         if feed.messages:
             return await self._fill(self.position + 1, feed.messages[0].sequence - 1)
@@ -220,7 +227,7 @@ class Reader:
             if feed.silent_s >= READ_SILENT_S and self._failing_s is None:
                 self._failing_s = time.monotonic() - feed.silent_s
             await self.close()
-        elif time.monotonic() - self._checked_s >= READ_IDLE_S:
+        elif time.monotonic() - self._checked_s >= self._idle_s:
             return await self._check_idle(feed)
         return []
 
@@ -228,7 +235,7 @@ class Reader:
         """Wait until there may be something to do."""
         feed = self._feed
         if feed is None or (self.waits is not None and self.waits.kind != "engine"):
-            await asyncio.sleep(most_s)
+            await asyncio.sleep(min(most_s, READ_RETRY_S))
             return
         if feed.messages or feed.broken is not None:
             return
@@ -245,6 +252,7 @@ class Reader:
         self.received_messages += len(messages)
         self.received_bytes += sum(len(message.data) for message in messages)
         self._checked_s = time.monotonic()
+        self._idle_s = READ_IDLE_S
         self._behind_at = None
         self._failing_s = None
         if self._feed is not None:
@@ -289,10 +297,13 @@ class Reader:
         self._inform(f"message {sequence} of the stream {self._stream} is skipped, as recorded")
         return Message(sequence, time_ns, b"", headers, skipped=True)
 
-    async def _check_overlap(self, feed: Feed) -> None:
-        """Compare the message at the position with what the log was told of it."""
-        found: Sequence[Message] = [feed.messages[0]]
-        if found[0].sequence != self.position:
+    async def _check_overlap(self, there: Message | None) -> bool:
+        """Compare the message at the position with what the log was told of it.
+
+        `there` is the first one that the consumer has delivered, or None before that.
+        """
+        found: Sequence[Message] = [] if there is None else [there]
+        if there is None or there.sequence != self.position:
             found = await self._lookup.find(self.position, self.position)
         if found and found[0].time_ns != self._time_ns:
             self._wait_back(f"its message {self.position} is another one now")
@@ -300,8 +311,9 @@ class Reader:
             self._wait_back(f"its messages up to {self.position} are others now")
         else:
             self._overlaps = False
-            return
+            return True
         await self.close()
+        return False
 
     async def _used_again(self) -> bool:
         """Return whether a message up to the position was stored behind what the log has of it.
@@ -347,6 +359,7 @@ class Reader:
         if feed.messages:
             return []
         if state.last_sequence <= self.position:
+            self._idle_s = min(2 * self._idle_s, READ_IDLE_S_MAX)
             self._behind_at = None
             if state.last_sequence < self.position:
                 # Seen again, or not, when the next consumer is made.
@@ -357,6 +370,9 @@ class Reader:
         if self._behind_at != self.position:
             # They may be on their way.
             self._behind_at = self.position
+            self._idle_s = READ_IDLE_S
+            return []
+        if self._overlaps and not await self._check_overlap(None):
             return []
         found = await self._fill(self.position + 1, state.last_sequence)
         if found and not found[0].skipped:

@@ -49,6 +49,7 @@ from numbers_uring.limits import (
     HEARTBEAT_INTERVAL_S,
     LAST_REPORT_WAIT_S,
     PARTITIONS_MAX,
+    READ_OPENS_MAX,
 )
 from numbers_uring.metrics.library import require_metrics_library
 from numbers_uring.net.listeners import listen_for_metrics
@@ -305,6 +306,7 @@ class _Collectors:
             self._halt.set()
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
+        opens = asyncio.Semaphore(READ_OPENS_MAX)
         for collector, state in zip(self._collectors, states, strict=True):
             record = collector.record
             collector.reader = Reader(
@@ -317,6 +319,7 @@ class _Collectors:
                 say=self._say,
                 inform=self._say.info,
                 passed_by=partial(membership.copies.passed_by, collector.partition),
+                opens=opens,
             )
 
     def _say_progress(self, text: str) -> None:
