@@ -24,6 +24,7 @@ from numbers_uring.cluster.collector.copies import (
 from numbers_uring.cluster.collector.identity import Identity, identify
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
+    BROKER_REQUEST_S,
     COPY_GONE_S,
     COPY_TELL_S,
     COPY_UNCHANGED_TELLS,
@@ -65,6 +66,10 @@ class Files:
             points=self._points.told,
             taken=self._sequence,
         )
+
+    @property
+    def taken(self) -> int:
+        return self._sequence
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -476,12 +481,14 @@ class SlowBuckets(Buckets):
     def __init__(self) -> None:
         self.at_once = 0
         self.at_once_max = 0
+        self.sequence = 0
 
-    async def put_copy(self, copy: Copy, *, revision: int | None = None) -> int:  # noqa: ARG002
+    async def put_copy(self, copy: Copy, *, revision: int | None = None) -> int:
         self.at_once += 1
         self.at_once_max = max(self.at_once, self.at_once_max)
         await asyncio.sleep(0.025)
         self.at_once -= 1
+        self.sequence = copy.sequence
         return (revision or 0) + 1
 
     async def read(self, _partitions: object = None, *, fresh: bool = False) -> Contents:  # noqa: ARG002
@@ -502,6 +509,40 @@ def test_reports_of_many_partitions_take_less_time_than_there_is_between_them(
         assert buckets.at_once_max == STREAM_REQUESTS_MAX
 
     asyncio.run(session())
+
+
+def test_a_report_that_is_lost_holds_up_the_next_ones_for_one_interval(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(copies_module, "COPY_TELL_S", 0.05)
+
+    class ForgetfulBuckets(SlowBuckets):
+        forgets = False
+
+        async def put_copy(self, copy: Copy, *, revision: int | None = None) -> int:
+            if self.forgets:
+                self.forgets = False
+                await asyncio.sleep(BROKER_REQUEST_S)
+            return await super().put_copy(copy, revision=revision)
+
+    async def session() -> None:
+        buckets = ForgetfulBuckets()
+        here = process(buckets, tmp_path / "here", [0])
+        await here.copies.register()
+        buckets.forgets = True
+        tending = asyncio.create_task(here.copies.tend(asyncio.Event(), no_look))
+        async with asyncio.timeout(BROKER_REQUEST_S / 2):
+            while buckets.forgets or here.files[0].taken != buckets.sequence:
+                here.files[0].take(buckets.forgets)
+                await asyncio.sleep(0.01)
+        tending.cancel()
+        await asyncio.wait({tending})
+
+    asyncio.run(session())
+
+
+async def no_look(_: Contents) -> None:
+    """Do nothing with what was read."""
 
 
 def test_a_nats_server_that_does_not_answer_holds_up_nothing_else(

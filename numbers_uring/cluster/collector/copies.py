@@ -348,7 +348,9 @@ class Copies:
         from nats.js.errors import APIError  # noqa: PLC0415
 
         try:
-            await report.tell()
+            # A report is not sent twice: one that was lost with a connection has no answer.
+            async with asyncio.timeout(COPY_TELL_S):
+                await report.tell()
         except APIError as error:
             self._say_once(
                 f"cannot report partition {report.partition} in the bucket {CLUSTER_BUCKET}: "
