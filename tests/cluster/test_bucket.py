@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -290,7 +291,7 @@ def test_settings_that_make_no_sense_are_one_line(cluster: Broker, value: bytes)
     ],
 )
 def test_a_bucket_of_another_version_is_refused(
-    cluster: Broker, of: str, key: str, version: str
+    cluster: Broker, of: str, key: str, version: str, tmp_path: Path
 ) -> None:
     async def session(js: JetStreamContext, buckets: Buckets) -> None:
         await put(js, of, key, b"{}")
@@ -308,9 +309,14 @@ def test_a_bucket_of_another_version_is_refused(
         ("cluster", "init", "--partitions", str(PARTITIONS), *at),
         ("cluster", "status", *at),
     ]
-    if of == CLUSTER_BUCKET:
+    if key == "v2.settings":
+        folder = ("--log-dir", str(tmp_path))
         commands += [
             ("serve", "--port", "0", "--forward", cluster.url, "--partitions", str(PARTITIONS)),
+            ("collect", "--partitions", "0", *folder, *at),
+            ("cluster", "verify", *folder, *at),
+            ("cluster", "skip", "0", "1", *at),
+            ("cluster", "forget", "c", *at),
         ]
     for command in commands:
         assert_one_line_error(run_command(*command), 3, *words)
