@@ -11,6 +11,7 @@ import pytest
 
 from support.broker import Broker
 from support.collectors import collect_arguments, publish, sample
+from support.processes import unstamped
 from support.waiting import DEADLINE_S
 
 PROGRAM = """
@@ -75,7 +76,7 @@ def test_what_no_one_expected_has_the_exit_code_of_its_time_and_place(
     # A failed part ends the run at once, not when it is stopped.
     process = failing(fault, error, "--report-interval", "0.2")
     _, stderr = process.communicate(timeout=DEADLINE_S)
-    (line,) = stderr.splitlines()
+    (line,) = unstamped(stderr).splitlines()
     assert (process.returncode, line[:22]) == (code, "numbers-uring: error: ")
     assert words in line
 
