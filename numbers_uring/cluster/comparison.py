@@ -11,6 +11,9 @@ from numbers_uring.cluster.checkpoints import Difference, difference
 from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.limits import COPY_GONE_S
 
+STARTING = "starting"
+"""The state of a copy whose collector has not found where to go on."""
+
 STOPPED = "stopped"
 """The state of a copy whose collector has ended in order."""
 
@@ -88,20 +91,28 @@ class Floor(NamedTuple):
     time_ns: int
 
 
-def trim_floor(copies: Sequence[Copy], settings: Settings, stream_created_ns: int) -> Floor | str:
+def trim_floor(
+    copies: Sequence[Copy], settings: Settings, stream_created_ns: int, first_sequence: int
+) -> Floor | str:
     """Return up to where the copies of one partition allow to trim its stream, or why they don't.
 
-    `stream_created_ns` tells the stream from an earlier one of the same name.
+    `stream_created_ns` tells the stream from an earlier one of the same name; it begins at
+    `first_sequence`.
     """
     if not settings.copies or not settings.keep_s:
         return "trimming was not asked for"
     foreign = [copy for copy in copies if copy.stream_created_ns != stream_created_ns]
     if foreign:
         return f"{copy_text(foreign[0])} is of another stream of the same name"
-    if len(copies) < settings.copies:
-        return f"{len(copies)} of {settings.copies} copies are registered"
     differing = disagreements(copies)
     if differing:
         return differing[0].text
-    slowest = min(copies, key=lambda copy: copy.sequence)
+    # One that lacks what is gone already, because it was put back, needs another one's files: the
+    # stream is of no use to it. One that is starting may turn out to have more.
+    able = [
+        copy for copy in copies if copy.sequence + 1 >= first_sequence or copy.state == STARTING
+    ]
+    if len(able) < settings.copies:
+        return f"{len(able)} of {settings.copies} copies can go on from the stream"
+    slowest = min(able, key=lambda copy: copy.sequence)
     return Floor(slowest.sequence, slowest.message_time_ns)

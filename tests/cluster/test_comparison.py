@@ -77,7 +77,15 @@ def test_a_copy_that_does_not_help_is_not_named(other: Copy) -> None:
 
 def test_a_stream_is_needed_from_the_position_of_its_slowest_copy_on() -> None:
     copies = [copy_at("a", 9), copy_at("b", 4), copy_at("c", 7)]
-    assert trim_floor(copies, SETTINGS, STREAM_NS) == Floor(4, STREAM_NS + 4)
+    for first in (1, 4, 5):
+        assert trim_floor(copies, SETTINGS, STREAM_NS, first) == Floor(4, STREAM_NS + 4)
+
+
+def test_a_copy_that_lacks_what_is_gone_already_holds_nothing_unless_it_is_starting() -> None:
+    copies = [copy_at("a", 9), copy_at("b", 4), copy_at("c", 7)]
+    assert trim_floor(copies, SETTINGS, STREAM_NS, 6) == Floor(7, STREAM_NS + 7)
+    starting = [copies[0], replace(copies[1], state="starting"), copies[2]]
+    assert trim_floor(starting, SETTINGS, STREAM_NS, 6) == Floor(4, STREAM_NS + 4)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +97,9 @@ def test_a_stream_is_needed_from_the_position_of_its_slowest_copy_on() -> None:
             "was not asked for",
         ),
         ([copy_at("a", 9), copy_at("b", 9)], Settings(partitions=8, copies=2), "was not asked for"),
-        ([], SETTINGS, "0 of 2 copies are registered"),
-        ([copy_at("a", 9)], SETTINGS, "1 of 2 copies are registered"),
+        ([], SETTINGS, "0 of 2 copies can go on"),
+        ([copy_at("a", 9)], SETTINGS, "1 of 2 copies can go on"),
+        ([copy_at("a", 9), copy_at("b", 0)], SETTINGS, "1 of 2 copies can go on"),
         ([copy_at("a", 9), copy_at("b", 9, altered_from=9)], SETTINGS, "differ"),
         (
             [copy_at("a", 9), copy_at("b", 9), copy_at("c", 9, altered_from=1)],
@@ -107,6 +116,6 @@ def test_a_stream_is_needed_from_the_position_of_its_slowest_copy_on() -> None:
 def test_a_stream_is_not_trimmed_and_the_reason_is_named(
     copies: list[Copy], settings: Settings, why: str
 ) -> None:
-    found = trim_floor(copies, settings, STREAM_NS)
+    found = trim_floor(copies, settings, STREAM_NS, 3)
     assert isinstance(found, str)
     assert re.search(why, found), found

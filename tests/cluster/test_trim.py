@@ -219,6 +219,22 @@ def test_a_stopped_copy_holds_its_messages_until_it_is_forgotten(use: Use) -> No
     use(session)
 
 
+def test_a_copy_that_was_put_back_too_far_does_not_let_the_stream_fill(use: Use) -> None:
+    async def session(partition: Partition) -> None:
+        trimmer = partition.trimmer()
+        for name in ("a", "b", "c"):
+            await partition.register(name, 6)
+        await partition.round(trimmer)
+        assert await partition.round(trimmer) == 6
+        await partition.register("c", 2)
+        for name in ("a", "b"):
+            await partition.register(name, 9)
+        await partition.round(trimmer)
+        assert await partition.round(trimmer) == 9
+
+    use(session)
+
+
 def test_young_messages_are_kept_as_the_index_tells_their_age(use: Use) -> None:
     async def session(partition: Partition) -> None:
         await partition.buckets.put_settings(replace(KEEP_NOTHING, keep_s=3600), new=False)

@@ -16,6 +16,7 @@ from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, ChangedError, 
 from numbers_uring.cluster.checkpoints import Point
 from numbers_uring.cluster.collector.identity import Identity
 from numbers_uring.cluster.comparison import (
+    STARTING,
     STOPPED,
     Disagreement,
     copy_text,
@@ -86,7 +87,7 @@ class CopyReport:
             host=socket.gethostname(),
             log=str(log),
             stream_created_ns=stream_created_ns,
-            state="starting",
+            state=STARTING,
         )
         """What is reported before there is progress."""
         self._identity = identity

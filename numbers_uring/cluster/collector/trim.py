@@ -96,7 +96,9 @@ class Trimmer:
                 continue
             copies = [copy for copy in contents.copies if copy.partition == partition]
             floor: Floor | str | None
-            floor = trim_floor(copies, contents.settings, source.stream_created_ns)
+            floor = trim_floor(
+                copies, contents.settings, source.stream_created_ns, state.first_sequence
+            )
             limit_ns = state.now_ns - int(contents.settings.keep_s * 1e9)
             if isinstance(floor, Floor) and floor.time_ns > limit_ns:
                 floor = await asyncio.to_thread(source.record_before, limit_ns)
