@@ -1,4 +1,4 @@
-"""The buckets of a cluster: the only place that knows their keys, and the form of their values.
+"""The buckets of a cluster: the only place that asks for their keys and writes them.
 
 `numbers-cluster` keeps settings, copies, skips and trims for good, `numbers-nodes` keeps what nodes
 report for NODES_KEEP_S. Every key begins with the version of all this, VERSION.
@@ -16,39 +16,66 @@ Not nats-py's KeyValue: that asks twice for each key, and has no way to ask for 
 
 import asyncio
 import json
-import math
 import re
-import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from numbers_uring.cluster.checkpoints import Point
 from numbers_uring.cluster.connection import request_api
+from numbers_uring.cluster.values import (
+    COPY_FIELDS,
+    SETTINGS,
+    Contents,
+    Copy,
+    Node,
+    Settings,
+    Skip,
+    Trim,
+    Value,
+    add_value,
+    copy_name,
+    is_of,
+    parse_node,
+    parse_settings,
+    printable,
+    skip_name,
+    trim_name,
+)
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     BROKER_ASK_AGAIN_S,
     BROKER_REQUEST_TRIES,
     BUCKET_KEYS_MAX,
-    BUCKET_TEXT_CHARACTERS_MAX,
     BUCKET_VALUES_AT_ONCE,
-    PARTITIONS_MAX,
 )
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
+
+__all__ = [
+    "CLUSTER_BUCKET",
+    "NODES_BUCKET",
+    "VERSION",
+    "Buckets",
+    "ChangedError",
+    "Contents",
+    "Copy",
+    "NoClusterError",
+    "Node",
+    "Settings",
+    "Skip",
+    "Trim",
+    "VersionError",
+]
+"""The values belong to the buckets: who uses these has no need to know of the room beside."""
 
 CLUSTER_BUCKET = "numbers-cluster"
 NODES_BUCKET = "numbers-nodes"
 
 VERSION = 1
 _PREFIX = f"v{VERSION}."
-_SETTINGS = "settings"
-_COPY = re.compile(r"copy\.([0-9]{1,4})\.([0-9A-Za-z_-]+)")
-_SKIP = re.compile(r"skip\.([0-9]{1,4})\.([0-9]{1,20})")
-_TRIM = re.compile(r"trim\.([0-9]{1,4})")
 
 _WRONG_LAST_SEQUENCE = {10071, 10164}
 """What the NATS server answers where a key has changed meanwhile."""
@@ -64,115 +91,6 @@ class NoClusterError(StartError):
 
 class ChangedError(Exception):
     """The key has changed since the revision that was named."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What the cluster was made with."""
-
-    partitions: int
-    copies: int = 0
-    """How many copies of each partition there are to be; streams are trimmed only with them."""
-    keep_s: float = 0.0
-    """How old a message is before it may be trimmed; 0: nothing is trimmed."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Copy:
-    """What a collector reports of one partition; all below `state` is of the last synced record."""
-
-    partition: int
-    copy: str
-    """The id of its folder."""
-    run: str
-    """The id of its process."""
-    host: str
-    log: str
-    place: str
-    """Tells its folder from a copy of that; see collector/identity.py."""
-    state: str
-    """What it does, in a word or two."""
-    waits: str | None = None
-    """Why it does not go on; None if it does."""
-    per_s: float = 0.0
-    """How many numbers it took in recently, new and repeated."""
-    time: float = field(default_factory=time.time)
-    """When this was written, by the clock of its host."""
-    stream_created_ns: int = 0
-    """Tells the stream from others of the same name."""
-    sequence: int = 0
-    message_time_ns: int = 0
-    log_bytes: int = 0
-    count: int = 0
-    sum: int = 0
-    points: tuple[Point, ...] = ()
-    """Of earlier messages, which other copies may have, too."""
-    revision: int = 0
-    """Of the key: not written, but read."""
-    age_s: float = 0.0
-    """How long ago the NATS server stored it, by its own clock: not written, but read."""
-
-
-_COPY_FIELDS = [
-    each.name
-    for each in fields(Copy)
-    if each.name not in {"partition", "copy", "revision", "age_s"}
-]
-"""What is in the value of a copy. Not asdict(), which takes ten times as long for its points."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Skip:
-    """An operator's decision that all copies pass over some messages of a stream."""
-
-    partition: int
-    sequence: int
-    """The first one."""
-    last_sequence: int
-    stream_created_ns: int
-    """Of the stream that it is about: another one of the same name has other messages."""
-    by: str
-    why: str
-    time: float = field(default_factory=time.time)
-
-
-class Trim(NamedTuple):
-    """An announcement: the messages before `sequence` are going to be purged."""
-
-    sequence: int
-    stream_created_ns: int
-    revision: int = 0
-    """Of the key: not written, but read."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """What a node reports of itself."""
-
-    run: str
-    host: str
-    unique: int
-    duplicate: int
-    acknowledged: int
-    in_flight: int
-    clients: int
-    time: float = field(default_factory=time.time)
-    """When this was written, by the clock of its host."""
-    age_s: float = 0.0
-    """How long ago the NATS server stored it, by its own clock: not written, but read."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
-    """What is in the bucket `numbers-cluster`."""
-
-    settings: Settings
-    copies: list[Copy] = field(default_factory=list)
-    skips: list[Skip] = field(default_factory=list)
-    trims: dict[int, Trim] = field(default_factory=dict)
-    """By partition."""
-    unreadable: list[str] = field(default_factory=list)
-    """A line for each value that makes no sense, and was left out."""
 
 
 class Buckets:
@@ -202,14 +120,14 @@ class Buckets:
         Raises StartError where there is no cluster, or one of another version.
         """
         await self._names(CLUSTER_BUCKET)
-        found = await self._last(CLUSTER_BUCKET, _SETTINGS)
+        found = await self._last(CLUSTER_BUCKET, SETTINGS)
         if found is None or found.deleted:
             raise _no_cluster()
         return _settings(found)
 
     async def put_settings(self, settings: Settings, *, new: bool) -> None:
         """Write them, the first ones if they are `new`. Raises ChangedError if they are not."""
-        await self._put(CLUSTER_BUCKET, _SETTINGS, asdict(settings), 0 if new else None)
+        await self._put(CLUSTER_BUCKET, SETTINGS, asdict(settings), 0 if new else None)
 
     async def read(
         self, partitions: Collection[int] | None = None, *, fresh: bool = False
@@ -220,9 +138,9 @@ class Buckets:
         moment old. No key is ever missed. Raises StartError as `settings` does.
         """
         names, now_s = await self._names(CLUSTER_BUCKET)
-        wanted = [name for name in names if _is_of(name, partitions)]
+        wanted = [name for name in names if is_of(name, partitions)]
         found = await self._values(CLUSTER_BUCKET, wanted, fresh=fresh)
-        settings = found.pop(_SETTINGS, None)
+        settings = found.pop(SETTINGS, None)
         if settings is None:
             raise _no_cluster()
         contents = Contents(settings=_settings(settings))
@@ -230,12 +148,9 @@ class Buckets:
             if done % BUCKET_VALUES_AT_ONCE == 0:
                 await asyncio.sleep(0)
             try:
-                _add(contents, name, value, now_s)
+                add_value(contents, name, value, now_s)
             except ValueError as error:
-                contents.unreadable.append(
-                    f"the value of {_PREFIX}{name} in the bucket {CLUSTER_BUCKET} makes no sense: "
-                    f"{error}"
-                )
+                contents.unreadable.append(_no_sense(CLUSTER_BUCKET, name, error))
         contents.copies.sort(key=lambda copy: (copy.partition, copy.copy))
         return contents
 
@@ -244,18 +159,18 @@ class Buckets:
 
         Raises ChangedError if it has not `revision` by now; 0: if there is one.
         """
-        value = {name: getattr(copy, name) for name in _COPY_FIELDS}
-        key = f"copy.{copy.partition}.{copy.copy}"
-        return await self._put(CLUSTER_BUCKET, key, value, revision)
+        value = {name: getattr(copy, name) for name in COPY_FIELDS}
+        name = copy_name(copy.partition, copy.copy)
+        return await self._put(CLUSTER_BUCKET, name, value, revision)
 
     async def forget_copy(self, partition: int, copy: str) -> None:
-        await self._delete(CLUSTER_BUCKET, f"copy.{partition}.{copy}")
+        await self._delete(CLUSTER_BUCKET, copy_name(partition, copy))
 
     async def put_skip(self, skip: Skip) -> None:
         value = asdict(skip)
         for name in ("partition", "sequence"):
             del value[name]
-        await self._put(CLUSTER_BUCKET, f"skip.{skip.partition}.{skip.sequence}", value)
+        await self._put(CLUSTER_BUCKET, skip_name(skip.partition, skip.sequence), value)
 
     async def put_trim(self, partition: int, trim: Trim) -> int:
         """Announce it; return its revision.
@@ -263,7 +178,7 @@ class Buckets:
         Raises ChangedError if the key has not the revision of `trim` by now; 0: if there is one.
         """
         value = {"sequence": trim.sequence, "stream_created_ns": trim.stream_created_ns}
-        return await self._put(CLUSTER_BUCKET, f"trim.{partition}", value, trim.revision)
+        return await self._put(CLUSTER_BUCKET, trim_name(partition), value, trim.revision)
 
     # The bucket `numbers-nodes`.
 
@@ -282,12 +197,9 @@ class Buckets:
         nodes, unreadable = [], []
         for run, value in sorted((await self._values(NODES_BUCKET, names)).items()):
             try:
-                nodes.append(_node(run, value, now_s))
+                nodes.append(parse_node(run, value, now_s))
             except ValueError as error:
-                unreadable.append(
-                    f"the value of {_PREFIX}{run} in the bucket {NODES_BUCKET} makes no sense: "
-                    f"{error}"
-                )
+                unreadable.append(_no_sense(NODES_BUCKET, run, error))
         return nodes, unreadable
 
     # Keys and values, without the version in their names.
@@ -320,9 +232,9 @@ class Buckets:
 
     async def _values(
         self, bucket: str, names: list[str], *, fresh: bool = False
-    ) -> "dict[str, _Value]":
+    ) -> "dict[str, Value]":
         """Return the values of these keys that are there and not deleted."""
-        found: dict[str, _Value] = {}
+        found: dict[str, Value] = {}
         if not fresh:
             some = [
                 names[first : first + BUCKET_KEYS_MAX]
@@ -340,7 +252,7 @@ class Buckets:
             )
         return {name: value for name, value in found.items() if not value.deleted}
 
-    async def _batch(self, bucket: str, names: list[str]) -> "dict[str, _Value]":
+    async def _batch(self, bucket: str, names: list[str]) -> "dict[str, Value]":
         """Ask any replica for the values of up to BUCKET_KEYS_MAX keys.
 
         One that is silent is chosen again and again until the others notice: so this ends with
@@ -351,9 +263,9 @@ class Buckets:
                 return await self._batch_of_one(bucket, names)
         return {}
 
-    async def _batch_of_one(self, bucket: str, names: list[str]) -> "dict[str, _Value]":
+    async def _batch_of_one(self, bucket: str, names: list[str]) -> "dict[str, Value]":
         subjects = {f"$KV.{bucket}.{_PREFIX}{name}": name for name in names}
-        found: dict[str, _Value] = {}
+        found: dict[str, Value] = {}
         inbox = self._client.new_inbox()
         answers = await self._client.subscribe(inbox)
         try:
@@ -368,7 +280,7 @@ class Buckets:
                 ):
                     name = subjects.get(headers["Nats-Subject"])
                     if name is not None:
-                        found[name] = _Value(
+                        found[name] = Value(
                             answer.data,
                             int(headers["Nats-Sequence"]),
                             _seconds(headers["Nats-Time-Stamp"]),
@@ -382,7 +294,7 @@ class Buckets:
         finally:
             await answers.unsubscribe()
 
-    async def _last(self, bucket: str, name: str, prefix: str = _PREFIX) -> "_Value | None":
+    async def _last(self, bucket: str, name: str, prefix: str = _PREFIX) -> "Value | None":
         """Ask the leader for the key's value, or for what stands for its deletion."""
         from nats.js.errors import NotFoundError  # noqa: PLC0415
 
@@ -391,14 +303,14 @@ class Buckets:
         except NotFoundError:
             return None
         at_s = 0.0 if message.time is None else message.time.timestamp()
-        return _Value(message.data or b"", message.seq or 0, at_s, _is_marker(message.headers))
+        return Value(message.data or b"", message.seq or 0, at_s, _is_marker(message.headers))
 
     async def _put(
         self, bucket: str, name: str, value: dict[str, Any], revision: int | None = None
     ) -> int:
+        """Write it; 0 as the revision stands for a key that is not there, or deleted."""
         from nats.js.errors import APIError  # noqa: PLC0415
 
-        """Write it; 0 as the revision stands for a key that is not there, or deleted."""
         headers = None
         if revision is not None:
             headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
@@ -419,13 +331,6 @@ class Buckets:
         await self._js.publish(f"$KV.{bucket}.{_PREFIX}{name}", headers={"KV-Operation": "DEL"})
 
 
-class _Value(NamedTuple):
-    data: bytes
-    revision: int
-    time_s: float
-    deleted: bool
-
-
 def _stream(bucket: str) -> str:
     return f"KV_{bucket}"
 
@@ -441,13 +346,6 @@ def _seconds(text: str) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
-def _is_of(name: str, partitions: Collection[int] | None) -> bool:
-    if partitions is None or name == _SETTINGS:
-        return True
-    parts = name.split(".")
-    return len(parts) > 1 and parts[1].isdecimal() and int(parts[1]) in partitions
-
-
 def _no_cluster() -> NoClusterError:
     return NoClusterError("the NATS server has no cluster yet: run 'numbers-uring cluster init'")
 
@@ -456,154 +354,17 @@ def _other_version(bucket: str, name: str) -> VersionError:
     match = re.match(r"v([0-9]+)\.", name)
     of = "no version" if match is None else f"version {match[1]}"
     return VersionError(
-        f"the bucket {bucket} has names of {of}, such as {_printable(name)}: this numbers-uring "
+        f"the bucket {bucket} has names of {of}, such as {printable(name)}: this numbers-uring "
         f"uses version {VERSION}"
     )
 
 
-def _printable(text: str) -> str:
-    """Return it without what would end a line, or command a terminal."""
-    shown = "".join(each if each.isprintable() else "?" for each in text)
-    return shown[:BUCKET_TEXT_CHARACTERS_MAX]
+def _no_sense(bucket: str, name: str, error: ValueError) -> str:
+    return f"the value of {_PREFIX}{name} in the bucket {bucket} makes no sense: {error}"
 
 
-# What values mean. Anyone with the rights may have written them. All raise ValueError.
-
-
-class _Object:
-    """A JSON object whose fields are read with their types."""
-
-    def __init__(self, data: bytes) -> None:
-        try:
-            self._fields = json.loads(data)
-        except (ValueError, RecursionError):
-            raise ValueError("it is no JSON") from None
-        if not isinstance(self._fields, dict):
-            raise ValueError("it is no JSON object")
-
-    def count(self, name: str) -> int:
-        return _count(self._fields.get(name), name)
-
-    def seconds(self, name: str) -> float:
-        value = self._fields.get(name)
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 <= value < math.inf:
-            raise ValueError(f"{name} is no number")
-        return float(value)
-
-    def text(self, name: str) -> str:
-        value = self._fields.get(name)
-        if not isinstance(value, str):
-            raise ValueError(f"{name} is no text")
-        return _printable(value)
-
-    def text_or_none(self, name: str) -> str | None:
-        return None if self._fields.get(name) is None else self.text(name)
-
-    def points(self, name: str) -> Iterator[Point]:
-        values = self._fields.get(name)
-        if not isinstance(values, list):
-            raise ValueError(f"{name} is no list")
-        for value in values:
-            if not isinstance(value, list) or len(value) != len(Point._fields):
-                raise ValueError(f"{name} has what is no point")
-            yield Point(*(_count(each, name) for each in value))
-
-
-def _count(value: object, name: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**64:
-        raise ValueError(f"{name} is no count")
-    return value
-
-
-def _settings(value: _Value) -> Settings:
-    """Raises StartError."""
+def _settings(value: Value) -> Settings:
     try:
-        fields = _Object(value.data)
-        settings = Settings(
-            partitions=fields.count("partitions"),
-            copies=fields.count("copies"),
-            keep_s=fields.seconds("keep_s"),
-        )
-        if not 1 <= settings.partitions <= PARTITIONS_MAX:
-            raise ValueError(f"{settings.partitions} is not a number of partitions")
+        return parse_settings(value)
     except ValueError as error:
-        raise StartError(
-            f"the value of {_PREFIX}{_SETTINGS} in the bucket {CLUSTER_BUCKET} makes no sense: "
-            f"{error}"
-        ) from error
-    return settings
-
-
-def _add(contents: Contents, name: str, value: _Value, now_s: float) -> None:
-    if (match := _COPY.fullmatch(name)) is not None:
-        partition = _partition(match[1], contents.settings)
-        contents.copies.append(_copy(partition, match[2], value, now_s))
-    elif (match := _SKIP.fullmatch(name)) is not None:
-        partition = _partition(match[1], contents.settings)
-        fields = _Object(value.data)
-        contents.skips.append(
-            Skip(
-                partition=partition,
-                sequence=_count(int(match[2]), "its sequence"),
-                last_sequence=fields.count("last_sequence"),
-                stream_created_ns=fields.count("stream_created_ns"),
-                by=fields.text("by"),
-                why=fields.text("why"),
-                time=fields.seconds("time"),
-            )
-        )
-    elif (match := _TRIM.fullmatch(name)) is not None:
-        partition = _partition(match[1], contents.settings)
-        fields = _Object(value.data)
-        contents.trims[partition] = Trim(
-            fields.count("sequence"), fields.count("stream_created_ns"), value.revision
-        )
-    else:
-        raise ValueError("it has no meaning in this version")
-
-
-def _partition(text: str, settings: Settings) -> int:
-    if int(text) >= settings.partitions:
-        raise ValueError(f"the cluster has {settings.partitions} partitions")
-    return int(text)
-
-
-def _copy(partition: int, copy: str, value: _Value, now_s: float) -> Copy:
-    fields = _Object(value.data)
-    return Copy(
-        partition=partition,
-        copy=copy,
-        run=fields.text("run"),
-        host=fields.text("host"),
-        log=fields.text("log"),
-        place=fields.text("place"),
-        stream_created_ns=fields.count("stream_created_ns"),
-        state=fields.text("state"),
-        waits=fields.text_or_none("waits"),
-        per_s=fields.seconds("per_s"),
-        time=fields.seconds("time"),
-        sequence=fields.count("sequence"),
-        message_time_ns=fields.count("message_time_ns"),
-        log_bytes=fields.count("log_bytes"),
-        count=fields.count("count"),
-        sum=fields.count("sum"),
-        points=tuple(fields.points("points")),
-        revision=value.revision,
-        age_s=max(0.0, now_s - value.time_s),
-    )
-
-
-def _node(run: str, value: _Value, now_s: float) -> Node:
-    fields = _Object(value.data)
-    return Node(
-        run=run,
-        host=fields.text("host"),
-        unique=fields.count("unique"),
-        duplicate=fields.count("duplicate"),
-        acknowledged=fields.count("acknowledged"),
-        in_flight=fields.count("in_flight"),
-        clients=fields.count("clients"),
-        time=fields.seconds("time"),
-        age_s=max(0.0, now_s - value.time_s),
-    )
+        raise StartError(_no_sense(CLUSTER_BUCKET, SETTINGS, error)) from error
