@@ -333,11 +333,11 @@ class _Collectors:
         tasks = [asyncio.create_task(collector.run(self._stop)) for collector in self._collectors]
         tending = [asyncio.create_task(self._tend_report())]
         try:
-            waiting: set[asyncio.Future[Any]] = {asyncio.gather(*tasks), *tending}
-            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            all_ended: asyncio.Future[Any] = asyncio.gather(*tasks)
+            done, _ = await asyncio.wait({all_ended, *tending}, return_when=asyncio.FIRST_COMPLETED)
             self._fail(*(each.exception() for each in done))
             self._end()
-            self._fail(*await asyncio.gather(*tasks, return_exceptions=True))
+            self._fail(*await asyncio.gather(*tasks, all_ended, return_exceptions=True))
         finally:
             for task in tending:
                 await _cancel(task)
