@@ -240,8 +240,9 @@ class Reader:
         if feed.messages or feed.broken is not None:
             return
         feed.changed.clear()
+        checks_s = self._checked_s + self._idle_s - time.monotonic()
         with suppress(TimeoutError):
-            async with asyncio.timeout(most_s):
+            async with asyncio.timeout(min(most_s, max(checks_s, 0))):
                 await feed.changed.wait()
 
     def _pass(self, messages: list[Message]) -> None:
