@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -21,7 +22,7 @@ from numbers_uring.cluster.partitions import (
     stream_name,
     subject_name,
 )
-from support.broker import Broker, broker_group, init, leader
+from support.broker import Broker, broker_group, broker_with_cluster, init, leader
 from support.collectors import (
     collect_arguments,
     collector_process,
@@ -240,6 +241,50 @@ def test_another_stream_of_the_same_name_is_refused_unless_asked_for(
     assert collector.stop(signal.SIGTERM) == 0
     assert (tmp_path / log_name(partition)).read_bytes() == lines(numbers)
     assert reported(collector) == (100, 100)
+
+
+@pytest.mark.parametrize("used_again", [0, 1, 3])
+def test_a_stream_that_was_put_back_is_waited_for_or_read_anew_if_asked_for(
+    tmp_path: Path, used_again: int
+) -> None:
+    numbers = 1000
+    a, b, c = ([numbers + 10 * each] for each in range(3))
+    store, saved = tmp_path / "broker" / "store", tmp_path / "saved"
+    with broker_with_cluster(tmp_path / "broker", partitions=1) as broker:
+
+        def collect(*options: str) -> CommandProcess:
+            return collector_process(broker.url, 0, tmp_path, *options)
+
+        publish(broker, 0, a)
+        broker.stop()
+        shutil.copytree(store, saved)
+        broker.start()
+        publish(broker, 0, b)
+        with collect() as collector:
+            wait_until_collected(broker, 0, tmp_path)
+            assert collector.stop(signal.SIGTERM) == 0
+        broker.stop()
+        shutil.rmtree(store)
+        shutil.copytree(saved, store)
+        broker.start()
+        publish(broker, 0, *([c[0] + each] for each in range(used_again)))
+        with collect() as collector:
+            collector.wait_for("partition 0 waits: the stream numbers-0 was put back: it")
+            assert collector.stop(signal.SIGTERM) == 0
+        assert (tmp_path / log_name(0)).read_bytes() == lines([*a, *b])
+        with collect("--replay") as collector:
+            collector.wait_for("keeps its 2 numbers: taking in the stream numbers-0 from its first")
+            wait_until_collected(broker, 0, tmp_path)
+            assert collector.stop(signal.SIGTERM) == 0
+        expected = [*a, *b, *(c[0] + each for each in range(used_again))]
+        assert (tmp_path / log_name(0)).read_bytes() == lines(expected)
+        # From there on all is as ever, also with --replay.
+        publish(broker, 0, [c[0] + 5])
+        with collect("--replay") as collector:
+            wait_until_collected(broker, 0, tmp_path)
+            assert collector.stop(signal.SIGTERM) == 0
+            assert "keeps" not in collector.stderr
+        assert (tmp_path / log_name(0)).read_bytes() == lines([*expected, c[0] + 5])
 
 
 def test_a_log_removed_under_a_collector_stops_it_and_comes_back_whole(

@@ -38,6 +38,8 @@ class Stream:
     created_ns: int
     first_sequence: int
     """Of the first message that it still has."""
+    was_put_back: bool = False
+    """Whether it lacks the message of the last record, or has another one in its place."""
 
 
 class PartitionFiles:
@@ -167,7 +169,8 @@ class PartitionFiles:
                 return
         known = known or [base]
         agreed = self._agreed(scan, known)
-        if replay and (agreed is None or agreed.sequence + 1 < stream.first_sequence):
+        is_lost = agreed is None or agreed.sequence + 1 < stream.first_sequence
+        if replay and (is_lost or stream.was_put_back):
             self._begin_anew(scan, stream, base)
             return
         if agreed is None:

@@ -144,6 +144,18 @@ class Lookup:
             found += [message async for message in self._ask(request)]
         return min(found, key=lambda message: message.sequence, default=None)
 
+    async def is_other(self, sequence: int, time_ns: int) -> bool:
+        """Return whether the message that was stored as `sequence` at this time is another one now.
+
+        So it is, too, where it is gone and an earlier sequence has a younger message. That it is
+        gone is no harm by itself. Raises NoAnswerError.
+        """
+        found = await self.find(sequence, sequence)
+        if found:
+            return found[0].time_ns != time_ns
+        since = await self.first_since(time_ns)
+        return since is not None and since.sequence <= sequence
+
     async def first_there(self, first: int, last: int) -> Message | None:
         """Return the first message from `first` to `last` that any replica has; None without any.
 

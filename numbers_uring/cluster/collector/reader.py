@@ -303,26 +303,16 @@ class Reader:
 
         `there` is the first one that the consumer has delivered, or None before that.
         """
-        found: Sequence[Message] = [] if there is None else [there]
-        if there is None or there.sequence != self.position:
-            found = await self._lookup.find(self.position, self.position)
-        if found and found[0].time_ns != self._time_ns:
+        if there is not None and there.sequence == self.position:
+            is_other = there.time_ns != self._time_ns
+        else:
+            is_other = await self._lookup.is_other(self.position, self._time_ns)
+        if is_other:
             self._wait_back(f"its message {self.position} is another one now")
-        elif not found and await self._used_again():
-            self._wait_back(f"its messages up to {self.position} are others now")
+            await self.close()
         else:
             self._overlaps = False
-            return True
-        await self.close()
-        return False
-
-    async def _used_again(self) -> bool:
-        """Return whether a message up to the position was stored behind what the log has of it.
-
-        That the one at the position is missing is no harm by itself: it is in the log.
-        """
-        message = await self._lookup.first_since(self._time_ns)
-        return message is not None and message.sequence <= self.position
+        return not is_other
 
     # A consumer.
 
@@ -452,8 +442,8 @@ class Reader:
             "went_back",
             self.position,
             self.position,
-            f"the stream {self._stream} was put back: {what}, and this log has message "
-            f"{self.position} of before",
+            f"the stream {self._stream} was put back: {what}, and this log has that of before; "
+            "put back what it was, or start once with --replay",
         )
 
     def _clear(self) -> None:

@@ -17,7 +17,13 @@ from numbers_uring.addresses import TcpAddress
 from numbers_uring.cluster.collector.collector import PartitionCollector
 from numbers_uring.cluster.collector.files import PartitionFiles, Stream
 from numbers_uring.cluster.collector.kernel import CollectKernel
-from numbers_uring.cluster.collector.lookup import NoStreamError, StreamState, read_state
+from numbers_uring.cluster.collector.lookup import (
+    Lookup,
+    NoAnswerError,
+    NoStreamError,
+    StreamState,
+    read_state,
+)
 from numbers_uring.cluster.collector.membership import Membership
 from numbers_uring.cluster.collector.reader import Reader
 from numbers_uring.cluster.collector.state import CollectorsState
@@ -284,21 +290,29 @@ class _Collectors:
     ) -> None:
         """Take up all logs, several at once, and make their readers. Raises StartError."""
         loop = asyncio.get_running_loop()
+        pairs = list(zip(self._collectors, states, strict=True))
+        put_back = [False] * len(pairs)
+        if self._config.replay:
+            put_back = await each_of(pairs, lambda pair: _was_put_back(js, *pair))
 
-        def start(collector: PartitionCollector, state: StreamState) -> None:
+        def start(collector: PartitionCollector, state: StreamState, was_put_back: bool) -> None:
             collected = range_of(collector.partition, partitions)
             if collected.first < collected.end:
                 populate(bitmap, collected.first // 8, -(-collected.end // 8))
             collector.start(
-                Stream(created_ns=state.created_ns, first_sequence=state.first_sequence),
+                Stream(
+                    created_ns=state.created_ns,
+                    first_sequence=state.first_sequence,
+                    was_put_back=was_put_back,
+                ),
                 replay=self._config.replay,
                 progress=self._say_progress,
                 stop_requested=lambda: self._requests.stop is not None or self._halt.is_set(),
             )
 
         tasks = [
-            loop.run_in_executor(pool, start, collector, state)
-            for collector, state in zip(self._collectors, states, strict=True)
+            loop.run_in_executor(pool, start, *pair, was_put_back)
+            for pair, was_put_back in zip(pairs, put_back, strict=True)
         ]
         try:
             await asyncio.gather(*tasks)
@@ -307,7 +321,7 @@ class _Collectors:
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
         opens = asyncio.Semaphore(READ_OPENS_MAX)
-        for collector, state in zip(self._collectors, states, strict=True):
+        for collector, state in pairs:
             record = collector.record
             collector.reader = Reader(
                 js,
@@ -479,6 +493,26 @@ async def _ask_state(js: "JetStreamContext", partition: int) -> StreamState:
         return await read_state(js, stream_name(partition))
     except NoStreamError as error:
         raise StartError(f"the stream {stream_name(partition)} is gone") from error
+
+
+async def _was_put_back(
+    js: "JetStreamContext", collector: PartitionCollector, state: StreamState
+) -> bool:
+    """Return whether the stream lacks the last message that is in the log. Raises StartError."""
+    records, stream = collector.files.records, stream_name(collector.partition)
+    if not records or records[-1].stream_created_ns != state.created_ns:
+        return False
+    last = records[-1]
+    if state.last_sequence < last.sequence:
+        return True
+    if not last.message_time_ns or state.first_sequence > last.sequence:
+        return False
+    try:
+        return await Lookup(js, stream).is_other(last.sequence, last.message_time_ns)
+    except NoAnswerError as error:
+        raise StartError(
+            f"cannot ask for message {last.sequence} of the stream {stream}: no answer"
+        ) from error
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:
