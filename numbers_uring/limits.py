@@ -493,7 +493,8 @@ FORWARD_BATCHES_MAX = 64
 """Batches that are in flight, or wait to be, at most."""
 
 FORWARD_RESEND_S = 3.0
-"""How long an acknowledgement is waited for, before the batch is published again."""
+"""How long an acknowledgement is waited for, since the last one of a batch that was published
+before, until the batch is published again."""
 
 FORWARD_RETRY_S = 0.25
 """The pause before a batch that was refused is published again."""

@@ -45,6 +45,7 @@ from numbers_uring.cluster.values import (
 )
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
+    BROKER_ANSWER_S,
     BROKER_ASK_AGAIN_S,
     BROKER_REQUEST_TRIES,
     BUCKET_KEYS_MAX,
@@ -311,21 +312,30 @@ class Buckets:
         """Write it; 0 as the revision stands for a key that is not there, or deleted."""
         from nats.js.errors import APIError  # noqa: PLC0415
 
-        headers = None
-        if revision is not None:
-            headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
-        try:
-            stored = await self._js.publish(
-                f"$KV.{bucket}.{_PREFIX}{name}", json.dumps(value).encode(), headers=headers
-            )
-        except APIError as error:
-            if error.err_code not in _WRONG_LAST_SEQUENCE:
-                raise
-            there = None if revision else await self._last(bucket, name)
-            if there is None or not there.deleted:
-                raise ChangedError from error
-            return await self._put(bucket, name, value, there.revision)
-        return stored.seq
+        subject, data = f"$KV.{bucket}.{_PREFIX}{name}", json.dumps(value).encode()
+        if revision is None:
+            return (await self._js.publish(subject, data)).seq
+        expected, lost = revision, False
+        for _ in range(BROKER_REQUEST_TRIES):
+            headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
+            try:
+                stored = await self._js.publish(subject, data, BROKER_ANSWER_S, headers=headers)
+            except TimeoutError:
+                lost = True
+            except APIError as error:
+                if error.err_code not in _WRONG_LAST_SEQUENCE:
+                    raise
+            else:
+                return stored.seq
+            there = await self._last(bucket, name)
+            if lost and there is not None and there.data == data:
+                # It was written although no answer came.
+                return there.revision
+            if there is not None and there.deleted and not revision:
+                expected = there.revision
+            elif expected != (0 if there is None else there.revision):
+                raise ChangedError
+        raise TimeoutError
 
     async def _delete(self, bucket: str, name: str) -> None:
         await self._js.publish(f"$KV.{bucket}.{_PREFIX}{name}", headers={"KV-Operation": "DEL"})

@@ -25,12 +25,11 @@ from nats.aio.client import DEFAULT_BUFFER_SIZE, Client, Server, Srv
 from nats.aio.transport import TcpTransport
 from nats.errors import Error, NoRespondersError, StaleConnectionError
 
+from numbers_uring.cluster.answers import Order, Unanswered
 from numbers_uring.limits import (
-    BROKER_ASK_AGAIN_S,
     BROKER_CLOSE_S,
     BROKER_CONNECT_S,
     BROKER_LEADER_S,
-    BROKER_LEAVE_S,
     BROKER_LOOK_S,
     BROKER_NO_LEADER_RETRY_S,
     BROKER_PENDING_BYTES_MAX,
@@ -118,36 +117,6 @@ class _Transport(TcpTransport):
             await asyncio.sleep(0)
 
 
-class _Unanswered:
-    """How long requests of one kind have had no answer."""
-
-    def __init__(self) -> None:
-        self._since_s: float | None = None
-        """When the first request was made that was followed by no answer to any."""
-        self._most_s = BROKER_LEAVE_S
-
-    def note_request(self) -> None:
-        if self._since_s is None:
-            self._since_s = time.monotonic()
-
-    def note_answer(self) -> None:
-        self._since_s, self._most_s = None, BROKER_LEAVE_S
-
-    def forget(self) -> None:
-        """What was asked in a connection that is lost is asked again, or not."""
-        self._since_s = None
-
-    def too_long(self) -> bool:
-        """Return whether to leave the server; the next one is given twice the time.
-
-        A stream without a leader does not answer either, whichever server is asked.
-        """
-        if self._since_s is None or time.monotonic() < self._since_s + self._most_s:
-            return False
-        self._most_s *= 2
-        return True
-
-
 class BoundedClient(Client):
     """Leaves a NATS server that is silent, or answers no request, for another one."""
 
@@ -155,9 +124,11 @@ class BoundedClient(Client):
         super().__init__()
         self._tried: dict[str, float] = {}
         """When each server was tried, or left, since the connection was lost."""
-        self._questions, self._changes = _Unanswered(), _Unanswered()
+        self._questions, self._changes = Unanswered(), Unanswered()
         """Apart, because a server that is cut off from the others answers some questions: from what
         it has, and that may be old."""
+
+        self._order = Order()
 
     async def connect(self, *arguments: Any, **settings: Any) -> None:
         """Connect as nats-py does, which gets the settings that keep every wait short."""
@@ -276,16 +247,21 @@ class BoundedClient(Client):
         del old_style
         if subject.startswith((_API, "$KV.")) and not subject.startswith(_PULL):
             once = any(name.startswith("Nats-Expected-") for name in headers or {})
-            again_s = None if once else BROKER_ASK_AGAIN_S
-            return await self._ask(subject, payload, timeout, headers, again_s)
-        return await self._request(subject, payload, timeout, headers)
+            return await self._ask(subject, payload, timeout, headers, once=once)
+        return await self._request(subject, payload, timeout, headers, self._order.note_request())
 
     async def _request(
-        self, subject: str, payload: bytes, timeout_s: float, headers: dict[str, Any] | None
+        self,
+        subject: str,
+        payload: bytes,
+        timeout_s: float,
+        headers: dict[str, Any] | None,
+        number: int,
     ) -> "Msg":
         kind = self._questions if subject.startswith(_QUESTIONS) else self._changes
         kind.note_request()
         answer = await super().request(subject, payload, timeout_s, headers=headers)
+        self._order.note_answer(number)
         if not _has_error(answer, *_NO_LEADER, MESSAGE_IN_PROCESS):
             kind.note_answer()
         return answer
@@ -296,21 +272,26 @@ class BoundedClient(Client):
         payload: bytes,
         timeout_s: float,
         headers: dict[str, Any] | None,
-        again_s: float | None,
+        *,
+        once: bool,
     ) -> "Msg":
         begin_s = time.monotonic()
+        final_s = begin_s + min(timeout_s, BROKER_LEADER_S) - BROKER_NO_LEADER_RETRY_S
         asked: set[asyncio.Task[Msg]] = set()
         try:
             while True:
-                left_s = begin_s + timeout_s - time.monotonic()
-                task = asyncio.create_task(self._request(subject, payload, max(left_s, 0), headers))
-                # Of several that fail at the same moment, one is raised.
-                task.add_done_callback(lambda task: task.cancelled() or task.exception())
-                asked.add(task)
-                done, asked = await asyncio.wait(
-                    asked, timeout=again_s, return_when=asyncio.FIRST_COMPLETED
-                )
-                final_s = begin_s + min(timeout_s, BROKER_LEADER_S) - BROKER_NO_LEADER_RETRY_S
+                sent_s, number = time.monotonic(), self._order.note_request()
+                left_s = max(begin_s + timeout_s - sent_s, 0)
+                request = self._request(subject, payload, left_s, headers, number)
+                asked.add(asyncio.create_task(request))
+                done: set[asyncio.Task[Msg]] = set()
+                while not done and (once or time.monotonic() < self._order.due_s(number, sent_s)):
+                    wait_s = self._order.due_s(number, sent_s) - time.monotonic()
+                    done, asked = await asyncio.wait(
+                        asked,
+                        timeout=None if once else wait_s,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
                 for task in done:
                     if not self._may_recover(task) or time.monotonic() > final_s:
                         return task.result()

@@ -10,22 +10,20 @@ Facts of nats-py 2.16 that it relies on:
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from ssl import SSLError
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from numbers_uring.cluster.access import AccessFileError, NoTlsError, client_for, is_refusal
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
-    BROKER_ANSWER_S,
     BROKER_CONNECT_S,
     BROKER_POLL_S,
     BROKER_REFUSALS_MAX,
     BROKER_REQUEST_S,
-    BROKER_REQUEST_TRIES,
     BROKER_START_S,
 )
 
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
     from numbers_uring.cluster.client import BoundedClient
-
-T = TypeVar("T")
 
 
 def require_nats_library() -> None:
@@ -215,19 +211,6 @@ def broker_errors(doing: str) -> Iterator[None]:
 def jetstream(client: "Client") -> "JetStreamContext":
     """Return JetStream with the timeouts of a cluster."""
     return client.jetstream(timeout=BROKER_REQUEST_S)
-
-
-async def until_answered(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask again if there is no answer, where the client does not: a change may then be refused.
-
-    Only for what may be done twice. Raises TimeoutError after BROKER_REQUEST_TRIES.
-    """
-    for _ in range(BROKER_REQUEST_TRIES - 1):
-        with suppress(TimeoutError):
-            async with asyncio.timeout(BROKER_ANSWER_S):
-                return await ask()
-    async with asyncio.timeout(BROKER_ANSWER_S):
-        return await ask()
 
 
 async def request_api(

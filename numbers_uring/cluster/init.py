@@ -22,7 +22,7 @@ from numbers_uring.cluster.bucket import (
     NoClusterError,
     Settings,
 )
-from numbers_uring.cluster.connection import broker_errors, request_api, until_answered
+from numbers_uring.cluster.connection import broker_errors, request_api
 from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.cluster.streams import (
     BUCKETS,
@@ -170,9 +170,7 @@ class _Making:
             )
         try:
             if settings != there:
-                await until_answered(
-                    lambda: self._buckets.put_settings(settings, new=there is None)
-                )
+                await self._buckets.put_settings(settings, new=there is None)
         except ChangedError:
             # By another run, or by what was not answered in time.
             if settings != await self._settings():

@@ -194,6 +194,7 @@ def beside_commands(group: Group, folder: Path) -> Iterator[None]:
 def test_a_silent_server_is_left_for_another_one(
     group: Group, tmp_path: Path, fault: Callable[[Group, Broker], Callable[[], None]]
 ) -> None:
+    group.wait_healed()
     broker = group.meta_leader()
     with pairs(group, broker, tmp_path) as (pair,):
         heal = fault(group, broker)
@@ -203,12 +204,14 @@ def test_a_silent_server_is_left_for_another_one(
         finally:
             heal()
         assert "reconnected to" in pair.node.stderr
+        # What stops has a word for the others.
         group.wait_healed()
 
 
 def test_a_link_that_loses_packets_one_way_or_both_is_a_silent_server(
     group: Group, tmp_path: Path
 ) -> None:
+    group.wait_healed()
     broker = group.brokers[0]
     assert broker.host is not None
     with pairs(group, broker, tmp_path, number=3) as some:
@@ -225,6 +228,7 @@ def test_a_link_that_loses_packets_one_way_or_both_is_a_silent_server(
 def test_a_leader_that_is_suspended_costs_the_clients_of_others_little(
     group: Group, tmp_path: Path
 ) -> None:
+    group.wait_healed()
     led = leader(group.brokers, stream_name(0))
     other = next(broker for broker in group.brokers if broker is not led)
     with pairs(group, other, tmp_path) as (pair,):

@@ -18,11 +18,13 @@ from numbers_uring.cluster.node import outbox
 from numbers_uring.cluster.node.forwarder import Forwarder, ForwardError
 from numbers_uring.cluster.partitions import range_of, stream_name
 from numbers_uring.config import BrokerAccess
+from numbers_uring.limits import FORWARD_BATCH_BYTES
 from ports import reserve_port
 from support.broker import Broker, broker_group, broker_with_cluster, init, leader
 from support.clients import flood, is_closed, sees_fin
 from support.logs import lines
 from support.processes import ServerProcess, assert_one_line_error, run_command
+from support.slow_link import slow_link
 from support.waiting import DEADLINE_S, wait_until
 
 PARTITIONS = 3
@@ -218,6 +220,29 @@ def test_a_nats_server_that_stands_still_gets_each_number_once(
         assert server.terminate() == 0
         assert server.reported()[0] == len({*few, *many})
     assert stored_once(own_broker) == {*few, *many}
+
+
+def test_batches_that_take_long_over_a_slow_line_are_not_sent_over_and_over(
+    empty_broker: Broker,
+) -> None:
+    # Acknowledgements come later, because of the batches before, than one is usually waited for.
+    numbers = list(range(0, LAST, 400))
+    with (
+        slow_link(empty_broker.port, bytes_per_s=2e6) as port,
+        ServerProcess(
+            Path("no-log"),
+            *("--forward", f"nats://127.0.0.1:{port}", "--partitions", str(PARTITIONS)),
+            *("--metrics", "127.0.0.1:0"),
+            has_log=False,
+        ) as server,
+    ):
+        server.send(lines(numbers))
+        name = "numbers_uring_forward_acknowledged_total"
+        wait_until(lambda: scrape(server)[name] == len(numbers), "all acknowledgements")
+        batches = len(numbers) * 4 / FORWARD_BATCH_BYTES
+        assert scrape(server)["numbers_uring_forward_resent_total"] < batches / 4
+        assert server.terminate() == 0
+    assert stored_once(empty_broker) == set(numbers)
 
 
 @pytest.mark.parametrize("reactors", ["1", "2"])

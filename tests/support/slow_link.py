@@ -9,16 +9,23 @@ from ports import reserve_port
 
 
 @contextmanager
-def slow_link(to_port: int, delay_s: float) -> Iterator[int]:
-    """Return a port of 127.0.0.1 that leads to `to_port`, with `delay_s` each way."""
+def slow_link(
+    to_port: int, delay_s: float = 0.0, *, bytes_per_s: float | None = None
+) -> Iterator[int]:
+    """Return a port of 127.0.0.1 that leads to `to_port`, with `delay_s` each way.
+
+    With `bytes_per_s` it is a slow line as well, which holds back who sends faster.
+    """
     port, loop = reserve_port(), asyncio.new_event_loop()
     listening = threading.Event()
     tasks: set[asyncio.Task[None]] = set()
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
-            while data := await reader.read(1 << 20):
-                # What follows is on its way at the same time: this is no slow line.
+            while data := await reader.read(1 << 20 if bytes_per_s is None else 1 << 14):
+                if bytes_per_s is not None:
+                    await asyncio.sleep(len(data) / bytes_per_s)
+                # What follows is on its way at the same time: a delay holds nothing back.
                 loop.call_later(delay_s, _write, writer, data)
         loop.call_later(delay_s, writer.close)
 

@@ -13,6 +13,7 @@ Facts of nats-server 2.15 and nats-py 2.16 that it relies on:
 """
 
 import asyncio
+import math
 import secrets
 import threading
 from collections.abc import Callable
@@ -83,7 +84,9 @@ class Publisher:
         self._outbox: Outbox | None = None
         self._state: Callable[[], Node] | None = None
         self._said: set[str] = set()
-        self._timeouts: set[asyncio.Timeout] = set()
+        self._timeouts: dict[asyncio.Timeout, int] = {}
+        """Of the batches in flight, in the order of their publishing."""
+        self._published = 0
         self._loop: asyncio.AbstractEventLoop
         self._changed = asyncio.Event()
         self._attached = asyncio.Event()
@@ -175,6 +178,12 @@ class Publisher:
             if not timeout.expired():
                 timeout.reschedule(self._loop.time())
 
+    def _wait_anew_behind(self, number: int) -> None:
+        """Give the batches that were published later their whole time: the line may be slow."""
+        for timeout, other in self._timeouts.items():
+            if other > number and not timeout.expired():
+                timeout.reschedule(self._loop.time() + FORWARD_RESEND_S)
+
     async def _dispatch(
         self, client: "Client", js: "JetStreamContext", tasks: asyncio.TaskGroup
     ) -> None:
@@ -198,14 +207,16 @@ class Publisher:
     async def _publish(self, js: "JetStreamContext", outbox: Outbox, batch: Batch) -> None:
         import nats  # noqa: PLC0415
 
+        self._published += 1
+        number = self._published
         try:
             async with asyncio.timeout(FORWARD_RESEND_S) as timeout:
-                self._timeouts.add(timeout)
-                # The call's own timeout does not notice a lost connection.
+                self._timeouts[timeout] = number
+                # Not the call's own timeout: that cannot be changed on the way.
                 await js.publish(
                     subject_name(batch.partition),
                     batch.payload,
-                    timeout=2 * FORWARD_RESEND_S,
+                    timeout=math.inf,
                     # Another stream that has the subject must not acknowledge it.
                     stream=stream_name(batch.partition),
                     headers={"Nats-Msg-Id": f"{self._message_id}-{batch.number}"},
@@ -215,10 +226,11 @@ class Publisher:
             outbox.fail(batch, FORWARD_RETRY_S)
             self._note_problem(batch.partition, error)
         else:
+            self._wait_anew_behind(number)
             if outbox.acknowledge(batch):
                 self._note_recovery()
         finally:
-            self._timeouts.discard(timeout)
+            self._timeouts.pop(timeout, None)
             self._changed.set()
 
     def _note_problem(self, partition: int, error: Exception) -> None:
