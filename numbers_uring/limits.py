@@ -525,6 +525,12 @@ COLLECTOR_BATCH_BYTES = 12 * 1024 * 1024
 COLLECTOR_WRITE_BYTES = 256 * 1024
 """With so many of them they are written: the CPU still has them in its cache then."""
 
+VERIFY_INDEX_RETRIES = 2
+"""How often an index that ends within a record is read again."""
+
+VERIFY_INDEX_RETRY_S = 0.1
+"""The time between that: a collector appends whole records."""
+
 COMMIT_INTERVAL_S = 0.1
 """How often a busy partition's log is synced, and its index has another record, at most."""
 

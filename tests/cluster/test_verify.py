@@ -13,6 +13,7 @@ from numbers_uring.cluster.bucket import Buckets, Skip, Trim
 from numbers_uring.cluster.collector.lookup import read_state
 from numbers_uring.cluster.index import Record
 from numbers_uring.cluster.partitions import index_name, log_name, stream_name
+from numbers_uring.cluster.verify.copy import Copy
 from support.broker import PARTITIONS, Broker, broker_with_cluster
 from support.collectors import publish, sample
 from support.logs import lines
@@ -318,6 +319,38 @@ def test_numbers_from_before_the_stream_are_counted(copies: Copies, messages: Me
     assert "of 1100 numbers, 1000 in messages 1 to 10 of the stream, 100 only in logs" in (
         done.stdout
     )
+
+
+@pytest.mark.parametrize("has_index", [False, True])
+def test_a_log_of_a_stream_without_messages_is_empty_and_clean(
+    copies: Copies, messages: Messages, has_index: bool
+) -> None:
+    copies.write([])
+    if not has_index:
+        copies.index.unlink()
+    done = copies.verify()
+    assert done.returncode == 0, done
+    assert "1 log of 0 numbers, an empty stream" in done.stdout
+    copies.publish(messages)
+    assert copies.findings() == [
+        f"a/{copies.log.name}: it is 10 messages behind: its index ends at message 0, and the "
+        "stream at message 10"
+    ]
+
+
+def test_a_record_that_is_just_being_written_is_no_damage(
+    copies: Copies, messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies.write(messages)
+    whole = copies.index.read_bytes()
+    copies.index.write_bytes(whole[:-7])
+    monkeypatch.setattr("time.sleep", lambda _seconds: copies.index.write_bytes(whole))
+    with Copy(copies.log.parent, copies.partition, PARTITIONS) as copy:
+        assert copy.findings == []
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
+    copies.index.write_bytes(whole[:-7])
+    with Copy(copies.log.parent, copies.partition, PARTITIONS) as copy:
+        assert copy.findings == [f"{copies.index}: the record at byte 800 has 73 bytes"]
 
 
 def remove_log(copies: Copies) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,8 @@ from numbers_uring.limits import (
     LINE_BYTES,
     LOG_SCAN_CHUNK_BYTES,
     MESSAGE_BYTES_MAX,
+    VERIFY_INDEX_RETRIES,
+    VERIFY_INDEX_RETRY_S,
 )
 from numbers_uring.log.check import open_logs
 
@@ -100,25 +103,44 @@ class Copy:
         self.findings.append(f"{self.path}: {text}")
 
     def _read_index(self) -> Reading | None:
+        reading = self._try_index()
+        for _ in range(VERIFY_INDEX_RETRIES):
+            if reading is None or reading.damage is None:
+                break
+            # A collector may just be appending to it.
+            time.sleep(VERIFY_INDEX_RETRY_S)
+            reading = self._try_index()
+        if reading is not None and reading.damage is not None:
+            self.findings.append(f"{self.index_path}: {reading.damage}")
+        return reading
+
+    def _try_index(self) -> Reading | None:
         try:
-            reading = read_index(self.index_path)
+            return read_index(self.index_path)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StartError(f"cannot read {self.index_path}: {error.strerror}") from error
-        if reading.damage is not None:
-            self.findings.append(f"{self.index_path}: {reading.damage}")
-        return reading
 
     def read_index(self, stream_created_ns: int | None) -> None:
         """Compare the index with the stream's identity; None if there is no stream.
 
         Without an index, or with one of something else, the log is read to its end.
         """
+        records = [] if self._reading is None else self._reading.records.of_last_stream()
+        if not records and not self.size_bytes and stream_created_ns is not None:
+            # A collector writes both when there is something.
+            self._records = [
+                Record(
+                    partition=self._partition,
+                    partitions=self._partitions,
+                    stream_created_ns=stream_created_ns,
+                )
+            ]
+            return
         if self._reading is None:
             self.find(f"it has no index {self.index_path.name}")
             return
-        records = self._reading.records.of_last_stream()
         if not records:
             self.find(f"its index {self.index_path.name} has no record")
             return
