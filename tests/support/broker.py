@@ -55,9 +55,11 @@ class Broker:
         member: int = 0,
         settings: str = "",
         hosts: Sequence[Host] = (),
+        prefix: Sequence[str] = (),
     ) -> None:
         self.port = reserve_port()
         self.host = hosts[member] if hosts else None
+        self._prefix = [*prefix, *([] if self.host is None else self.host.prefix)]
         self._address = _address(self.host)
         self.url = f"nats://{self._address}:{self.port}"
         self.access = BrokerAccess()
@@ -109,9 +111,8 @@ class Broker:
     def start_only(self) -> None:
         """Start it, and do not wait until it answers."""
         with self.log.open("ab") as log:
-            prefix = [] if self.host is None else self.host.prefix
             self.process = subprocess.Popen(
-                [*prefix, binary(), "--config", str(self.config)], stdout=log, stderr=log
+                [*self._prefix, binary(), "--config", str(self.config)], stdout=log, stderr=log
             )
 
     def wait_ready(self) -> None:

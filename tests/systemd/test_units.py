@@ -24,6 +24,7 @@ SERVICE = ROOT / "deploy" / "numbers-uring.service"
 SOCKET = ROOT / "deploy" / "numbers-uring.socket"
 COLLECT = ROOT / "deploy" / "numbers-uring-collect@.service"
 NODE = ROOT / "deploy" / "numbers-uring-node.service"
+NATS = ROOT / "deploy" / "nats-server.service"
 INSTALLED = "/opt/numbers-uring/bin/numbers-uring"
 
 
@@ -43,7 +44,7 @@ needs_x86_64 = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("unit", [SERVICE, COLLECT, NODE], ids=lambda unit: unit.name)
+@pytest.mark.parametrize("unit", [SERVICE, COLLECT, NODE, NATS], ids=lambda unit: unit.name)
 def test_the_service_is_tight(unit: Path) -> None:
     done = subprocess.run(
         ["systemd-analyze", "security", "--offline=true", "--threshold=20", str(unit)],
@@ -56,11 +57,12 @@ def test_the_service_is_tight(unit: Path) -> None:
 
 
 def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
-    installed = Path(sys.executable).parent / "numbers-uring"
-    for unit in (SERVICE, COLLECT, NODE):
+    installed = str(Path(sys.executable).parent)
+    for unit in (SERVICE, COLLECT, NODE, NATS):
         text = unit.read_text()
-        assert INSTALLED in text
-        (tmp_path / unit.name).write_text(text.replace(INSTALLED, str(installed)))
+        folder = str(Path(INSTALLED).parent)
+        assert folder in text
+        (tmp_path / unit.name).write_text(text.replace(folder, installed))
     shutil.copy(SOCKET, tmp_path)
     done = subprocess.run(
         ["systemd-analyze", "verify", *map(str, sorted(tmp_path.iterdir()))],
@@ -149,6 +151,24 @@ def test_a_cluster_needs_no_call_that_its_services_may_not_make(tmp_path: Path) 
             assert collector.stop(signal.SIGTERM) == 0
         written = sum(len(log.read_bytes()) for log in logs.glob("*.log"))
         assert written == 10 * 2000
+
+
+@needs_x86_64
+def test_a_nats_server_needs_no_call_that_its_service_may_not_make(tmp_path: Path) -> None:
+    (start,) = settings(NATS, "ExecStart")
+    assert start == f"{Path(INSTALLED).parent}/nats-server --config /etc/nats/nats.conf"
+    with Broker(tmp_path / "broker", prefix=sandbox(NATS)) as broker:
+        init(broker.url, partitions=2)
+        with ServerProcess(
+            tmp_path / "no-log", "--forward", broker.url, "--partitions", "2", has_log=False
+        ) as node:
+            node.send(lines(range(1000)))
+            assert node.terminate() == 0
+        broker.reload()
+        broker.kill()
+        broker.start()
+        stream = broker.run(lambda js: js.stream_info("numbers-0"))
+        assert stream.state.messages > 0
 
 
 def test_a_node_cannot_read_what_a_collector_may_know() -> None:
