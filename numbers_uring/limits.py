@@ -531,6 +531,9 @@ VERIFY_INDEX_RETRIES = 2
 VERIFY_INDEX_RETRY_S = 0.1
 """The time between that: a collector appends whole records."""
 
+VERIFY_LINES_MAX = 100_000
+"""Lines that should not be in a log, until it is taken for something else, and not read on."""
+
 COMMIT_INTERVAL_S = 0.1
 """How often a busy partition's log is synced, and its index has another record, at most."""
 

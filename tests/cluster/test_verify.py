@@ -1,8 +1,10 @@
 """`cluster verify`: logs and indexes that tests write, against streams of a real NATS server."""
 
 import json
+import signal
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +15,12 @@ from numbers_uring.cluster.bucket import Buckets, Skip, Trim
 from numbers_uring.cluster.collector.lookup import read_state
 from numbers_uring.cluster.index import Record
 from numbers_uring.cluster.partitions import index_name, log_name, stream_name
-from numbers_uring.cluster.verify.copy import Copy
+from numbers_uring.cluster.verify.copy import CHUNK_BYTES, Copy
 from support.broker import PARTITIONS, Broker, broker_with_cluster
 from support.collectors import publish, sample
 from support.logs import lines
-from support.processes import assert_one_line_error, run_command
+from support.processes import CommandProcess, assert_one_line_error, run_command
+from support.waiting import wait_until
 
 Messages = Sequence[list[int]]
 
@@ -423,6 +426,62 @@ def test_an_index_or_a_log_that_is_not_what_it_should_be_is_found(
     copies.write(messages)
     change(copies)
     assert any(expected in finding for finding in copies.findings())
+
+
+def test_a_log_of_something_else_is_not_read_to_its_end(
+    copies: Copies, messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("numbers_uring.cluster.verify.copy.VERIFY_LINES_MAX", 100)
+    copies.write(messages)
+    copies.log.write_bytes(lines(range(1000)))
+    with Copy(copies.log.parent, copies.partition, PARTITIONS) as copy:
+        copy.read_index(None)
+        read_bytes: list[int] = []
+        copy.scan(read_bytes.append)
+    assert sum(read_bytes) == 1010
+    assert copy.findings == [
+        f"{copies.log}: number 000000000 at byte 0 is of another partition, and 100 more like it",
+        f"{copies.log}: with so many lines that should not be there it was not read to its end",
+    ]
+    assert not copy.is_comparable
+
+
+def test_a_line_longer_than_a_chunk_is_one_finding(copies: Copies, messages: Messages) -> None:
+    copies.write(messages)
+    whole = copies.log.read_bytes()
+    # Its end looks like a line of its own, at the beginning of the next chunk.
+    long = b"1" * (CHUNK_BYTES - 5000) + whole[:10]
+    copies.log.write_bytes(whole[:5000] + long + whole[5000:])
+    copies.index.unlink()
+    with Copy(copies.log.parent, copies.partition, PARTITIONS) as copy:
+        copy.read_index(None)
+        copy.scan(lambda _size: None)
+    assert copy.findings[1:] == [f"{copies.log}: the line at byte 5000 is no number"]
+    assert copy.report.numbers == 1000
+
+
+def test_an_interrupt_ends_a_verification_that_reads_a_log(
+    copies: Copies, messages: Messages
+) -> None:
+    copies.write(messages)
+    with copies.log.open("ab") as log:
+        log.truncate(1 << 40)  # of zero bytes, which takes no space, and hours to read
+    copies.index.unlink()
+    arguments = ("--partitions", str(copies.partition), "--log-dir", str(copies.log.parent))
+    with CommandProcess(
+        "cluster", "verify", "--nats", copies.broker.url, *arguments
+    ) as verification:
+        wait_until(lambda: copies.log.name in open_files(verification.process.pid), "an open log")
+        assert verification.stop(signal.SIGINT) == 130
+        assert verification.stderr == ""
+
+
+def open_files(pid: int) -> set[str]:
+    names = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            names.add(link.readlink().name)
+    return names
 
 
 def test_all_partitions_are_verified_unless_some_are_named(tmp_path: Path) -> None:

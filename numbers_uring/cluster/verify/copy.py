@@ -23,11 +23,12 @@ from numbers_uring.limits import (
     MESSAGE_BYTES_MAX,
     VERIFY_INDEX_RETRIES,
     VERIFY_INDEX_RETRY_S,
+    VERIFY_LINES_MAX,
 )
 from numbers_uring.log.check import open_logs
 
 _LINE = re.compile(rb"[0-9]{9}\n")
-_CHUNK_BYTES = LOG_SCAN_CHUNK_BYTES // LINE_BYTES * LINE_BYTES
+CHUNK_BYTES = LOG_SCAN_CHUNK_BYTES // LINE_BYTES * LINE_BYTES
 BATCH_BYTES = MESSAGE_BYTES_MAX // NUMBER_BYTES * LINE_BYTES
 
 Progress = Callable[[int], None]
@@ -54,10 +55,18 @@ class Findings:
 class Copy:
     """A log with its index, open for reading; `folder` has to have at least one of the two.
 
-    Raises StartError where one of them can't be read.
+    `look` is called now and then while the log is read, and may raise something. Raises StartError
+    where one of them can't be read.
     """
 
-    def __init__(self, folder: Path, partition: int, partitions: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        partition: int,
+        partitions: int,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._look = look
         self.path = folder / log_name(partition)
         self.index_path = folder / index_name(partition)
         self.report = CopyReport(log=str(self.path))
@@ -180,7 +189,7 @@ class Copy:
             if record.log_bytes > end:
                 break
             scan.go_on(record.log_bytes)
-            if scan.is_whole and self.kernel.sum != record.sum:
+            if not scan.found and self.kernel.sum != record.sum:
                 self.find(
                     f"its index has another sum of the numbers before byte {record.log_bytes}, "
                     f"message {record.sequence}"
@@ -191,12 +200,16 @@ class Copy:
         for findings in (scan.bad, scan.foreign, scan.repeated):
             if findings.text is not None:
                 self.find(findings.text)
+        if scan.gave_up:
+            self.find("with so many lines that should not be there it was not read to its end")
+        self.is_comparable = self.is_comparable and not scan.gave_up
         self.has_whole_lines = not scan.bad.count
         self.report.numbers = self.kernel.unique
         self.report.sequence = 0 if last is None else last.sequence
 
     def read(self, offset: int, size: int) -> bytes:
         """Return bytes of the log. Raises StartError."""
+        self._look()
         try:
             return os.pread(self._fd, size, offset)
         except OSError as error:
@@ -212,16 +225,22 @@ class _Scan:
         self._range = collected
         self._progress = progress
         self._offset = 0
+        self._within_bad = False
 
     @property
-    def is_whole(self) -> bool:
-        """Return whether nothing was found until now."""
-        return not (self.bad.count or self.foreign.count or self.repeated.count)
+    def found(self) -> int:
+        """How many lines should not be there."""
+        return self.bad.count + self.foreign.count + self.repeated.count
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether they are so many that the rest of the log is not read."""
+        return self.found > VERIFY_LINES_MAX
 
     def go_on(self, end: int) -> None:
         """Take in what is before byte `end`."""
-        while self._offset < end:
-            chunk = memoryview(self._copy.read(self._offset, min(_CHUNK_BYTES, end - self._offset)))
+        while self._offset < end and not self.gave_up:
+            chunk = memoryview(self._copy.read(self._offset, min(CHUNK_BYTES, end - self._offset)))
             if not chunk:
                 self.bad.add(f"the log was cut at byte {self._offset} meanwhile")
                 return
@@ -231,7 +250,9 @@ class _Scan:
 
     def _take(self, chunk: memoryview) -> int:
         at = 0
-        while at < len(chunk):
+        if self._within_bad:
+            at = self._skip_bad(chunk, 0)
+        while at < len(chunk) and not self.gave_up:
             at += self._copy.kernel.take_lines(chunk[at:])
             if at < len(chunk):
                 at = self._note(chunk, at)
@@ -243,14 +264,19 @@ class _Scan:
         where = f"at byte {self._offset + at}"
         if _LINE.fullmatch(line) is None:
             self.bad.add(f"the line {where} is no number")
-            newline = bytes(chunk[at:]).find(b"\n")
-            return len(chunk) if newline < 0 else at + newline + 1
+            return self._skip_bad(chunk, at)
         number = line[:-1].decode()
         if self._range.first <= int(number) < self._range.end:
             self.repeated.add(f"number {number} {where} is there a second time")
         else:
             self.foreign.add(f"number {number} {where} is of another partition")
         return at + LINE_BYTES
+
+    def _skip_bad(self, chunk: memoryview, at: int) -> int:
+        """Return where the line ends that `at` is in, which may go on in the next chunk."""
+        newline = bytes(chunk[at:]).find(b"\n")
+        self._within_bad = newline < 0
+        return len(chunk) if newline < 0 else at + newline + 1
 
 
 def first_new_line(copy: Copy, base_bytes: int, bitmap: Memory) -> Findings:
@@ -261,13 +287,13 @@ def first_new_line(copy: Copy, base_bytes: int, bitmap: Memory) -> Findings:
     found = Findings()
     if not copy.has_whole_lines:
         return found
-    arena, batch = (bytearray(HEADROOM_BYTES + _CHUNK_BYTES) for _ in range(2))
+    arena, batch = (bytearray(HEADROOM_BYTES + CHUNK_BYTES) for _ in range(2))
     chunk = memoryview(arena)[HEADROOM_BYTES:]
     kernel = variants()[0].bind(arena, bytearray(bitmap), batch)
     offset = 0
     while offset < copy.end_bytes:
         end = base_bytes if offset < base_bytes else copy.end_bytes
-        lines = copy.read(offset, min(_CHUNK_BYTES, end - offset))
+        lines = copy.read(offset, min(CHUNK_BYTES, end - offset))
         if not lines:
             break
         chunk[: len(lines)] = lines

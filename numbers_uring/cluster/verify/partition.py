@@ -1,5 +1,6 @@
 """Compares all logs of one partition with its stream and with each other."""
 
+import asyncio
 from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -39,7 +40,7 @@ async def verify_partition(
     """
     with ExitStack() as opened:
         copies = [
-            opened.enter_context(Copy(folder, partition, partitions))
+            opened.enter_context(Copy(folder, partition, partitions, _look))
             for folder in folders
             if Copy.exists(folder, partition)
         ]
@@ -248,6 +249,13 @@ class _Comparison:
             found = first_new_line(copy, base_bytes, self._bitmap)
             if found.text is not None:
                 copy.find(found.text)
+
+
+def _look() -> None:
+    """Raise CancelledError where an interrupt waits for the end of what does not await."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _ignore(_text: str) -> None:
