@@ -14,6 +14,7 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
+from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.index import Records, read_index
 from numbers_uring.cluster.partitions import range_of, stream_name, subject_name
 from numbers_uring.limits import LINE_BYTES
@@ -191,6 +192,33 @@ def test_a_folder_that_was_copied_with_its_id_does_not_start_beside_the_first(
     collect("other")
     has("other", 4)
     equal_logs(partition, tmp_path / "one", tmp_path / "other")
+
+
+def test_a_collector_ends_once_another_process_reports_as_its_copy(
+    collect: Collect,
+    broker: Broker,
+    partition: int,
+    publish: Publisher,
+    has: Has,
+    tmp_path: Path,
+) -> None:
+    process = collect("one")
+    publish(1)
+    has("one", 1)
+    copy = copy_in(broker, partition, tmp_path / "one")
+    assert copy is not None
+    stranger = replace(copy, run="stranger", host="elsewhere")
+
+    async def put(js: JetStreamContext) -> None:
+        await Buckets(js).put_copy(stranger)
+
+    broker.run(put)
+    assert process.wait() == 1
+    assert process.stderr_lines[-1].startswith(f"numbers-uring: error: copy {copy.copy} (")
+    assert " on elsewhere) is in use by another process: " in process.stderr_lines[-1]
+    left = copy_in(broker, partition, tmp_path / "one")
+    assert left is not None
+    assert (left.run, left.state) == ("stranger", "collecting")
 
 
 def alter(folder: Path, partition: int) -> None:
