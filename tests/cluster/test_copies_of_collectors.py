@@ -4,6 +4,7 @@ import itertools
 import shutil
 import signal
 import threading
+import time
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,10 +15,11 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
-from numbers_uring.cluster.bucket import Buckets
+from numbers_uring.cluster.bucket import Buckets, Copy
+from numbers_uring.cluster.collector.identity import identify
 from numbers_uring.cluster.index import Records, read_index
 from numbers_uring.cluster.partitions import range_of, stream_name, subject_name
-from numbers_uring.limits import LINE_BYTES
+from numbers_uring.limits import COPY_GONE_S, LINE_BYTES
 from support.broker import Broker, broker_with_cluster
 from support.collectors import collector_process
 from support.copies import (
@@ -192,6 +194,35 @@ def test_a_folder_that_was_copied_with_its_id_does_not_start_beside_the_first(
     collect("other")
     has("other", 4)
     equal_logs(partition, tmp_path / "one", tmp_path / "other")
+
+
+def test_a_start_that_waits_for_the_last_process_of_its_copy_can_be_stopped(
+    broker: Broker, partition: int, tmp_path: Path
+) -> None:
+    (tmp_path / "one").mkdir()
+    copy = Copy(
+        partition=partition,
+        copy=identify(tmp_path / "one").copy,
+        run="killed",
+        host="elsewhere",
+        log="/numbers.log",
+        place="elsewhere",
+        state="collecting",
+    )
+
+    async def put(js: JetStreamContext) -> None:
+        await Buckets(js).put_copy(copy)
+
+    broker.run(put)
+    arguments = ("collect", "--nats", broker.url, "--partitions", str(partition))
+    process = CommandProcess(*arguments, "--log-dir", str(tmp_path / "one"))
+    with process:
+        process.wait_for("waiting until the last process of this copy is surely gone")
+        begin_s = time.monotonic()
+        assert process.stop() == 0
+        assert time.monotonic() - begin_s < COPY_GONE_S / 2
+    left = registered(broker, partition)["/numbers.log"]
+    assert (left.run, left.state) == ("killed", "collecting")
 
 
 def test_a_collector_ends_once_another_process_reports_as_its_copy(

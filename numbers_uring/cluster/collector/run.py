@@ -4,7 +4,7 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
@@ -223,7 +223,7 @@ class _Collectors:
                 )
             parts.push_async_callback(membership.copies.leave)
             with broker_errors("register the copies"):
-                await membership.register()
+                await self._unless_stopped(membership.register())
             # From here on, what they have is reported: to read long logs takes minutes.
             parts.push_async_callback(_cancel, asyncio.create_task(self._tend(membership)))
             await self._resume(js, states, membership, partitions, bitmap, pool)
@@ -237,6 +237,17 @@ class _Collectors:
         self._tell_end()
 
     # Starting.
+
+    async def _unless_stopped(self, starting: Coroutine[Any, Any, None]) -> None:
+        """Await what may take long. Raises StopRequestedError where a stop comes first."""
+        task = asyncio.create_task(starting)
+        stopped = asyncio.create_task(self._stop.wait())
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not task.done():
+            await _cancel(task)
+            raise StopRequestedError
+        task.result()
 
     async def _choose(self, js: "JetStreamContext") -> tuple[list[int], int]:
         partitions = await recorded_partitions(js)
