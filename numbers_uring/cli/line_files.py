@@ -12,6 +12,7 @@ from numbers_uring.load.model import LineFile
 from numbers_uring.log.check import open_logs, total_bytes
 from numbers_uring.log.scan import scan
 from numbers_uring.system.diagnostics import Diagnostics
+from numbers_uring.words import counted
 
 
 @contextmanager
@@ -35,7 +36,10 @@ def open_line_files(paths: Sequence[Path], say: Diagnostics) -> Iterator[tuple[L
                         "number"
                     )
                 if found.torn_bytes:
-                    torn.append(f"{log.path}: a torn tail of {found.torn_bytes} bytes is not sent")
+                    torn.append(
+                        f"{log.path}: a torn tail of {counted(found.torn_bytes, 'byte')} is not "
+                        "sent"
+                    )
                 files.append(LineFile(path=str(log.path), fd=log.fd, numbers=found.lines))
         del kernel, bitmap
         for line in torn:

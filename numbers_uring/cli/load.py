@@ -29,6 +29,7 @@ from numbers_uring.load.plot import LoadPlot
 from numbers_uring.system.descriptors import raise_descriptor_limit
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.stdio import PROGRAM
+from numbers_uring.words import counted, counted_and
 
 _HELP = """Send numbers to a server from many clients and measure how fast it takes them in.
 
@@ -236,9 +237,10 @@ def _load_and_print(
         plotted = plot is None or _write(plot, result, say)
     click.echo(json.dumps(_flat(result)) if as_json else _result_line(result))
     for text, clients in result.errors.items():
-        say.error(f"{text} ({clients} of {parameters.clients} clients)")
+        say.error(f"{text} ({clients} of {counted(parameters.clients, 'client')})")
     if result.numbers_not_taken_min:
-        say(f"at least {result.numbers_not_taken_min} numbers were not taken in")
+        missing = counted_and(result.numbers_not_taken_min, "number", "was", "were")
+        say(f"at least {missing} not taken in")
     if result.interrupted:
         say("interrupted")
         return 128 + 2
@@ -260,12 +262,12 @@ def _result_line(result: LoadResult) -> str:
     some = f" of {parameters.numbers}" if not result.complete else ""
     source = f"mix {parameters.mix}, {'prepared' if result.prepared else 'made on the fly'}"
     if parameters.files:
-        source = f"{len(parameters.files)} file{'s' if len(parameters.files) > 1 else ''}"
-    taken = f" {result.numbers_taken} numbers taken in," if not result.complete else ""
+        source = counted(len(parameters.files), "file")
+    taken = f" {counted(result.numbers_taken, 'number')} taken in," if not result.complete else ""
     return (
         f"Sent {result.numbers_sent}{some} numbers"
         f" ({result.numbers_sent * LINE_BYTES / 1e6:.1f} MB, {source})"
-        f" from {parameters.clients} clients in {result.seconds:.3f} s:{taken}"
+        f" from {counted(parameters.clients, 'client')} in {result.seconds:.3f} s:{taken}"
         f" {_figure(result.numbers_per_s / 1e6)} M numbers/s,"
         f" {_figure(result.bytes_per_s / 1e6)} MB/s taken in;"
         f" drained after last send {_times(result.drained_ms)};"

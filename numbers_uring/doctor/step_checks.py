@@ -13,6 +13,7 @@ from numbers_uring.limits import BATCH_BYTES
 from numbers_uring.server.parts import Parts
 from numbers_uring.server.select import AUTO_BACKEND
 from numbers_uring.system.descriptors import descriptors_needed
+from numbers_uring.words import counted, counted_and
 
 StepCheck = Callable[[Parts, Callable[[], None], dict[str, Value]], Check]
 """Calls its second argument, which tries the step and raises a Failure, and fills the values."""
@@ -27,7 +28,7 @@ def _descriptors(parts: Parts, probe: Callable[[], None], values: dict[str, Valu
     return Check(
         name="descriptors",
         severity=Severity.OK,
-        text=f"{clients} clients need {needed}; the limit is "
+        text=f"{counted_and(clients, 'client', 'needs', 'need')} {needed}; the limit is "
         f"{limit_text(soft)} and can be raised to {limit_text(hard)}",
         values=values,
     )
@@ -125,7 +126,7 @@ def _buffers(parts: Parts, probe: Callable[[], None], values: dict[str, Value]) 
     return Check(
         name="buffers",
         severity=Severity.OK,
-        text=f"for {parts.config.connections_max} clients{reactors}: there is memory",
+        text=f"for {counted(parts.config.connections_max, 'client')}{reactors}: there is memory",
         values=values,
     )
 
@@ -142,15 +143,15 @@ def _log(parts: Parts, probe: Callable[[], None], values: dict[str, Value]) -> C
     if size is None:
         text = "would be created"
     elif config.resume and not parts.have("kernel", "bitmap"):
-        text = f"has {size} bytes, not read"
+        text = f"has {counted(size, 'byte')}, not read"
     elif config.resume:
         text = (
-            f"would be resumed: {size} bytes, numbers alone at both ends "
+            f"would be resumed: {counted(size, 'byte')}, numbers alone at both ends "
             "(numbers-uring check reads all of it)"
         )
     elif size:
         severity, advice = Severity.NOTE, "--resume keeps them; or save the file first"
-        text = f"{size} bytes of an earlier run would be dropped"
+        text = f"{counted(size, 'byte')} of an earlier run would be dropped"
     else:
         text = "is empty"
     return Check(

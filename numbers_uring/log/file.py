@@ -9,6 +9,7 @@ from pathlib import Path
 
 from numbers_uring.limits import LINE_BYTES, LOG_CHANGES_WARNING_S, LOG_TAIL_CHUNK_BYTES
 from numbers_uring.log.calls import FileCalls, again
+from numbers_uring.words import counted
 
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
@@ -69,7 +70,7 @@ class LogFile:
             self._end_line(size_bytes - size_bytes % LINE_BYTES if end is None else end, size_bytes)
             self._say(
                 f"the log {self.path} was truncated by another process, from {before_bytes} "
-                f"to {size_bytes} bytes; appending at its new end"
+                f"to {counted(size_bytes, 'byte')}; appending at its new end"
             )
             return
         appended_bytes = size_bytes - self.end_bytes
@@ -83,7 +84,8 @@ class LogFile:
         if now_s >= self._warning_due_s:
             self._warning_due_s = now_s + LOG_CHANGES_WARNING_S
             self._say(
-                f"another process appended {appended_bytes} bytes to the log {self.path}{done}"
+                f"another process appended {counted(appended_bytes, 'byte')} to the log "
+                f"{self.path}{done}"
             )
 
     def is_made_of_lines(self) -> bool:
@@ -188,11 +190,16 @@ class LogFile:
             return
         self._torn, self.end_bytes = b"", end_bytes
 
-    def truncate(self, size_bytes: int) -> None:
-        """Drop what is behind `size_bytes`; an append-only file that ends there is left alone."""
-        if self.state().st_size != size_bytes:
+    def truncate(self, size_bytes: int) -> int:
+        """Drop what is behind `size_bytes`, and return how many bytes that were.
+
+        An append-only file that ends there is left alone.
+        """
+        before_bytes = self.state().st_size
+        if before_bytes != size_bytes:
             again(self._calls.ftruncate, self.fd, size_bytes)
         self._torn, self.end_bytes = b"", size_bytes
+        return before_bytes - size_bytes
 
     def sync(self) -> None:
         """Return when the disk has all that was appended."""

@@ -12,6 +12,7 @@ from numbers_uring.limits import LOG_NAME_CHECK_S, LOG_RENAMED_S
 from numbers_uring.log.calls import FileCalls
 from numbers_uring.log.file import LogFile, NoSpaceError
 from numbers_uring.log.opening import open_locked
+from numbers_uring.words import counted_and
 
 
 class LogPlace:
@@ -195,7 +196,7 @@ class _RenameNotice:
     def look_at_end(self, file: LogFile) -> None:
         """Called when nothing more is appended: the last line names where the path leads."""
         if not self._said and file.lines and file.has_name() is False:
+            lines = counted_and(file.lines, "line", "is", "are")
             self._say(
-                f"the log {file.path} was renamed or replaced: the last {file.lines} lines are in "
-                "the old file"
+                f"the log {file.path} was renamed or replaced: the last {lines} in the old file"
             )

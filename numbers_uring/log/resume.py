@@ -9,6 +9,7 @@ from numbers_uring.ingest.kernel import Kernel, Memory
 from numbers_uring.limits import RESUME_PROGRESS_S
 from numbers_uring.log.scan import Scan, scan
 from numbers_uring.log.writer import NumbersLog
+from numbers_uring.words import counted
 
 
 def resume(
@@ -51,11 +52,11 @@ def resume(
 
 
 def _summary(found: Scan) -> str:
-    parts = [f"{found.unique} numbers"]
+    parts = [counted(found.unique, "number")]
     if found.duplicates:
         parts.append(f"{found.duplicates} of them again")
     if found.torn_bytes:
-        parts.append(f"a torn tail of {found.torn_bytes} bytes cut off")
+        parts.append(f"a torn tail of {counted(found.torn_bytes, 'byte')} cut off")
     return ", ".join(parts)
 
 

@@ -16,6 +16,7 @@ from numbers_uring.log.calls import FileCalls
 from numbers_uring.log.durability import Durability
 from numbers_uring.log.file import LogFile, NoSpaceError
 from numbers_uring.log.place import LogPlace, close_error
+from numbers_uring.words import counted, counted_and
 
 
 class NumbersLog:
@@ -105,27 +106,29 @@ class NumbersLog:
         return taken
 
     def loss(self, lines: int) -> str:
-        return f"{lines} counted numbers are lost, they are not in it"
+        lost = counted_and(lines, "counted number", "is lost, it is", "are lost, they are")
+        return f"{lost} not in it"
 
     def summary(self) -> str:
         removed = self._place.removed_lines
         of_them = f", {removed} of them to a removed file" if removed else ""
-        return f"{self.written_lines} numbers written to {self.path}{of_them}"
+        return f"{counted(self.written_lines, 'number')} written to {self.path}{of_them}"
 
     # Opening.
 
-    def truncate(self) -> None:
-        """Truncate the file that an earlier run left. Raises StartError."""
-        self.keep(0)
+    def truncate(self) -> int:
+        """Truncate the file that an earlier run left; return its size. Raises StartError."""
+        return self.keep(0)
 
-    def keep(self, size: int) -> None:
-        """Keep the first `size` bytes of the file, whole lines, and drop the rest."""
+    def keep(self, size: int) -> int:
+        """Keep the first `size` bytes of the file, whole lines; return how many it drops."""
         assert size % LINE_BYTES == 0
         try:
-            self._place.file.truncate(size)
+            dropped_bytes = self._place.file.truncate(size)
         except OSError as error:
             raise StartError(f"cannot truncate the log {self.path}: {error.strerror}") from error
         self._durability.switch(self._place.file)
+        return dropped_bytes
 
     def open_for_reading(self) -> int:
         """Return a new descriptor of the file, to read from. Raises OSError."""

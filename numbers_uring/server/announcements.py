@@ -3,6 +3,7 @@
 from numbers_uring.ingest.bitmap import Bitmap
 from numbers_uring.server.parts import Parts
 from numbers_uring.server.server import Server
+from numbers_uring.words import counted
 
 
 def tell_start(parts: Parts, took_s: float) -> None:
@@ -10,10 +11,14 @@ def tell_start(parts: Parts, took_s: float) -> None:
     config, kernel, sink = parts.config, parts.kernel.variant, parts.sink
     reactors = "" if config.reactors == 1 else f"{config.reactors} reactors, "
     urls = [] if parts.metrics is None else parts.metrics.urls
+    dropped = ""
+    if parts.dropped_bytes:
+        dropped = f" ({counted(parts.dropped_bytes, 'byte')} of an earlier run dropped)"
     parts.say.info(
         f"listening on {' and '.join(parts.addresses)}, backend {parts.backend}, "
         f"kernel {kernel}, {reactors}{_bitmap_text(parts.bitmap)}, "
-        f"at most {config.connections_max} clients, {sink.name.removeprefix('the ')}, "
+        f"at most {counted(config.connections_max, 'client')}, "
+        f"{sink.name.removeprefix('the ')}{dropped}, "
         f"started in {took_s:.2f} s"
         f"{', metrics on ' if urls else ''}{' and '.join(urls)}",
         event="started",
@@ -22,6 +27,7 @@ def tell_start(parts: Parts, took_s: float) -> None:
         kernel=kernel,
         reactors=config.reactors,
         **sink.fields,
+        dropped_bytes=parts.dropped_bytes,
         metrics=urls,
     )
 
@@ -39,7 +45,7 @@ def tell_end(parts: Parts, server: Server) -> None:
     ended = statistics.ended
     summary = (
         f"stopped by {server.stopped_by}: {sink.summary()}, "
-        f"{statistics.accepted} clients served, {refused} refused, "
+        f"{counted(statistics.accepted, 'client')} served, {refused} refused, "
         f"{ended['invalid']} disconnected for an invalid line, "
         f"{ended['idle']} for being idle, {ended['incomplete']} left within a line"
     )

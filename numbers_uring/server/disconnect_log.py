@@ -8,6 +8,7 @@ from typing import Protocol
 
 from numbers_uring.addresses import Peer
 from numbers_uring.limits import DISCONNECT_LOG_PER_S_MAX
+from numbers_uring.words import counted
 
 REASONS = {
     "eof": "end of stream",
@@ -78,9 +79,13 @@ class DisconnectLog:
     def _tell_refused(self, refused: int) -> None:
         new = refused - self._refused
         self._refused = refused
-        self._say(f"{new} clients refused: all slots are taken", reason="refused", clients=new)
+        self._say(
+            f"{counted(new, 'client')} refused: all slots are taken", reason="refused", clients=new
+        )
 
     def _tell_left_out(self) -> None:
         if self._left_out:
-            self._say(f"{self._left_out} more clients disconnected", clients=self._left_out)
+            self._say(
+                f"{counted(self._left_out, 'more client')} disconnected", clients=self._left_out
+            )
             self._left_out = 0

@@ -61,6 +61,8 @@ class Parts:
         self.metrics: Metrics | None = None
         self.take_over: Callable[[], None] = lambda: None
         """Makes what an earlier run has left the beginning of this one's log, or drops it."""
+        self.dropped_bytes = 0
+        """Of an earlier run's log."""
         self.watch: Callable[[Callable[[], Counts], Callable[[], int]], None] = lambda *_: None
         """Gives the sink the server's counts and the number of its clients."""
 

@@ -22,7 +22,11 @@ def _open_log(parts: Parts) -> None:
     )
     parts.stack.callback(log.close)
     parts.sink = log
-    parts.take_over = partial(_resume, log, parts) if config.resume else log.truncate
+    parts.take_over = partial(_resume if config.resume else _truncate, log, parts)
+
+
+def _truncate(log: NumbersLog, parts: Parts) -> None:
+    parts.dropped_bytes = log.truncate()
 
 
 def _resume(log: NumbersLog, parts: Parts) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from numbers_uring.words import counted
 from support.logs import lines
 from support.processes import ServerProcess
 from support.waiting import DEADLINE_S
@@ -36,7 +37,7 @@ def test_there_need_not_be_a_log_to_resume(serve: Serve) -> None:
 def test_a_torn_tail_is_cut_and_that_is_said(serve: Serve, tmp_path: Path, tail: bytes) -> None:
     (tmp_path / "numbers.log").write_bytes(OLD + tail)
     server = serve("--resume")
-    assert f"a torn tail of {len(tail)} bytes cut off" in server.stderr
+    assert f"a torn tail of {counted(len(tail), 'byte')} cut off" in server.stderr
     server.send(lines([1]))
     assert server.terminate() == 0
     assert server.logged() == [*range(0, 1000, 2), 1]

@@ -19,6 +19,7 @@ from numbers_uring.errors import SinkError, StartError
 from numbers_uring.log import file, place
 from numbers_uring.log.calls import FileCalls
 from numbers_uring.log.writer import NumbersLog
+from numbers_uring.words import counted
 from support.logs import lines
 from support.waiting import DEADLINE_S
 
@@ -473,7 +474,8 @@ def test_what_another_process_appends_never_fuses_with_our_lines(
         expected += LINES + whole
     log.finish()
     assert len(said) == 1
-    assert said[0].startswith(f"another process appended {len(foreign)} bytes to the log {path}")
+    bytes_text = counted(len(foreign), "byte")
+    assert said[0].startswith(f"another process appended {bytes_text} to the log {path}")
     if readable:
         assert path.read_bytes() == expected
         assert ("cut off" in said[0]) == (whole != foreign)

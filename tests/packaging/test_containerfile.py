@@ -195,5 +195,5 @@ def test_the_command_serves_as_a_container_would_run_it(image: Stage, tmp_path: 
         server.wait(DEADLINE_S)
     assert server.returncode == 0, stderr
     assert "Received 1 unique numbers" in stdout
-    assert "1 clients served, 0 refused" in stderr
+    assert "1 client served, 0 refused" in stderr
     assert log.stat().st_uid == user

@@ -381,3 +381,30 @@ def test_what_cannot_be_meant_is_a_usage_error(arguments: list[str], tmp_path: P
     (line,) = done.stderr.splitlines()
     assert line.startswith("numbers-uring: error: ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "said"),
+    [(b"", None), (b"1", "(1 byte of"), (lines(range(50)), "(500 bytes of")],
+    ids=["nothing", "a byte", "lines"],
+)
+def test_a_start_says_how_much_of_an_earlier_log_it_drops(
+    serve: Callable[..., ServerProcess], tmp_path: Path, old: bytes, said: str | None
+) -> None:
+    log = tmp_path / "numbers.log"
+    log.write_bytes(old)
+    server = serve()
+    assert log.read_bytes() == b""
+    assert (said is None) == ("dropped" not in server.stderr)
+    assert said is None or f"log {log} {said} an earlier run dropped), " in server.stderr_lines[0]
+    assert server.terminate() == 0
+
+
+def test_one_is_singular_in_the_lines_of_a_server(serve: Callable[..., ServerProcess]) -> None:
+    server = serve("--max-clients", "1")
+    assert "at most 1 client," in server.stderr
+    server.send(lines([7]))
+    wait_until(lambda: server.logged() == [7], "the number")
+    assert server.stop() == 0
+    assert "1 number written to" in server.stderr
+    assert "1 client served" in server.stderr

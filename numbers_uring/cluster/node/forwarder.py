@@ -12,6 +12,7 @@ from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import SinkError
 from numbers_uring.ingest.report import Counts
 from numbers_uring.log.sink import Forwarded
+from numbers_uring.words import counted, counted_and
 
 
 class ForwardError(SinkError):
@@ -160,10 +161,11 @@ class Forwarder:
             self._outbox.close()
 
     def loss(self, lines: int) -> str:
-        return f"{lines} numbers that were taken in are not acknowledged"
+        were = counted_and(lines, "number", "that was taken in is", "that were taken in are")
+        return f"{were} not acknowledged"
 
     def summary(self) -> str:
-        return f"{self.written_lines} numbers acknowledged by {self.name}"
+        return f"{counted(self.written_lines, 'number')} acknowledged by {self.name}"
 
     def close(self) -> None:
         self._publisher.close()
