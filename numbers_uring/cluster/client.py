@@ -129,6 +129,8 @@ class BoundedClient(Client):
         it has, and that may be old."""
 
         self._order = Order()
+        self.silence = ""
+        """What a server did not do that was left for it, for the line about the lost connection."""
 
     async def connect(self, *arguments: Any, **settings: Any) -> None:
         """Connect as nats-py does, which gets the settings that keep every wait short."""
@@ -164,6 +166,7 @@ class BoundedClient(Client):
 
     async def _connect_to_server(self, s: Srv) -> None:
         self._abort()
+        self.silence = ""
         s.last_attempt = time.monotonic()
         self._transport = _Transport()
         await self._transport.connect(s.uri, DEFAULT_BUFFER_SIZE, self.options["connect_timeout"])
@@ -201,7 +204,11 @@ class BoundedClient(Client):
                 ping_s = time.monotonic() + BROKER_PING_S
                 silent = 0 if transport.heard else silent + 1
                 transport.heard = False
-            if silent >= BROKER_SILENT_PINGS or self._answers_no_request():
+            if silent >= BROKER_SILENT_PINGS:
+                self.silence = "which is silent"
+            elif self._answers_no_request():
+                self.silence = "which answers no requests"
+            if self.silence:
                 await self._process_op_err(StaleConnectionError())
                 return
             if pings:
@@ -221,6 +228,11 @@ class BoundedClient(Client):
             self._questions.forget()
             self._changes.forget()
         await super()._process_op_err(e)
+
+    @property
+    def server_url(self) -> str:
+        """Return the URL of the server that it is connected to, or was last."""
+        return "" if self._current_server is None else self._current_server.uri.geturl()
 
     def forget_unsent(self) -> None:
         """Drop what was not written before the connection was lost: its sender sends it again."""
@@ -283,7 +295,8 @@ class BoundedClient(Client):
                 sent_s, number = time.monotonic(), self._order.note_request()
                 left_s = max(begin_s + timeout_s - sent_s, 0)
                 request = self._request(subject, payload, left_s, headers, number)
-                asked.add(asyncio.create_task(request))
+                asked.add(task := asyncio.create_task(request))
+                task.add_done_callback(_look_at)
                 done: set[asyncio.Task[Msg]] = set()
                 while not done and (once or time.monotonic() < self._order.due_s(number, sent_s)):
                     wait_s = self._order.due_s(number, sent_s) - time.monotonic()
@@ -308,6 +321,12 @@ class BoundedClient(Client):
             return _has_error(asked.result(), *_NO_LEADER)
         has_streams = self._server_info.get("jetstream") or self._server_info.get("cluster")
         return isinstance(error, NoRespondersError) and bool(has_streams)
+
+
+def _look_at(asked: "asyncio.Task[Msg]") -> None:
+    """Keep asyncio from reporting an error that came too late to be of interest."""
+    if not asked.cancelled():
+        asked.exception()
 
 
 def _has_error(answer: "Msg", *codes: int) -> bool:

@@ -113,12 +113,17 @@ class _Events:
     async def lost(self) -> None:
         self._client.forget_unsent()
         if not self._client.is_closed:
-            self._say(f"lost the connection to {self.name}: reconnecting")
+            why = f", {self._client.silence}" if self._client.silence else ""
+            self._say(f"lost the connection to {self._server}{why}: reconnecting")
 
     async def found(self) -> None:
         self._refusals = 0
         self._said.clear()
-        self._say(f"reconnected to {self.name}")
+        self._say(f"reconnected to {self._server}")
+
+    @property
+    def _server(self) -> str:
+        return f"the NATS server at {url_text(self._client.server_url)}"
 
 
 @asynccontextmanager

@@ -203,7 +203,11 @@ def test_a_silent_server_is_left_for_another_one(
                 all_send([pair])
         finally:
             heal()
-        assert "reconnected to" in pair.node.stderr
+        for process in (pair.node, pair.collector):
+            assert (
+                f"lost the connection to the NATS server at {broker.url}, which " in process.stderr
+            )
+            assert "reconnected to the NATS server at nats://" in process.stderr
         # What stops has a word for the others.
         group.wait_healed()
 
