@@ -86,8 +86,9 @@ def restore_logs(cluster: Cluster) -> Iterator[None]:
     copy = cluster.chance.choice(cluster.copies)
     end = cluster.chance.choice([copy.kill, copy.stop])
     end()
+    changes = _CHANGES + _CHANGES_WITH_THE_WHOLE_STREAM * (not cluster.trims)
     for partition in range(PARTITIONS):
-        change = cluster.chance.choice(_CHANGES)
+        change = cluster.chance.choice(changes)
         change(cluster, copy, partition)
         cluster.tally[f"files: {change.__name__.strip('_')}"] += 1
     yield
@@ -142,13 +143,13 @@ _CHANGES: list[Callable[[Cluster, Copy, int], None]] = [
     _older_log_and_index,
     _older_log,
     _older_index,
-    _no_index,
-    _nothing,
     _taken_from_another,
     _shorter_log,
     _torn_log,
     _torn_index,
 ]
+
+_CHANGES_WITH_THE_WHOLE_STREAM: list[Callable[[Cluster, Copy, int], None]] = [_no_index, _nothing]
 
 
 def fill_log_disk(cluster: Cluster) -> Iterator[None]:

@@ -27,7 +27,7 @@ from support import disks, network
 from support.broker import Broker, broker_group, init
 from support.disks import Disk, small_disk
 from support.network import Host
-from support.processes import CommandProcess, ServerProcess
+from support.processes import CommandProcess, ServerProcess, run_command
 from support.rounds.clients import Client, Session, Source
 from support.waiting import wait_until
 
@@ -38,6 +38,7 @@ STREAMS = [
     *map(stream_name, range(PARTITIONS)),
     *(f"KV_{bucket}" for bucket in (CLUSTER_BUCKET, NODES_BUCKET)),
 ]
+COPIES = 2
 CLIENTS_A_NODE = 2
 
 HEALED_S = 90.0
@@ -46,6 +47,9 @@ HEALED_S = 90.0
 STORE_DISK_BYTES = 2_000_000_000
 LOG_DISK_BYTES = 1_000_000_000
 """In memory, so they take only what is on them."""
+
+KEEP_S = 60
+"""Where streams are trimmed: longer than a fault lasts, since logs are put back that are older."""
 
 GROWTH_BYTES = 10_000
 """Of a log: it goes on."""
@@ -208,21 +212,22 @@ class Cluster:
             )
         self.brokers = running.enter_context(broker_group(folder, hosts=at[:3]))
         urls = ",".join(broker.url for broker in self.brokers)
-        self.command = [] if hosts[3] is None else hosts[3].prefix
-        """What is put in front of a command that connects to the NATS servers."""
+        self._at = [] if hosts[3] is None else hosts[3].prefix
+        self.trims = chance.random() < 0.5
         init(
             urls,
-            *("--replicas", "3"),
+            *("--replicas", "3", "--copies", str(COPIES)),
+            *("--keep", str(KEEP_S if self.trims else 0)),
             partitions=PARTITIONS,
             max_bytes=STORE_DISK_BYTES // PARTITIONS // 2,
-            prefix=self.command,
+            prefix=self._at,
         )
         self.nodes = [
             Node(f"node {place}", host, self.tally, urls) for place, host in enumerate(hosts[3:5])
         ]
         self.copies = [
             Copy(f"copy {place}", host, self.tally, urls, folder / f"copy-{place}")
-            for place, host in enumerate(hosts[5:7])
+            for place, host in enumerate(hosts[5 : 5 + COPIES])
         ]
         for copy in self.copies:
             copy.folder.mkdir()
@@ -247,6 +252,11 @@ class Cluster:
     @property
     def sessions(self) -> list[Session]:
         return [session for client in self._clients for session in client.sessions]
+
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command of numbers-uring that connects to the NATS servers."""
+        urls = ",".join(broker.url for broker in self.brokers)
+        return run_command("cluster", arguments[0], "--nats", urls, *arguments[1:], prefix=self._at)
 
     def check_running(self) -> None:
         """Fail where a part has ended by itself, or said something unheard-of."""
