@@ -3,6 +3,7 @@
 from numbers_uring.ingest.bitmap import Bitmap
 from numbers_uring.server.parts import Parts
 from numbers_uring.server.server import Server
+from numbers_uring.server.statistics import END_REASONS
 from numbers_uring.words import counted
 
 
@@ -57,7 +58,6 @@ def tell_end(parts: Parts, server: Server) -> None:
         unique=server.counts.unique,
         duplicate=server.counts.duplicate,
         **sink.fields,
-        accepted=statistics.accepted,
-        refused=refused,
-        ended=ended,
+        accepted=statistics.accepted + refused,
+        ended={reason: {**ended, "refused": refused}.get(reason, 0) for reason in END_REASONS},
     )

@@ -61,8 +61,9 @@ class DisconnectLog:
         if rejected is None:
             self._say(text, peer=str(peer), reason=reason)
         else:
-            line = repr(rejected)[1:]
-            self._say(f"{text} {line}", peer=str(peer), reason=reason, line=line)
+            # For programs each byte is the character of its number; for people it is escaped.
+            line = rejected.decode("latin-1")
+            self._say(f"{text} {repr(rejected)[1:]}", peer=str(peer), reason=reason, line=line)
 
     def note_refused(self, refused: int) -> None:
         """Log, at most once a second, that `refused` clients have been refused since the start."""

@@ -16,8 +16,8 @@ from numbers_uring.metrics.families import Row, TableCollector
 from numbers_uring.metrics.health import Health
 from numbers_uring.reactor.contract import Reactor
 from numbers_uring.server.server import Server
+from numbers_uring.server.statistics import END_REASONS
 
-END_REASONS = ("eof", "invalid", "incomplete", "reset", "idle", "refused", "stop")
 _NOTHING_FORWARDED = Forwarded(acknowledged=0, in_flight=0, resent=0, published_bytes=0)
 
 

@@ -4,6 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+END_REASONS = ("eof", "invalid", "incomplete", "reset", "idle", "refused", "stop")
+"""Why a connection ends, the same in metrics and in the last line as JSON."""
+
 
 @dataclass(slots=True)
 class Statistics:
@@ -11,7 +14,7 @@ class Statistics:
 
     accepted: int = 0
     ended: Counter[str] = field(default_factory=Counter)
-    """By reason: eof, reset, incomplete, invalid, idle, stop."""
+    """By reason, of END_REASONS, except for refused connections, which no loop has."""
     received_bytes: int = 0
     reports_dropped: int = 0
     """Reports that were not read, each folded into the next."""

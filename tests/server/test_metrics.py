@@ -26,7 +26,8 @@ from numbers_uring.load.model import LoadParameters, Mix
 from numbers_uring.load.run import run_load
 from numbers_uring.log.sink import Forwarded
 from numbers_uring.metrics.families import Row, TableCollector
-from numbers_uring.server.metrics import END_REASONS, NODE_TABLE, TABLE, Counters, Metrics
+from numbers_uring.server.metrics import NODE_TABLE, TABLE, Counters, Metrics
+from numbers_uring.server.statistics import END_REASONS
 from ports import reserve_port
 from support.clients import is_closed
 from support.faults import needs_strace, strace

@@ -17,6 +17,7 @@ import pytest
 from numbers_uring.limits import DISCONNECT_LOG_PER_S_MAX
 from support.clients import is_closed
 from support.logs import lines
+from support.metrics_client import scrape
 from support.processes import CommandProcess, ServerProcess, run_text
 from support.waiting import DEADLINE_S, wait_until
 
@@ -300,19 +301,37 @@ def test_a_storm_of_disconnects_is_cut_short(serve: Serve, backend: str) -> None
     assert len(told) < clients / 2
 
 
+def ended_by_metrics(server: ServerProcess) -> dict[str, float]:
+    name = "numbers_uring_connections_ended_total "
+    found = scrape(server)
+    return {key.removeprefix(name): found[key] for key in found if key.startswith(name)}
+
+
 def test_json_has_the_figures_and_errors_too(serve: Serve, tmp_path: Path) -> None:
-    server = serve("--log-format", "json")
+    server = serve(
+        *("--log-format", "json", "--verbose", "--metrics", "127.0.0.1:0"),
+        *("--max-clients", "1", "--when-full", "refuse"),
+    )
     server.send(lines([1, 2, 2]))
+    wait_until(lambda: ended_by_metrics(server)["eof"] == 1, "the client's end")
     with server.connect() as client:
-        client.sendall(b"x")
+        with server.connect() as refused:
+            assert is_closed(refused)
+        client.sendall(b"x\xff'\n")
         assert is_closed(client)
+    counted = ended_by_metrics(server)
+    accepted = scrape(server)["numbers_uring_connections_accepted_total"]
     assert server.stop() == 0
-    started, stopped = map(json.loads, server.stderr_lines)
+    told = [json.loads(line) for line in server.stderr_lines]
+    started, stopped = told[0], told[-1]
+    (invalid,) = (each for each in told if each.get("reason") == "invalid")
+    assert invalid["line"] == "x\xff'\n"
     assert started["event"] == "started"
     assert started["listen"] == [f"127.0.0.1:{server.port}"]
     assert stopped["event"] == "stopped"
     assert (stopped["unique"], stopped["duplicate"]) == (2, 1)
-    assert stopped["ended"] == {"eof": 1, "invalid": 1}
+    assert (stopped["ended"], stopped["accepted"]) == (counted, accepted)
+    assert (counted["eof"], counted["invalid"], counted["refused"]) == (1, 1, 1)
     for options, code in ((["--port", "x"], 2), (["--log-file", str(tmp_path)], 3)):
         failed = subprocess.run(
             [

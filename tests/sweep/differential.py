@@ -338,7 +338,7 @@ def _compare(play: Play, server: ServerProcess, expected: Expected) -> list[str]
     last = json.loads(server.stderr_lines[-1])
     if (last["unique"], last["duplicate"]) != wanted:
         found.append(f"the last line says {last}")
-    if (last["accepted"], last["refused"]) != (expected.accepted, 0):
+    if (last["accepted"], last["ended"]["refused"]) != (expected.accepted, 0):
         found.append(f"accepted {last['accepted']} clients, expected {expected.accepted}")
     # Those that were there at the stop may have ended by themselves a moment before.
     open_ends = len(play.wait) + (0 if play.idle else len(play.stay))
