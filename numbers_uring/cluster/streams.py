@@ -16,6 +16,7 @@ Facts of nats-server 2.15 that it relies on:
 
 import asyncio
 import math
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -61,10 +62,15 @@ _BATCH_BYTES = FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX
 
 
 def time_ns(text: str) -> int:
-    """Return a time of the NATS server, such as 2026-01-31T12:00:00.123456789Z, in nanoseconds."""
-    whole, _, fraction = text.rstrip("Z").partition(".")
-    seconds = datetime.fromisoformat(f"{whole}+00:00").timestamp()
-    return round(seconds) * _NS + int(fraction.ljust(9, "0")[:9])
+    """Return a time of a NATS server, such as 2026-11-27T20:48:37.894474045Z, in nanoseconds.
+
+    Raises ValueError.
+    """
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", text)
+    if match is None:
+        raise ValueError(f"{text!r} is no time")
+    seconds = datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00")).timestamp()
+    return int(seconds) * _NS + int((match[2] or "").ljust(9, "0"))
 
 
 def bucket_stream(bucket: str) -> str:

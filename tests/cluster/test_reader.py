@@ -10,10 +10,11 @@ from nats.js import JetStreamContext
 
 from numbers_uring.cluster.collector import reader
 from numbers_uring.cluster.collector.feed import Feed, Message, parse_delivery
-from numbers_uring.cluster.collector.lookup import Lookup, parse_time_ns
+from numbers_uring.cluster.collector.lookup import Lookup
 from numbers_uring.cluster.collector.reader import StreamReplacedError, malformed
 from numbers_uring.cluster.connection import connected, jetstream
 from numbers_uring.cluster.partitions import stream_name
+from numbers_uring.cluster.streams import time_ns
 from numbers_uring.limits import MESSAGE_BYTES_MAX
 from support.broker import Broker, broker_with_cluster
 from support.reading import Driven, publish_all, reader_of
@@ -582,7 +583,7 @@ def test_the_place_of_a_message_is_parsed_with_a_domain_and_without() -> None:
     ],
 )
 def test_a_time_is_parsed_to_the_nanosecond(text: str, expected: int) -> None:
-    assert parse_time_ns(text) == expected
+    assert time_ns(text) == expected
 
 
 @pytest.mark.parametrize(

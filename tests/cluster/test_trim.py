@@ -10,10 +10,10 @@ from nats.js import JetStreamContext
 
 from numbers_uring.cluster.bucket import Buckets, Copy, Settings, Trim
 from numbers_uring.cluster.checkpoints import Point
-from numbers_uring.cluster.collector.lookup import parse_time_ns
 from numbers_uring.cluster.collector.trim import Trimmer, TrimSource
 from numbers_uring.cluster.comparison import Floor
 from numbers_uring.cluster.partitions import stream_name, subject_name
+from numbers_uring.cluster.streams import time_ns
 from support.broker import Broker, broker_with_cluster
 
 PARTITIONS = 32
@@ -49,7 +49,7 @@ class Partition:
         for _ in range(count):
             stored = await self.js.publish(subject_name(self.number), b"\1\0\0\0")
             found = await self.request("STREAM.MSG.GET", b'{"seq": %d}' % stored.seq)
-            self.times[stored.seq] = parse_time_ns(found["message"]["time"])
+            self.times[stored.seq] = time_ns(found["message"]["time"])
 
     async def request(self, name: str, request: bytes = b"") -> "dict[str, dict[str, str]]":
         subject = f"$JS.API.{name}.{stream_name(self.number)}"
@@ -105,7 +105,7 @@ def use(
             await buckets.put_settings(KEEP_NOTHING, new=False)
             partition = Partition(js, buckets, number)
             info = await partition.request("STREAM.INFO")
-            partition.created_ns = parse_time_ns(str(info["created"]))
+            partition.created_ns = time_ns(str(info["created"]))
             await partition.publish(10)
             await session(partition)
 
@@ -336,7 +336,7 @@ def test_a_stream_that_refuses_to_be_trimmed_is_named_once(use: Use) -> None:
         await partition.js.delete_stream(stream_name(partition.number))
         await partition.js.add_stream(replace(config, deny_purge=True))
         info = await partition.request("STREAM.INFO")
-        partition.created_ns = parse_time_ns(str(info["created"]))
+        partition.created_ns = time_ns(str(info["created"]))
         await partition.publish(10)
         trimmer = partition.trimmer()
         await partition.register("a", 9)

@@ -12,13 +12,13 @@ Facts of nats-server 2.15 that it relies on:
 import asyncio
 import base64
 import json
-import re
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
 from numbers_uring.cluster.collector.feed import Message
+from numbers_uring.cluster.streams import time_ns
 from numbers_uring.limits import (
     LOOKUP_ASKS,
     LOOKUP_FAILURES_MAX,
@@ -61,17 +61,8 @@ class StreamState(NamedTuple):
     """The time of the NATS server."""
 
 
-def parse_time_ns(text: str) -> int:
-    """Return a time such as 2026-11-27T20:48:37.894474045Z in nanoseconds. Raises ValueError."""
-    match = re.fullmatch(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)", text)
-    if match is None:
-        raise ValueError(f"{text!r} is no time")
-    seconds = datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00")).timestamp()
-    return int(seconds) * _NANOSECONDS + int((match[2] or "").ljust(9, "0"))
-
-
 def time_text(time_ns: int) -> str:
-    """Return a time in nanoseconds as NATS servers write it; see `parse_time_ns`."""
+    """Return a time in nanoseconds as NATS servers write it; see `time_ns` in streams.py."""
     seconds, rest = divmod(time_ns, _NANOSECONDS)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
 
@@ -92,13 +83,13 @@ async def read_state(js: "JetStreamContext", stream: str) -> StreamState:
         APIError.from_error(error)
     state = info["state"]
     return StreamState(
-        created_ns=parse_time_ns(info["created"]),
+        created_ns=time_ns(info["created"]),
         first_sequence=state["first_seq"],
         last_sequence=state["last_seq"],
         messages=state["messages"],
         bytes=state["bytes"],
         bytes_max=info["config"].get("max_bytes", -1),
-        now_ns=parse_time_ns(info["ts"]),
+        now_ns=time_ns(info["ts"]),
     )
 
 
@@ -233,7 +224,7 @@ class Lookup:
         try:
             return Message(
                 int(headers["Nats-Sequence"]),
-                parse_time_ns(headers["Nats-Time-Stamp"]),
+                time_ns(headers["Nats-Time-Stamp"]),
                 answer.data,
                 own,
             )
@@ -262,7 +253,7 @@ class Lookup:
         return [
             Message(
                 sequence,
-                parse_time_ns(message["time"]),
+                time_ns(message["time"]),
                 base64.b64decode(message.get("data", "")),
                 _headers(base64.b64decode(message.get("hdrs", ""))),
             )
