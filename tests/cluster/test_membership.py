@@ -1,11 +1,15 @@
 """How old messages are, as an index tells it: what trimming keeps by."""
 
 import itertools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from numbers_uring.cluster.collector.membership import record_before
+from numbers_uring.cluster.collector.lookup import StreamState
+from numbers_uring.cluster.collector.membership import Membership, record_before
 from numbers_uring.cluster.comparison import Floor
 from numbers_uring.cluster.index import Record, Records
 
@@ -57,3 +61,19 @@ def test_a_record_without_a_time_is_not_old_enough_by_that() -> None:
 
 def test_an_empty_index_has_no_record() -> None:
     assert record_before(Records(), 3_000) is None
+
+
+def test_trimming_looks_at_the_index_as_it_is_now(tmp_path: Path) -> None:
+    files = SimpleNamespace(log_path=tmp_path / "numbers.0.log", records=Records())
+    membership = Membership(
+        cast("Any", SimpleNamespace(_nc=None)),
+        cast("Any", [SimpleNamespace(partition=0, files=files)]),
+        [StreamState(*[STREAM_NS] * len(StreamState._fields))],
+        tmp_path,
+        say=print,
+        inform=print,
+    )
+    (source,) = membership.trimmer.sources
+    assert source.record_before(2_550) is None
+    files.records = index_of(records(2_500, 2_600))
+    assert source.record_before(2_550) == Floor(1, 2_500)

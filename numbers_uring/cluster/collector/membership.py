@@ -68,7 +68,7 @@ class Membership:
                 TrimSource(
                     partition=collector.partition,
                     stream_created_ns=state.created_ns,
-                    record_before=partial(record_before, collector.files.records),
+                    record_before=partial(_record_before, collector),
                 )
                 for collector, state in zip(collectors, states, strict=True)
             ],
@@ -121,6 +121,11 @@ def progress_of(collector: PartitionCollector) -> Progress | None:
         state="no space" if collector.out_of_space.runs else state,
         waits=None if waits is None else waits.text,
     )
+
+
+def _record_before(collector: PartitionCollector, limit_ns: int) -> Floor | None:
+    # An index that was replaced by a thinned one has other records.
+    return record_before(collector.files.records, limit_ns)
 
 
 def record_before(records: Sequence[Record], limit_ns: int) -> Floor | None:

@@ -51,6 +51,7 @@ class Trimmer:
     ) -> None:
         self._js = js
         self._buckets = buckets
+        self.sources = sources
         self._sources = {source.partition: source for source in sources}
         self._say = say
         self._said: set[str] = set()
