@@ -59,7 +59,7 @@ cluster.add_command(verify)
 )
 @click.option(
     "--keep",
-    type=Duration(),
+    type=Duration(min=0),
     metavar="DURATION",
     help="Trim from the streams what all copies have on disk and is older than this: seconds, or "
     "15m, 12h, 7d. 0, the default, trims nothing.",
@@ -143,6 +143,7 @@ def status(
 
     from numbers_uring.cluster.connection import connected, jetstream
     from numbers_uring.cluster.status import StatusReader
+    from numbers_uring.cluster.status_text import as_text
 
     access = access_of(options)
 
@@ -161,7 +162,7 @@ def status(
     found = asyncio.run(run())
     if found is None:
         return ExitCode.CLEAN
-    click.echo(json.dumps(found.as_json()) if as_json else found.as_text())
+    click.echo(json.dumps(found.as_json()) if as_json else as_text(found))
     return ExitCode.FAILED if found.problems else ExitCode.CLEAN
 
 

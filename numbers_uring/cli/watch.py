@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from numbers_uring.cluster.bucket import VersionError
 from numbers_uring.cluster.connection import until_closed
 from numbers_uring.cluster.status import ClusterStatus, StatusReader
+from numbers_uring.cluster.status_text import as_text, body, head
 from numbers_uring.errors import StartError
 from numbers_uring.limits import CANCEL_AGAIN_S, WATCH_WRITE_S
 from numbers_uring.system.stdio import STDOUT, LineWriter
@@ -84,9 +85,9 @@ async def _show(
 def _text(found: ClusterStatus) -> str:
     """Return a screenful for a terminal, and all of it, with an empty line, for anything else."""
     if not os.isatty(STDOUT):
-        return found.as_text() + "\n"
+        return as_text(found) + "\n"
     size = os.get_terminal_size(STDOUT)
-    lines = [*found.head(), *found.body()]
+    lines = [*head(found), *body(found)]
     if size.lines and size.columns:  # A terminal need not know its size.
         lines = [line[: size.columns] for line in lines[: size.lines - 1]]
     return _CLEAR + "\n".join(lines)

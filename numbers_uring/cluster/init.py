@@ -24,20 +24,22 @@ from numbers_uring.cluster.bucket import (
 )
 from numbers_uring.cluster.connection import broker_errors, request_api
 from numbers_uring.cluster.partitions import stream_name
-from numbers_uring.cluster.streams import (
+from numbers_uring.cluster.stream_settings import (
     BUCKETS,
     Json,
     bucket_config,
     bucket_stream,
-    check_number,
     default_max_bytes,
+    stream_config,
+    wrong_bucket_settings,
+    wrong_stream_settings,
+)
+from numbers_uring.cluster.streams import (
+    check_number,
     each_of,
     late_replicas,
     refuse,
-    stream_config,
     stream_info,
-    wrong_bucket_settings,
-    wrong_stream_settings,
 )
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (

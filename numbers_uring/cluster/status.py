@@ -2,9 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from numbers_uring.cluster.bucket import (
@@ -17,7 +15,6 @@ from numbers_uring.cluster.bucket import (
     Skip,
     Trim,
 )
-from numbers_uring.cluster.comparison import is_alive
 from numbers_uring.cluster.connection import broker_errors
 from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.cluster.problems import (
@@ -28,18 +25,11 @@ from numbers_uring.cluster.problems import (
     is_gone,
     problems,
 )
-from numbers_uring.cluster.streams import (
-    BUCKETS,
-    bucket_stream,
-    each_of,
-    stream_info,
-    time_ns,
-)
-from numbers_uring.ingest.report import rate_text
+from numbers_uring.cluster.stream_settings import BUCKETS, bucket_stream
+from numbers_uring.cluster.streams import each_of, stream_info, time_ns
 from numbers_uring.limits import (
     COPY_BEHIND_S,
     MESSAGE_TIMES_MAX,
-    PROBLEMS_SHOWN_MAX,
     STATUS_ANSWER_S,
 )
 
@@ -122,48 +112,6 @@ class ClusterStatus:
             "copies": [_copy_json(each) for each in one.copies],
         }
 
-    # For people, on 80 columns.
-
-    def head(self) -> list[str]:
-        """Return the totals, and each problem in a line."""
-        totals, settings = self.totals, self.settings
-        keep = f"keep {settings.keep_s:g} s" if settings.keep_s else "no trimming"
-        gone = f" and {totals['nodes_gone']} gone" if totals["nodes_gone"] else ""
-        lines = [
-            f"cluster: {totals['collected']} of {totals['partitions']} partitions collected, "
-            f"{totals['nodes']} nodes{gone}",
-            f"         replicas {self.replicas}, copies {settings.copies}, {keep}",
-            f"         {totals['numbers']} numbers, {rate_text(totals['per_s'])}, "
-            f"lag {totals['lag_messages']} messages",
-            f"         streams {totals['bytes'] / 1e6:.1f} MB, {totals['full_share']:.0%} full at "
-            "most",
-        ]
-        for _, some in groupby(self.problems, key=lambda problem: problem.kind):
-            same = list(some)
-            lines += [f"problem: {problem.text}" for problem in same[:PROBLEMS_SHOWN_MAX]]
-            if len(same) > PROBLEMS_SHOWN_MAX:
-                lines.append(f"problem: {len(same) - PROBLEMS_SHOWN_MAX} more like the last one")
-        if not self.problems:
-            lines.append("no problems")
-        return lines
-
-    def body(self) -> list[str]:
-        """Return what nodes and partitions are like."""
-        lines = []
-        if self.nodes:
-            lines.append(
-                f"{'node':16}  {'host':17} {'clients':>7} {'acknowledged':>12} {'in flight':>10}  "
-                "state"
-            )
-            lines += [_node_text(node) for node in self.nodes]
-        for one in self.partitions:
-            lines += _partition_text(one)
-        return lines
-
-    def as_text(self) -> str:
-        """Return it for people: the problems come last, where they are seen."""
-        return "\n".join([*self.body(), *self.head()])
-
 
 def _node_json(node: Node) -> dict[str, Any]:
     return {
@@ -199,37 +147,6 @@ def _copy_json(each: CopyStatus) -> dict[str, Any]:
         "log_bytes": copy.log_bytes,
         "per_s": copy.per_s,
     }
-
-
-def _node_text(node: Node) -> str:
-    state = f"gone, {node.age_s:.0f} s ago" if is_gone(node) else "running"
-    return (
-        f"{node.run:16}  {node.host[:17]:17} {node.clients:7} {node.acknowledged:12} "
-        f"{node.in_flight:10}  {state}"
-    )
-
-
-def _partition_text(one: PartitionStatus) -> Iterator[str]:
-    stream = one.stream
-    if stream.info is None:
-        yield f"partition {one.partition}: the stream {stream.name} does not answer"
-    else:
-        yield (
-            f"partition {one.partition}: {one.numbers} numbers, last message "
-            f"{stream.last_sequence}, {stream.bytes / 1e6:.1f} MB ({stream.full_share:.0%} full)"
-        )
-    if not one.copies:
-        yield "  no copy"
-    for each in one.copies:
-        copy = each.copy
-        rate = rate_text(copy.per_s) if is_alive(copy) else ""
-        yield (
-            f"  {copy.copy:12} {copy.host[:14]:14} at {copy.sequence:<10} "
-            f"lag {each.lag_messages:<7} {rate:>9}  {each.state}"
-        )
-
-
-# Asking.
 
 
 class StatusReader:

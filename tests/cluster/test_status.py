@@ -25,6 +25,7 @@ from numbers_uring.cluster.bucket import Buckets, Copy, Node, Settings, Skip, Tr
 from numbers_uring.cluster.checkpoints import Point
 from numbers_uring.cluster.init import init_cluster
 from numbers_uring.cluster.status import ClusterStatus, StatusReader
+from numbers_uring.cluster.status_text import as_text, head
 from numbers_uring.cluster.streams import stream_info, time_ns
 from support.broker import Broker, broker_group, delete_streams, leader
 from support.processes import CommandProcess, assert_one_line_error, run_command
@@ -130,7 +131,7 @@ def test_a_cluster_without_a_fault_is_shown_and_is_no_failure(shared: Broker) ->
         "5e0f              host-0                  5            8          1  running",
         "partition 1: 2 numbers, last message 3, 0.0 MB (0% full)",
         "  c2           host-2         at 3          lag 0         1.5 k/s  collecting",
-        "cluster: 2 of 2 partitions collected, 1 nodes",
+        "cluster: 2 of 2 partitions collected, 1 node",
         "         replicas 1, copies 2, keep 3600 s",
         "         4 numbers, 3.0 k/s, lag 0 messages",
     ):
@@ -279,9 +280,9 @@ def test_nodes_and_copies_that_died_are_gone(
     found = after(shared)
     assert kinds(found) == ["node_gone"]
     assert found.problems[0].text == "node 5e0f on host-0 has not reported for 0 s"
-    assert "gone, 0 s ago" in found.as_text()
+    assert "gone, 0 s ago" in as_text(found)
     assert found.as_json()["nodes"][0]["state"] == "gone"
-    assert "0 nodes and 1 gone" in found.as_text()
+    assert "0 nodes and 1 gone" in as_text(found)
     monkeypatch.undo()
     monkeypatch.setattr(comparison, "COPY_GONE_S", -1.0)
     found = after(shared)
@@ -319,7 +320,7 @@ def test_many_problems_of_one_kind_are_few_lines(shared: Broker) -> None:
 
     found = shared.run(run)
     assert kinds(found) == ["copies_missing"] * 40
-    assert found.head()[-2:] == [
+    assert head(found)[-2:] == [
         "problem: partition 9 has 0 of 1 copies running",
         "problem: 30 more like the last one",
     ]
@@ -449,4 +450,4 @@ def test_settings_are_shown_as_they_are(shared: Broker) -> None:
     found = after(shared, spoil)
     assert kinds(found) == ["copies_missing"] * PARTITIONS
     assert found.problems[0].text == "partition 0 has 2 of 3 copies running"
-    assert "copies 3, no trimming" in found.as_text()
+    assert "copies 3, no trimming" in as_text(found)
