@@ -55,6 +55,11 @@ _EXAMPLES = (
         "load --numbers 10000000 --mix random --terminate",
     ),
     ("Check a log, and cut a torn last line:", "check --repair numbers.log"),
+    ("Send the numbers of a log to another server:", "load --host HOST numbers.log"),
+    (
+        "Compare the logs of a cluster with its streams:",
+        "cluster verify --log-dir /var/lib/numbers",
+    ),
 )
 """The only facts about the commands that their help does not have."""
 
