@@ -55,7 +55,7 @@ _EXAMPLES = (
         "load --numbers 10000000 --mix random --terminate",
     ),
     ("Check a log, and cut a torn last line:", "check --repair numbers.log"),
-    ("Send the numbers of a log to another server:", "load --host HOST numbers.log"),
+    ("Send the numbers of a log to a server on another port:", "load --port 4001 numbers.log"),
     (
         "Compare the logs of a cluster with its streams:",
         "cluster verify --log-dir /var/lib/numbers",
