@@ -23,7 +23,7 @@ from numbers_uring.cluster.collector.collector import PartitionCollector
 from numbers_uring.cluster.collector.feed import Message
 from numbers_uring.cluster.collector.files import PartitionFiles, Stream
 from numbers_uring.cluster.collector.kernel import CollectKernel
-from numbers_uring.cluster.collector.reader import Wait
+from numbers_uring.cluster.collector.waits import Wait
 from numbers_uring.cluster.index import RECORD_BYTES, read_index
 from numbers_uring.cluster.partitions import index_name, log_name, range_of
 from numbers_uring.errors import BackendError

@@ -44,6 +44,9 @@ def _partitions() -> Iterator[int]:
 def group_partition(group: list[Broker], _partitions: Iterator[int]) -> int:
     """A partition that no other test has touched, with MESSAGES."""
     partition = next(_partitions)
+    # The test before has stopped servers.
+    for broker in group:
+        wait_until(partial(broker.tried, partial(_all_current, partition)), "all replicas")
 
     group[0].run(lambda js: publish_all(js, partition, MESSAGES))
     return partition

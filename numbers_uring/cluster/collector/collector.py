@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Protocol
 from numbers_uring.cluster.checkpoints import Checkpoints, Point
 from numbers_uring.cluster.collector.files import PartitionFiles, Stream
 from numbers_uring.cluster.collector.kernel import CollectKernel, ForeignNumberError
-from numbers_uring.cluster.collector.reader import Wait, malformed
+from numbers_uring.cluster.collector.reader import malformed
+from numbers_uring.cluster.collector.waits import Wait
 from numbers_uring.cluster.index import Record
 from numbers_uring.errors import BackendError
 from numbers_uring.limits import (
@@ -36,8 +37,9 @@ class MessageReader(Protocol):
     received_messages: int
     received_bytes: int
     last_sequence: int | None
-    waits: Wait | None
 
+    @property
+    def waits(self) -> Wait | None: ...
     async def read(self) -> "Sequence[Message]": ...
     def refuse(self, message: "Message", why: str) -> None: ...
     async def close(self) -> None: ...

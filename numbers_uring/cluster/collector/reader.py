@@ -11,9 +11,8 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from numbers_uring.cluster.collector.feed import Feed, Message
 from numbers_uring.cluster.collector.lookup import (
@@ -23,6 +22,7 @@ from numbers_uring.cluster.collector.lookup import (
     StreamState,
     read_state,
 )
+from numbers_uring.cluster.collector.waits import Wait, Waits
 from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.errors import BackendError
 from numbers_uring.limits import (
@@ -42,25 +42,9 @@ from numbers_uring.limits import (
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
-WaitKind = Literal["gap", "trimmed", "went_back", "malformed", "engine"]
-"""Why a partition waits: messages are missing within the stream, or before its first one; the
-stream lost what is in the log; a message is no batch; the NATS server does not answer for it."""
-
 
 class StreamReplacedError(BackendError):
     """The stream was deleted and made again; its text is the one line for the user."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """What a partition waits for."""
-
-    kind: WaitKind
-    first_sequence: int
-    last_sequence: int
-    text: str
-    """For people, a part of a line."""
-    since_s: float = field(default_factory=time.monotonic, compare=False)
 
 
 def malformed(message: Message) -> str | None:
@@ -106,8 +90,6 @@ class Reader:
     ) -> None:
         self.position = position
         """The last message that was returned, and not refused."""
-        self.waits: Wait | None = None
-        """Why nothing is returned; None if it is only that there is nothing."""
         self.last_sequence: int | None = None
         """Of the stream, as the NATS server said last; None before."""
         self.received_messages = 0
@@ -119,7 +101,7 @@ class Reader:
         self._time_ns = self._time_before_ns = time_ns
         self._created_ns = created_ns
         self._skipped = skipped
-        self._say = say
+        self._waits = Waits(partition, say=say, inform=inform)
         self._inform = inform
         self._passed_by = passed_by
         self._ahead_bytes = ahead_bytes
@@ -144,8 +126,11 @@ class Reader:
         self._back_asks = 0
         self._failing_s: float | None = None
         """Since when the NATS server does not answer."""
-        self._said = False
-        """Whether the wait was."""
+
+    @property
+    def waits(self) -> Wait | None:
+        """Why nothing is returned; None if it is only that there is nothing."""
+        return self._waits.current
 
     @property
     def lag_messages(self) -> int | None:
@@ -186,13 +171,7 @@ class Reader:
         self.position = message.sequence - 1
         self._time_ns = self._returned[index - 1].time_ns if index else self._time_before_ns
         self._returned = ()
-        self._wait(
-            "malformed",
-            message.sequence,
-            message.sequence,
-            f"message {message.sequence} of the stream {self._stream} {why}; "
-            + self._skip_hint(message.sequence, message.sequence),
-        )
+        self._waits.begin_malformed(message.sequence, why)
 
     async def close(self) -> None:
         feed, self._feed = self._feed, None
@@ -234,7 +213,7 @@ class Reader:
     async def _pause(self, most_s: float) -> None:
         """Wait until there may be something to do."""
         feed = self._feed
-        if feed is None or (self.waits is not None and self.waits.kind != "engine"):
+        if feed is None or self._waits.kind not in {None, "engine"}:
             await asyncio.sleep(min(most_s, READ_RETRY_S))
             return
         if feed.messages or feed.broken is not None:
@@ -373,13 +352,15 @@ class Reader:
 
     def _note_answer(self) -> None:
         self._failing_s = None
-        if self.waits is not None and self.waits.kind == "engine":
+        if self._waits.kind == "engine":
             self._clear()
 
     # Messages that are missing.
 
     async def _fill(self, first: int, last: int) -> list[Message]:
         """Look for missing messages; wait where there are none."""
+        import nats  # noqa: PLC0415
+
         skipped = list(takewhile(self._skipped.__contains__, range(first, last + 1)))
         if skipped:
             return [self._skip(sequence) for sequence in skipped[:READ_MESSAGES]]
@@ -391,79 +372,31 @@ class Reader:
             return self._take()
         self._looks_s = time.monotonic() + LOOKUP_RETRY_S
         state = await self._state()
-        kind: WaitKind = "gap"
-        what = f"{_are_missing(first, last)} in the stream {self._stream}"
-        if state.first_sequence > first:
-            kind, last = "trimmed", min(last, state.first_sequence - 1)
-            what = (
-                f"the stream {self._stream} begins at message {state.first_sequence}, not {first}"
-            )
-        self._wait(kind, first, last, f"{what}; {await self._remedy(first, last)}")
-        return []
-
-    async def _remedy(self, first: int, last: int) -> str:
-        import nats  # noqa: PLC0415
-
         copy = None
         if self._passed_by is not None:
             # It is only a hint.
             with suppress(nats.errors.Error, OSError):
                 copy = await self._passed_by(last)
-        if copy is not None:
-            return (
-                f"{copy} has passed it: stop this collector, copy the index and then the log from "
-                "there, and start it again"
-            )
-        return self._skip_hint(first, last)
-
-    def _skip_hint(self, first: int, last: int) -> str:
-        which = str(first) if first == last else f"{first}-{last}"
-        it = "it" if first == last else "them"
-        return f"'numbers-uring cluster skip {self._partition} {which}' passes over {it}"
+        self._waits.begin_missing(first, last, state.first_sequence, copy)
+        return []
 
     # Waiting.
 
-    def _wait(
-        self, kind: WaitKind, first: int, last: int, text: str, *, quiet: bool = False
-    ) -> None:
-        """Wait, and say so, once."""
-        before = self.waits
-        same = before is not None and (before.kind, before.first_sequence) == (kind, first)
-        since_s = before.since_s if before is not None and same else time.monotonic()
-        self.waits = Wait(kind, first, last, text, since_s)
-        if not same:
-            self._said = not quiet
-            if not quiet:
-                self._say(f"partition {self._partition} waits: {text}")
-
     def _wait_back(self, what: str) -> None:
         self._opens_s = time.monotonic() + READ_IDLE_S
-        self._wait(
-            "went_back",
-            self.position,
-            self.position,
-            f"the stream {self._stream} was put back: {what}, and this log has that of before; "
-            "put back what it was, or start once with --replay",
-        )
+        self._waits.begin_went_back(self.position, what)
 
     def _clear(self) -> None:
-        if self.waits is not None and self._said:
-            self._inform(f"partition {self._partition} continues at message {self.position + 1}")
-        self.waits = None
+        self._waits.end(self.position + 1)
 
     def _fail(self, error: Exception) -> None:
         now_s = time.monotonic()
         if self._failing_s is None:
             self._failing_s = now_s
         if self.waits is None and now_s - self._failing_s >= READ_SILENT_S:
-            why = "is gone" if isinstance(error, NoStreamError) else "has no server that answers"
-            text = f"the stream {self._stream} {why}; retrying"
-            # A lost connection is said once, for all partitions.
-            quiet = not self._client.is_connected
-            self._wait("engine", self.position + 1, self.position + 1, text, quiet=quiet)
-
-
-def _are_missing(first: int, last: int) -> str:
-    if first == last:
-        return f"message {first} is missing"
-    return f"messages {first} to {last} are missing"
+            self._waits.begin_engine(
+                self.position + 1,
+                is_gone=isinstance(error, NoStreamError),
+                # A lost connection is said once, for all partitions.
+                quiet=not self._client.is_connected,
+            )

@@ -10,8 +10,9 @@ from numbers_uring.cluster.bucket import Skip, Trim
 from numbers_uring.cluster.collector.feed import Message
 from numbers_uring.cluster.collector.kernel import CollectKernel, ForeignNumberError
 from numbers_uring.cluster.collector.lookup import NoStreamError, StreamState, read_state
-from numbers_uring.cluster.collector.reader import Reader, StreamReplacedError, Wait, malformed
+from numbers_uring.cluster.collector.reader import Reader, StreamReplacedError, malformed
 from numbers_uring.cluster.collector.skips import Skips
+from numbers_uring.cluster.collector.waits import Wait
 from numbers_uring.cluster.partitions import range_of, stream_name
 from numbers_uring.cluster.verify.copy import BATCH_BYTES, Copy, Findings, first_new_line
 from numbers_uring.cluster.verify.report import PartitionReport
