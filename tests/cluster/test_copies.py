@@ -514,7 +514,7 @@ def test_reports_of_many_partitions_take_less_time_than_there_is_between_them(
 def test_a_report_that_is_lost_holds_up_the_next_ones_for_one_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copies_module, "COPY_TELL_S", 0.05)
+    monkeypatch.setattr(copies_module, "COPY_TELL_S", 0.3)
 
     class ForgetfulBuckets(SlowBuckets):
         forgets = False

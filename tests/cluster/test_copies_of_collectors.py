@@ -442,6 +442,30 @@ def test_a_stream_under_load_is_trimmed_up_to_the_slowest_copy_and_no_further(
         publishing.join()
 
 
+def test_messages_go_as_they_grow_old_enough_while_younger_ones_come(
+    collect: Collect,
+    broker: Broker,
+    partition: int,
+    publish: Publisher,
+    has: Has,
+) -> None:
+    keep_s = 1.5
+    want_copies(broker, PARTITIONS, 2, keep_s)
+    collect("one")
+    collect("other")
+    sent_s: list[float] = []
+    first = 1
+    while first < 10:
+        sent_s.append(time.monotonic())
+        publish(1, numbers=50)
+        has("one", len(sent_s))
+        has("other", len(sent_s))
+        first, _ = stream_ends(broker, partition)
+        assert len(sent_s) < 1000, "nothing is ever old enough"
+        gone_s = [time.monotonic() - each for each in sent_s[: first - 1]]
+        assert all(age_s > keep_s for age_s in gone_s)
+
+
 def test_a_full_stream_is_trimmed_once_there_are_the_copies_and_its_node_goes_on(
     collect: Collect,
     broker: Broker,
