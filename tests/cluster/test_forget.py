@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from nats.js import JetStreamContext
 
-from numbers_uring.cluster.bucket import Buckets, Copy
+from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, Copy
 from support.broker import Broker
 from support.processes import assert_one_line_error, run_command
 
@@ -66,4 +66,21 @@ def test_a_copy_that_may_be_alive_is_only_forgotten_by_force(broker: Broker) -> 
     assert len(registered(broker)) == 2
     done = run_command("cluster", "forget", "--nats", broker.url, COPY.copy, "--force")
     assert done.returncode == 0
+    assert registered(broker) == []
+
+
+def test_a_copy_whose_report_makes_no_sense_is_forgotten(broker: Broker) -> None:
+    register(broker, COPY)
+
+    async def spoil(js: JetStreamContext) -> None:
+        await js.publish(f"$KV.{CLUSTER_BUCKET}.v1.copy.7.{COPY.copy}", b"{}")
+
+    broker.run(spoil)
+    done = run_command("cluster", "forget", "--nats", broker.url, COPY.copy)
+    assert done.stderr == f"numbers-uring: forgot copy {COPY.copy} of partitions 0, 7\n"
+
+    async def read(js: JetStreamContext) -> list[str]:
+        return (await Buckets(js).read()).unreadable
+
+    assert broker.run(read) == []
     assert registered(broker) == []
