@@ -4,6 +4,7 @@ import asyncio
 import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nats.js import JetStreamContext
@@ -195,6 +196,27 @@ def test_a_consumer_that_is_deleted_is_made_again_and_one_left_behind_is_deleted
         await driven.reader.close()
         await js.account_info()
         assert await _delete_consumers(js, partition) == 0
+
+    broker.run(use)
+
+
+def test_a_consumer_that_is_asked_for_twice_is_made_once(
+    broker: Broker, partition: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def use(js: JetStreamContext) -> None:
+        request = js._nc.request
+
+        async def ask_twice(subject: str, *rest: Any, **named: Any) -> Any:
+            if ".CONSUMER.CREATE." in subject:
+                await request(subject, *rest, **named)
+            return await request(subject, *rest, **named)
+
+        monkeypatch.setattr(js._nc, "request", ask_twice)
+        await publish_all(js, partition, some(3))
+        driven = await reader_of(js, partition)
+        await driven.until_read(3)
+        assert len(await js.consumers_info(stream_name(partition))) == 1
+        await driven.reader.close()
 
     broker.run(use)
 

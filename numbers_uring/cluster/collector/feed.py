@@ -21,6 +21,7 @@ import asyncio
 import json
 import time
 from collections import deque
+from secrets import token_hex
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from numbers_uring.limits import (
@@ -100,7 +101,8 @@ class Feed:
         """Set when something was delivered, or it is broken."""
         self._client = js._nc  # it has no public name
         self._stream = stream
-        self._name = ""
+        # A name of ours: the question that makes it may be sent again.
+        self._name = token_hex(8)
         self._inbox = self._client.new_inbox()
         self._subscription: Subscription | None = None
         self._reconnects = self._client.stats["reconnects"]
@@ -139,6 +141,7 @@ class Feed:
 
         self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._receive)
         config = {
+            "name": self._name,
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": first_sequence,
             "ack_policy": "none",
@@ -154,7 +157,6 @@ class Feed:
         made = json.loads(answer.data)
         if "error" in made:
             APIError.from_error(made["error"])
-        self._name = made["name"]
         await self._ask()
 
     def take(self) -> Message:
@@ -185,7 +187,7 @@ class Feed:
         try:
             if self._subscription is not None:
                 await self._subscription.unsubscribe()
-            if self._name and self._client.is_connected:
+            if self._client.is_connected:
                 subject = f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._name}"
                 await self._client.publish(subject)
         except (nats.errors.Error, OSError):
