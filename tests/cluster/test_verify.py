@@ -12,10 +12,15 @@ import pytest
 from nats.js import JetStreamContext
 
 from numbers_uring.cluster.bucket import Buckets, Skip, Trim
+from numbers_uring.cluster.collector.feed import Message
 from numbers_uring.cluster.collector.lookup import read_state
+from numbers_uring.cluster.collector.reader import Reader
+from numbers_uring.cluster.collector.waits import Wait
 from numbers_uring.cluster.index import Record
 from numbers_uring.cluster.partitions import index_name, log_name, stream_name
 from numbers_uring.cluster.verify.copy import CHUNK_BYTES, Copy
+from numbers_uring.cluster.verify.run import verify_cluster
+from numbers_uring.errors import StartError
 from support.broker import PARTITIONS, Broker, broker_with_cluster
 from support.collectors import publish, sample
 from support.logs import lines
@@ -474,6 +479,26 @@ def test_an_interrupt_ends_a_verification_that_reads_a_log(
         wait_until(lambda: copies.log.name in open_files(verification.process.pid), "an open log")
         assert verification.stop(signal.SIGINT) == 130
         assert verification.stderr == ""
+
+
+def test_a_stream_that_no_server_answers_for_ends_the_verification(
+    copies: Copies, messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unanswered(Reader):
+        waits = Wait("engine", 1, 1, "the stream has no server that answers; retrying")
+
+        async def read(self) -> list[Message]:
+            return []
+
+    async def use(js: JetStreamContext) -> None:
+        await verify_cluster(js, [copies.folder], str(copies.partition), lambda _size: None)
+
+    copies.publish(messages)
+    monkeypatch.setattr("numbers_uring.cluster.verify.partition.Reader", Unanswered)
+    with pytest.raises(
+        StartError, match=f"^cannot verify partition {copies.partition}: .* that answers$"
+    ):
+        copies.broker.run(use)
 
 
 def open_files(pid: int) -> set[str]:

@@ -173,7 +173,8 @@ class _Comparison:
     def _pass(self, wait: Wait) -> int:
         """Note messages that are in no replica of the stream; return the last one."""
         if wait.kind not in ("gap", "trimmed"):
-            raise StartError(f"cannot read the stream {self._stream}: {wait.text}")
+            what = wait.text.removesuffix("; retrying")
+            raise StartError(f"cannot verify partition {self._report.partition}: {what}")
         first, last = wait.first_sequence, min(wait.last_sequence, self._state.last_sequence)
         # What was trimmed meanwhile is on disk in as many logs as are wanted.
         if wait.kind == "gap":
