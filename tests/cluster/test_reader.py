@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from nats.js import JetStreamContext
 
-from numbers_uring.cluster.collector import reader
+from numbers_uring.cluster.collector import feed, reader
 from numbers_uring.cluster.collector.feed import Feed, Message, parse_delivery
 from numbers_uring.cluster.collector.lookup import Lookup
 from numbers_uring.cluster.collector.reader import StreamReplacedError, malformed
@@ -550,9 +550,11 @@ def _put_back(broker: Broker, store: Path, saved: Path, keep: Path | None = None
 
 
 def test_a_server_that_is_suspended_or_killed_is_noticed_and_read_from_again(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes the time that a server may be silent."""
+    monkeypatch.setattr(feed, "READ_HEARTBEAT_S", 0.4)
+    monkeypatch.setattr(feed, "READ_SILENT_S", 1.0)
+    monkeypatch.setattr(reader, "READ_SILENT_S", 1.0)
 
     async def wait_and_continue(driven: Driven, js: JetStreamContext, sequence: int) -> None:
         await driven.until_waits("engine")
