@@ -1,17 +1,11 @@
 """When a request is sent again, and when a server is left, as seen from what it answers."""
 
-import asyncio
-import gc
 import random
-from typing import Any
 
 import pytest
-from nats.aio.client import Client
-from nats.errors import ConnectionClosedError
 
 from numbers_uring.cluster import answers
 from numbers_uring.cluster.answers import Order, Unanswered
-from numbers_uring.cluster.client import BoundedClient
 from numbers_uring.limits import BROKER_ASK_AGAIN_S, BROKER_LEAVE_S
 
 
@@ -75,32 +69,3 @@ def test_a_server_without_answers_is_left_and_the_next_one_has_twice_the_time(
     kind.note_request()
     clock.now_s += BROKER_LEAVE_S
     assert kind.too_long()
-
-
-def test_a_question_that_was_asked_several_times_fails_once(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(answers, "BROKER_ASK_AGAIN_S", 0.01)
-    said: list[dict[str, Any]] = []
-
-    async def session() -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: said.append(context))
-        closed, asked = asyncio.Event(), 0
-
-        async def request(*_: object, **__: object) -> None:
-            nonlocal asked
-            asked += 1
-            if asked == 3:
-                closed.set()
-            await closed.wait()
-            raise ConnectionClosedError
-
-        monkeypatch.setattr(Client, "request", request)
-        with pytest.raises(ConnectionClosedError):
-            await BoundedClient().request("$JS.API.INFO", timeout=60)
-        gc.collect()
-        await asyncio.sleep(0)
-
-    asyncio.run(session())
-    gc.collect()
-    assert said == []

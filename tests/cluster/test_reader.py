@@ -469,6 +469,8 @@ def test_a_stream_without_direct_gets_is_asked_by_its_leader(
         lookup = Lookup(js, stream_name(partition))
         assert numbered(list(await lookup.find(2, 3))) == [(2, b"0001")]
         assert await lookup.find(4, 4) == []
+        # A collector of any partition checks all streams of this NATS server.
+        await js.update_stream(config)
 
     broker.run(use)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from numbers_uring.cluster import client as client_module
+from numbers_uring.cluster import answers
 from numbers_uring.cluster.connection import connected, jetstream
 from support.broker import Broker
 
@@ -15,7 +15,7 @@ from support.broker import Broker
 def test_questions_that_fail_at_the_same_moment_are_one_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "BROKER_ASK_AGAIN_S", 0.05)
+    monkeypatch.setattr(answers, "BROKER_ASK_AGAIN_S", 0.05)
 
     async def session(broker: Broker) -> list[dict[str, Any]]:
         unnoticed: list[dict[str, Any]] = []
