@@ -17,7 +17,7 @@ from support.rounds.faults import KINDS, kinds
 from support.rounds.judge import Judge
 from support.rounds.parts import Cluster
 
-ROUNDS = int(os.environ.get("CLUSTER_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("CLUSTER_ROUNDS", "5"))
 SEED = int(os.environ.get("CLUSTER_SEED", random.randrange(2**32)))
 HOLD_S = float(os.environ.get("CLUSTER_HOLD_S", "1"))
 """How long a fault lasts at most, after what is waited for."""
