@@ -58,10 +58,10 @@ def disagreements(copies: Iterable[Copy]) -> list[Disagreement]:
     return found
 
 
-def share_points(one: Copy, other: Copy) -> bool:
-    """Return whether the two can be compared at all."""
+def share_points(one: Copy, other: Copy, since: int) -> bool:
+    """Return whether the two can be compared at a message from `since` on."""
     known = {point.sequence for point in other.points}
-    return any(point.sequence in known for point in one.points)
+    return any(point.sequence in known for point in one.points if point.sequence >= since)
 
 
 def passed_by(copies: Iterable[Copy], own: Copy, sequence: int) -> Copy | None:

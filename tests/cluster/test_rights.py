@@ -119,7 +119,7 @@ def test_a_collector_may_report_its_copy_and_trim(example: Broker) -> None:
             source = TrimSource(
                 partition=1, stream_created_ns=state.created_ns, record_before=lambda _: None
             )
-            trimmer = Trimmer(js, buckets, [source], say=said.append)
+            trimmer = Trimmer(js, buckets, [source], differs=lambda _: False, say=said.append)
             for _ in range(2):
                 await trimmer.round(await buckets.read([1]))
             assert (await js.stream_info(stream_name(1))).state.first_seq == last

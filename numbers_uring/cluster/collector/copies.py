@@ -376,10 +376,13 @@ class Copies:
                     continue
                 key = partition, other.copy
                 found = disagreements([own, other])
-                if found and key not in before:
-                    self._say(found[0].text)
-                if found or (key in before and not share_points(own, other)):
-                    self._differing[key] = before[key] if key in before else found[0]
+                said = before.get(key)
+                if said is None and found:
+                    said = found[0]
+                    self._say(said.text)
+                # Equal points of before the difference do not mean that it has ended.
+                if said and (found or not share_points(own, other, said.where.differs_at)):
+                    self._differing[key] = said
 
     async def leave(self) -> None:
         """Report for the last time, as stopped: what the files have now."""

@@ -72,6 +72,7 @@ class Membership:
                 )
                 for collector, state in zip(collectors, states, strict=True)
             ],
+            differs=lambda partition: self.copies.differing(partition) > 0,
             say=say,
         )
 

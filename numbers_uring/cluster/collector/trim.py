@@ -39,7 +39,11 @@ class TrimSource:
 
 
 class Trimmer:
-    """Trims the streams of some partitions. `say` takes one line for the operator."""
+    """Trims the streams of some partitions.
+
+    `differs` returns whether a partition's copies were found to differ. `say` takes one line for
+    the operator.
+    """
 
     def __init__(
         self,
@@ -47,8 +51,10 @@ class Trimmer:
         buckets: Buckets,
         sources: Sequence[TrimSource],
         *,
+        differs: Callable[[int], bool],
         say: Callable[[str], None],
     ) -> None:
+        self._differs = differs
         self._js = js
         self._buckets = buckets
         self.sources = sources
@@ -93,7 +99,8 @@ class Trimmer:
         found = {}
         for partition in partitions:
             source, state = self._sources[partition], self.streams[partition]
-            if state.created_ns != source.stream_created_ns:
+            # The points of the moment may all be of before a difference that was found earlier.
+            if state.created_ns != source.stream_created_ns or self._differs(partition):
                 continue
             copies = [copy for copy in contents.copies if copy.partition == partition]
             floor: Floor | str | None
