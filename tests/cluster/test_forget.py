@@ -61,7 +61,11 @@ def test_a_copy_that_may_be_alive_is_only_forgotten_by_force(broker: Broker) -> 
     register(broker, COPY, alive)
     done = run_command("cluster", "forget", "--nats", broker.url, COPY.copy)
     assert_one_line_error(
-        done, 3, f"copy {COPY.copy} (/logs/numbers.0.log on host-1) has reported 0 s ago", "--force"
+        done,
+        3,
+        f"copy {COPY.copy} (/logs/numbers.0.log on host-1) has reported ",
+        " s ago",
+        "--force",
     )
     assert len(registered(broker)) == 2
     done = run_command("cluster", "forget", "--nats", broker.url, COPY.copy, "--force")
