@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,13 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wheel(dist: Path) -> Path:
     (path,) = dist.glob("*.whl")
     return path
+
+
+def test_the_package_list_names_every_folder_with_modules() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    folders = {path.parent.relative_to(ROOT) for path in (ROOT / "numbers_uring").rglob("*.py")}
+    named = project["tool"]["setuptools"]["packages"]
+    assert sorted(".".join(folder.parts) for folder in folders) == named
 
 
 def test_the_checksums_are_those_of_the_source_distribution_and_the_wheel(
