@@ -10,6 +10,10 @@ BUILT := setup.py pyproject.toml $(NATIVE)
 FORMATTED := numbers_uring native perf share tests setup.py
 C_SOURCES := $(wildcard native/*.h native/*/*.c native/*/*.h perf/*.c tests/native/*.c)
 
+# The tests start thousands of processes. Where this variable is set, each of them compiles every module
+# again, and each process of pytest every test: a quarter of all processor time. Empty is not set.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: serve test test-oldest test-reactors coverage lint format sanitize fuzz soak cluster ci man dist
 .PHONY: sweep differential soak-all
 .PHONY: container-check clean
