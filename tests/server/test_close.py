@@ -432,10 +432,21 @@ def test_a_backlog_that_cannot_be_counted_is_taken_in_all_the_same(
     assert server.logged_set() == set(range(8))
 
 
+@pytest.fixture(scope="module")
+def numbers_of_writers() -> list[bytes]:
+    """What each of eight clients writes: more than its send buffer takes."""
+    return [lines(range(begin, begin + 300_000)) for begin in range(0, 2_400_000, 300_000)]
+
+
 @needs_strace
 @pytest.mark.parametrize("slow", ["recvfrom", "write", "fdatasync"])
 def test_what_clients_had_written_before_a_stop_is_taken_in_on_a_slow_host(
-    serve: Serve, backend: str, reactors: str, slow: str, tmp_path: Path
+    serve: Serve,
+    backend: str,
+    reactors: str,
+    slow: str,
+    tmp_path: Path,
+    numbers_of_writers: list[bytes],
 ) -> None:
     """Most of it is in their own send buffers yet, because the server does not receive."""
     server = serve("--backend", backend, "--reactors", reactors, "--fsync", "always")
@@ -445,12 +456,10 @@ def test_what_clients_had_written_before_a_stop_is_taken_in_on_a_slow_host(
         stack.enter_context(strace(server, tmp_path / "trace", *delay))
         server.process.send_signal(signal.SIGSTOP)
         half_closed = []
-        for number in range(8):
+        for number, data in enumerate(numbers_of_writers):
             client = stack.enter_context(server.connect())
             client.setblocking(False)
-            begin = number * 300_000
-            sent_bytes = client.send(lines(range(begin, begin + 300_000)))
-            sent += sent_bytes // 10
+            sent += client.send(data) // 10
             if number % 2:
                 client.close()
             else:

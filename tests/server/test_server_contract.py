@@ -79,7 +79,7 @@ def test_terminate_right_after_the_clients_have_left_loses_nothing(
     serve: Serve, backend: str, max_clients: str
 ) -> None:
     server = serve("--backend", backend, "--max-clients", max_clients)
-    count = 400_000
+    count = 200_000
     data = [lines(range(i * count, (i + 1) * count)) for i in range(5)]
     parallel([lambda piece=piece: server.send(piece) for piece in data])  # type: ignore[misc]
     assert server.terminate() == 0

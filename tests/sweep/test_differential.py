@@ -6,7 +6,7 @@ import pytest
 
 from sweep.differential import is_invalid, make_play, play_for, valid_lines
 
-_SECONDS = 20
+_SECONDS = 10
 
 
 @pytest.mark.usefixtures("ring")

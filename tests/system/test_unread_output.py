@@ -183,10 +183,10 @@ def test_a_disk_that_is_full_for_reports_holds_nothing_up(tmp_path: Path, small_
     assert unique == number
 
 
-@pytest.mark.parametrize("reactors", ["1", "2", "4"])
+@pytest.mark.parametrize("reactors", ["1", "4"])
 def test_threads_that_log_at_once_are_no_failure(serve: Serve, backend: str, reactors: str) -> None:
     server = serve("--verbose", "--backend", backend, "--reactors", reactors)
-    end_s = time.monotonic() + 2
+    end_s = time.monotonic() + 1
 
     def send_invalid_lines() -> None:
         while time.monotonic() < end_s:
