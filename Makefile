@@ -155,9 +155,10 @@ man: $(VENV)/dev.stamp
 
 # The wheel is built from the source distribution, and its tag names the oldest glibc that it runs with:
 # auditwheel looks at the symbols, and finds no library to bring along.
+BUILD_ARGS ?=
 dist: $(VENV)/dev.stamp
 	rm -rf dist build/dist
-	$(BIN)/python -m build --outdir build/dist
+	$(BIN)/python -m build $(BUILD_ARGS) --outdir build/dist
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat auto --wheel-dir dist build/dist/*.whl
 	cp build/dist/*.tar.gz dist
 	cd dist && sha256sum -- *.tar.gz *.whl > SHA256SUMS
