@@ -124,16 +124,20 @@ coverage: $(VENV)/dev.stamp
 cluster: $(VENV)/dev.stamp
 	$(BIN)/python perf/cluster_demo.py $(ARGS)
 
-# The tests again on Debian's own Python, the oldest that is supported, without those that depend on
-# the system more than on the interpreter: pages and packages, benchmarks, tests that kill processes
-# or make single calls fail over and over, all pairs of faults of a start, and tests that run alone
-# because they measure times. `make test PYTHON=/usr/bin/python3` runs everything.
+# The tests again on Debian's own Python, the oldest that is supported, on one backend, and only those
+# that depend on the interpreter: the command line, signals, standard streams, threads, sockets, asyncio,
+# the client of NATS, and the extension. Pages and packages, benchmarks, kernels in C, system calls that
+# fail and most of the cluster depend on other things. `make test PYTHON=/usr/bin/python3` runs everything.
 OLDEST_PYTHON ?= /usr/bin/python3
-SAME_ON_EACH_PYTHON := tests/docs tests/packaging tests/perf tests/cluster/test_cluster_soak.py \
-    tests/sweep tests/profiling/test_profile.py tests/doctor/test_start_steps.py \
-    tests/metrics/test_real_prometheus.py $(addprefix tests/server/,test_durability.py \
-    test_close.py test_failed_start.py test_log_faults.py test_ring_faults.py \
-    test_accept_faults.py test_broken_backend.py test_failing_closes.py)
+CLUSTER_ON_OLDEST := $(addprefix tests/cluster/test_,broker_access.py checkpoints.py collector.py \
+    collector_steps.py index.py membership.py node.py outbox.py pack.py partitions.py)
+SAME_ON_EACH_PYTHON := tests/docs tests/packaging tests/perf tests/sweep tests/ingest/test_kernel.py \
+    tests/profiling/test_profile.py tests/doctor/test_start_steps.py tests/load/test_plot.py \
+    tests/systemd/test_units.py tests/metrics/test_faults.py tests/metrics/test_real_prometheus.py \
+    $(addprefix tests/server/test_,accept_faults.py broken_backend.py close.py durability.py \
+    failed_start.py failing_closes.py log_faults.py memory_limit.py ring_faults.py) \
+    $(filter-out $(CLUSTER_ON_OLDEST),$(wildcard tests/cluster/test_*.py))
+test-oldest: export TEST_BACKENDS := epoll
 test-oldest: $(VENV)/dev.stamp
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal -m "not alone" \
 	    $(addprefix --ignore=,$(SAME_ON_EACH_PYTHON)) $(ARGS) || \

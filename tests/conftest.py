@@ -1,6 +1,7 @@
 """Fixtures for all suites."""
 
 import errno
+import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ import pytest
 from numbers_uring.reactor.probe import receives
 from support.notify_socket import NotifySocket
 from support.processes import ServerProcess
+
+BACKENDS = os.environ.get("TEST_BACKENDS", "epoll uring").split()
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -52,9 +55,9 @@ def ring() -> None:
         pytest.skip(f"no io_uring here: {error}")
 
 
-@pytest.fixture(params=["epoll", "uring"])
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
-    """Each backend there is: every suite of the server's contract runs on all of them."""
+    """Each backend: every suite of the server's contract runs on all of TEST_BACKENDS."""
     if request.param == "uring":
         request.getfixturevalue("ring")
     return str(request.param)
