@@ -148,8 +148,7 @@ ci:
 	SOAK_ROUNDS=3 $(MAKE) test-reactors REACTORS=4 TEST_PROCESSES=5
 	sample="--sample 50 --seed $$(date +%Y%m%d)"; \
 	    $(MAKE) sweep ARGS="$$sample" || $(MAKE) sweep ARGS="$$sample"
-	$(MAKE) lint
-	$(MAKE) sanitize
+	$(MAKE) --jobs 2 --output-sync=target lint sanitize
 	[ "$$(readlink -f "$$(command -v python3)")" = "$$(readlink -f $(OLDEST_PYTHON))" ] || \
 	    $(MAKE) test-oldest PYTHON=$(OLDEST_PYTHON) TEST_PROCESSES=5
 
