@@ -358,7 +358,10 @@ STREAM_NUMBERS_TIMES = 4
 """A stream has room for each number of its partition so often, unless asked for otherwise."""
 
 STREAM_REQUESTS_MAX = 64
-"""Streams that are asked for at once."""
+"""Streams that are asked for at once, or keys of a bucket that are written at once."""
+
+CANCEL_AGAIN_S = 0.1
+"""How long a task has to end after it was cancelled, before it is cancelled again."""
 
 COPY_BEHIND_S = 30.0
 """A copy that lacks a message which is older than this is behind."""
@@ -686,9 +689,6 @@ HUGE_PAGES_SHARE_MIN = 0.95
 """The share of a bitmap on huge pages that `doctor` is content with: its ends rarely are on one."""
 
 # cli/
-
-CANCEL_AGAIN_S = 0.1
-"""How long a watched status waits for its tasks to end, before it cancels them again."""
 
 WATCH_WRITE_S = 1.0
 """How long a status may take to be written, before one that is watched is left out."""

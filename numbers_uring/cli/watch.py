@@ -12,8 +12,9 @@ from numbers_uring.cluster.bucket import VersionError
 from numbers_uring.cluster.connection import until_closed
 from numbers_uring.cluster.status import ClusterStatus, StatusReader
 from numbers_uring.cluster.status_text import as_text, body, head
+from numbers_uring.cluster.tasks import end_tasks
 from numbers_uring.errors import StartError
-from numbers_uring.limits import CANCEL_AGAIN_S, WATCH_WRITE_S
+from numbers_uring.limits import WATCH_WRITE_S
 from numbers_uring.system.stdio import STDOUT, LineWriter
 
 if TYPE_CHECKING:
@@ -52,11 +53,7 @@ async def watch_status(
     except ConnectionError as error:
         raise StartError(f"the NATS server is no longer usable: {error}") from error
     finally:
-        while waiting:
-            for task in waiting:
-                task.cancel()
-            # Up to Python 3.11 asyncio.wait_for may lose a cancellation.
-            _, waiting = await asyncio.wait(waiting, timeout=CANCEL_AGAIN_S)
+        await end_tasks(*waiting)
 
 
 async def _show(

@@ -36,11 +36,11 @@ from numbers_uring.cluster.stream_settings import (
 )
 from numbers_uring.cluster.streams import (
     check_number,
-    each_of,
     late_replicas,
     refuse,
     stream_info,
 )
+from numbers_uring.cluster.tasks import each_of
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     BROKER_REQUEST_TRIES,

@@ -26,7 +26,8 @@ from numbers_uring.cluster.problems import (
     problems,
 )
 from numbers_uring.cluster.stream_settings import BUCKETS, bucket_stream
-from numbers_uring.cluster.streams import each_of, stream_info, time_ns
+from numbers_uring.cluster.streams import stream_info, time_ns
+from numbers_uring.cluster.tasks import each_of
 from numbers_uring.limits import (
     COPY_BEHIND_S,
     MESSAGE_TIMES_MAX,

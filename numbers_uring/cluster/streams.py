@@ -6,25 +6,22 @@ Facts of nats-server 2.15 that it relies on:
   seconds, and not as offline for long.
 """
 
-import asyncio
 import math
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.connection import broker_errors, request_api
 from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.cluster.stream_settings import Json, wrong_stream_settings
+from numbers_uring.cluster.tasks import each_of
 from numbers_uring.errors import StartError
-from numbers_uring.limits import REPLICA_SILENT_S, STREAM_REQUESTS_MAX
+from numbers_uring.limits import REPLICA_SILENT_S
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 _NS = 1_000_000_000
 
@@ -117,22 +114,3 @@ def refuse(lines: Iterator[str]) -> None:
     """Raise StartError with the first of these lines, if there is one."""
     for line in lines:
         raise StartError(line)
-
-
-async def each_of(these: Iterable[U], ask: Callable[[U], Awaitable[T]]) -> list[T]:
-    """Await it of each of these, some at a time, and return the answers in order.
-
-    Raises the first error, and ends the others.
-    """
-    free = asyncio.Semaphore(STREAM_REQUESTS_MAX)
-
-    async def one(this: U) -> T:
-        async with free:
-            return await ask(this)
-
-    tasks = [asyncio.ensure_future(one(this)) for this in these]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()

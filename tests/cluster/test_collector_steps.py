@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gc
 import os
 from array import array
 from collections import deque
@@ -282,6 +283,28 @@ def test_what_was_taken_in_before_the_reader_failed_is_on_disk(tmp_path: Path) -
     run(collect)
     assert read_index(tmp_path / index_name(5)).records[-1].sequence == len(MESSAGES)
     assert reader.closed
+
+
+def test_a_reader_that_fails_while_the_collector_stops_leaves_no_traceback(tmp_path: Path) -> None:
+    class Late(ScriptedReader):
+        """Fails in the moment in which it is no longer asked for."""
+
+        async def read(self) -> Sequence[Message]:
+            try:
+                return await super().read()
+            except asyncio.CancelledError:
+                raise BackendError("no stream") from None
+
+    async def collect(made: Run) -> None:
+        unnoticed: list[dict[str, Any]] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: unnoticed.append(context))
+        collector = made.collector(tmp_path, Late([MESSAGES]))
+        await made.until(lambda: collector.record.sequence == len(MESSAGES), collector)
+        gc.collect()
+        assert unnoticed == []
+
+    run(collect)
 
 
 def test_a_busy_log_has_few_records_and_an_idle_one_its_last_message(

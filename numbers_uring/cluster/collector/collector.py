@@ -18,6 +18,7 @@ from numbers_uring.cluster.collector.kernel import CollectKernel, ForeignNumberE
 from numbers_uring.cluster.collector.reader import malformed
 from numbers_uring.cluster.collector.waits import Wait
 from numbers_uring.cluster.index import Record
+from numbers_uring.cluster.tasks import end_tasks
 from numbers_uring.errors import BackendError
 from numbers_uring.limits import (
     COLLECTOR_WRITE_BYTES,
@@ -151,10 +152,8 @@ class PartitionCollector:
                     reader.refuse(messages[taken], self._bad)
                     self._bad = None
         finally:
-            stopped.cancel()
-            if read is not None:
-                read.cancel()
-                await asyncio.wait({read})
+            # What a read that is not looked at any more has failed with is found at the next start.
+            await end_tasks(stopped, *(() if read is None else (read,)))
 
     @property
     def _commit_due_s(self) -> float | None:

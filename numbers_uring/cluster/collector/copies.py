@@ -24,7 +24,7 @@ from numbers_uring.cluster.comparison import (
     passed_by,
     share_points,
 )
-from numbers_uring.cluster.streams import each_of
+from numbers_uring.cluster.tasks import each_of, end_tasks
 from numbers_uring.errors import BackendError, StartError
 from numbers_uring.ingest.report import next_due_s
 from numbers_uring.limits import (
@@ -324,8 +324,7 @@ class Copies:
         try:
             await asyncio.gather(*tasks)
         finally:
-            for task in tasks:
-                task.cancel()
+            await end_tasks(*tasks)
 
     async def _repeat(self, interval_s: float, step: Callable[[], Awaitable[None]]) -> None:
         import nats  # noqa: PLC0415

@@ -36,7 +36,8 @@ from numbers_uring.cluster.connection import (
     url_text,
 )
 from numbers_uring.cluster.partitions import parse_partitions, range_of, stream_name
-from numbers_uring.cluster.streams import check_streams, each_of, recorded_partitions
+from numbers_uring.cluster.streams import check_streams, recorded_partitions
+from numbers_uring.cluster.tasks import each_of, end_tasks
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import (
     BackendError,
@@ -528,6 +529,5 @@ async def _was_put_back(
 
 async def _cancel(task: "asyncio.Task[None]") -> None:
     """End the task, and raise what it has failed for."""
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
+    for error in await end_tasks(task):
+        raise error

@@ -21,7 +21,7 @@ from numbers_uring.cluster.collector.lookup import (
 )
 from numbers_uring.cluster.comparison import Floor, trim_floor
 from numbers_uring.cluster.partitions import stream_name
-from numbers_uring.cluster.streams import each_of
+from numbers_uring.cluster.tasks import each_of
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
