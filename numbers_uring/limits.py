@@ -469,11 +469,8 @@ BROKER_REQUEST_S = 20.0
 """How long an answer may take: a silent server is left after 9 s, and a group of three needs 5-9 s
 to choose a new leader."""
 
-BROKER_ANSWER_S = 5.0
-"""How long an answer may take to a change that is then sent again."""
-
 BROKER_REQUEST_TRIES = 3
-"""How often such a change is sent."""
+"""How often a request that any replica may answer is sent, and a change that may be refused."""
 
 # cluster/node/
 

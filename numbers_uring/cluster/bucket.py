@@ -17,6 +17,7 @@ Not nats-py's KeyValue: that asks twice for each key, and has no way to ask for 
 import asyncio
 import json
 import re
+import time
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import asdict
@@ -45,8 +46,8 @@ from numbers_uring.cluster.values import (
 )
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
-    BROKER_ANSWER_S,
     BROKER_ASK_AGAIN_S,
+    BROKER_REQUEST_S,
     BROKER_REQUEST_TRIES,
     BUCKET_KEYS_MAX,
     BUCKET_VALUES_AT_ONCE,
@@ -316,10 +317,11 @@ class Buckets:
         if revision is None:
             return (await self._js.publish(subject, data)).seq
         expected, lost = revision, False
-        for _ in range(BROKER_REQUEST_TRIES):
+        end_s = time.monotonic() + BROKER_REQUEST_S
+        while time.monotonic() < end_s:
             headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
             try:
-                stored = await self._js.publish(subject, data, BROKER_ANSWER_S, headers=headers)
+                stored = await self._js.publish(subject, data, BROKER_ASK_AGAIN_S, headers=headers)
             except TimeoutError:
                 lost = True
             except APIError as error:

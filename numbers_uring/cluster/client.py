@@ -274,7 +274,9 @@ class BoundedClient(Client):
         kind.note_request()
         answer = await super().request(subject, payload, timeout_s, headers=headers)
         self._order.note_answer(number)
-        if not _has_error(answer, *_NO_LEADER, MESSAGE_IN_PROCESS):
+        # A leader that is cut off refuses what it has not confirmed before, with several errors.
+        refused = kind is self._changes and b'"error":' in (answer.data or b"")[:_ERROR_BYTES_MAX]
+        if not refused and not _has_error(answer, *_NO_LEADER):
             kind.note_answer()
         return answer
 
