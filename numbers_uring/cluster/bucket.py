@@ -56,23 +56,6 @@ from numbers_uring.limits import (
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
-__all__ = [
-    "CLUSTER_BUCKET",
-    "NODES_BUCKET",
-    "VERSION",
-    "Buckets",
-    "ChangedError",
-    "Contents",
-    "Copy",
-    "NoClusterError",
-    "Node",
-    "Settings",
-    "Skip",
-    "Trim",
-    "VersionError",
-]
-"""The values belong to the buckets: who uses these has no need to know of the room beside."""
-
 CLUSTER_BUCKET = "numbers-cluster"
 NODES_BUCKET = "numbers-nodes"
 

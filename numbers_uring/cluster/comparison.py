@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
-from numbers_uring.cluster.bucket import Copy, Settings
 from numbers_uring.cluster.checkpoints import Difference, difference
 from numbers_uring.cluster.partitions import stream_name
+from numbers_uring.cluster.values import Copy, Settings
 from numbers_uring.limits import COPY_GONE_S
 
 STARTING = "starting"

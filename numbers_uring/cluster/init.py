@@ -15,13 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from numbers_uring.cluster.bucket import (
-    CLUSTER_BUCKET,
-    Buckets,
-    ChangedError,
-    NoClusterError,
-    Settings,
-)
+from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, ChangedError, NoClusterError
 from numbers_uring.cluster.connection import broker_errors, request_api
 from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.cluster.stream_settings import (
@@ -41,6 +35,7 @@ from numbers_uring.cluster.streams import (
     stream_info,
 )
 from numbers_uring.cluster.tasks import each_of
+from numbers_uring.cluster.values import Settings
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     BROKER_REQUEST_TRIES,

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from numbers_uring.cluster.bucket import Copy, Node, Settings
 from numbers_uring.cluster.comparison import STOPPED, copy_text, disagreements, is_alive
 from numbers_uring.cluster.stream_settings import (
     Json,
@@ -12,6 +11,7 @@ from numbers_uring.cluster.stream_settings import (
     wrong_stream_settings,
 )
 from numbers_uring.cluster.streams import late_replicas, time_ns
+from numbers_uring.cluster.values import Copy, Node, Settings
 from numbers_uring.ingest.report import rate_text
 from numbers_uring.limits import COPY_BEHIND_S, NODE_GONE_S, STREAM_FULL_SHARE
 

@@ -8,7 +8,7 @@ from array import array
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from numbers_uring.cluster.bucket import Buckets, Copy, Skip
+from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.collector.feed import Message
 from numbers_uring.cluster.collector.lookup import (
     Lookup,
@@ -21,6 +21,7 @@ from numbers_uring.cluster.collector.reader import malformed
 from numbers_uring.cluster.comparison import copy_text
 from numbers_uring.cluster.connection import broker_errors
 from numbers_uring.cluster.partitions import NUMBER_BYTES, Range, range_of, stream_name
+from numbers_uring.cluster.values import Copy, Skip
 from numbers_uring.errors import StartError
 
 if TYPE_CHECKING:

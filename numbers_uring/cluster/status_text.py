@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from itertools import groupby
 
-from numbers_uring.cluster.bucket import Node
 from numbers_uring.cluster.comparison import is_alive
 from numbers_uring.cluster.problems import PartitionStatus, is_gone
 from numbers_uring.cluster.status import ClusterStatus
+from numbers_uring.cluster.values import Node
 from numbers_uring.ingest.report import rate_text
 from numbers_uring.limits import PROBLEMS_SHOWN_MAX
 

@@ -16,16 +16,11 @@ from numbers_uring.cluster.bucket import (
     NODES_BUCKET,
     Buckets,
     ChangedError,
-    Contents,
-    Copy,
-    Node,
-    Settings,
-    Skip,
-    Trim,
     VersionError,
 )
 from numbers_uring.cluster.checkpoints import Point
 from numbers_uring.cluster.init import init_cluster
+from numbers_uring.cluster.values import Contents, Copy, Node, Settings, Skip, Trim
 from numbers_uring.errors import StartError
 from support.broker import Broker, delete_streams, init
 from support.processes import assert_one_line_error, run_command

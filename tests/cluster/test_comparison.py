@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from numbers_uring.cluster.bucket import Copy, Settings
 from numbers_uring.cluster.checkpoints import Point
 from numbers_uring.cluster.comparison import Floor, disagreements, passed_by, trim_floor
+from numbers_uring.cluster.values import Copy, Settings
 
 STREAM_NS = 1_700_000_000_000_000_000
 SETTINGS = Settings(partitions=8, copies=2, keep_s=1.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from nats.js import JetStreamContext
 
-from numbers_uring.cluster.bucket import Buckets, Contents, Copy, Settings
+from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.checkpoints import Checkpoints, Point
 from numbers_uring.cluster.collector import copies as copies_module
 from numbers_uring.cluster.collector.copies import (
@@ -22,6 +22,7 @@ from numbers_uring.cluster.collector.copies import (
     find,
 )
 from numbers_uring.cluster.collector.identity import Identity, identify
+from numbers_uring.cluster.values import Contents, Copy, Settings
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
     BROKER_REQUEST_S,

@@ -15,10 +15,11 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.errors import APIError
 
-from numbers_uring.cluster.bucket import Buckets, Copy
+from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.collector.identity import identify
 from numbers_uring.cluster.index import Records, read_index
 from numbers_uring.cluster.partitions import range_of, stream_name, subject_name
+from numbers_uring.cluster.values import Copy
 from numbers_uring.limits import COPY_GONE_S, LINE_BYTES
 from support.broker import Broker, broker_with_cluster
 from support.collectors import collector_process

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from nats.js import JetStreamContext
 
-from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, Copy
+from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets
+from numbers_uring.cluster.values import Copy
 from support.broker import Broker
 from support.processes import assert_one_line_error, run_command
 

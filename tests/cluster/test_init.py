@@ -12,7 +12,8 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from numbers_uring.cluster.bucket import Buckets, Settings
+from numbers_uring.cluster.bucket import Buckets
+from numbers_uring.cluster.values import Settings
 from support.broker import Broker, broker_group, delete_streams
 from support.processes import CommandProcess, assert_one_line_error, run_command
 from support.slow_link import slow_link

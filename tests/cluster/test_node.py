@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from numbers_uring.cluster.bucket import Buckets, Node
+from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.node import outbox
 from numbers_uring.cluster.node.forwarder import Forwarder, ForwardError
 from numbers_uring.cluster.partitions import range_of, stream_name
+from numbers_uring.cluster.values import Node
 from numbers_uring.config import BrokerAccess
 from numbers_uring.limits import FORWARD_BATCH_BYTES
 from ports import reserve_port

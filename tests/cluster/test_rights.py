@@ -17,11 +17,12 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from numbers_uring.cluster import connection
-from numbers_uring.cluster.bucket import CLUSTER_BUCKET, NODES_BUCKET, Buckets, Copy, Settings
+from numbers_uring.cluster.bucket import CLUSTER_BUCKET, NODES_BUCKET, Buckets
 from numbers_uring.cluster.collector.lookup import Lookup, read_state
 from numbers_uring.cluster.collector.trim import Trimmer, TrimSource
 from numbers_uring.cluster.connection import broker_errors, connected, jetstream
 from numbers_uring.cluster.partitions import log_name, stream_name, subject_name
+from numbers_uring.cluster.values import Copy, Settings
 from numbers_uring.errors import StartError
 from support.broker import Broker
 from support.certificates import Certificates

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 from nats.js import JetStreamContext
 
-from numbers_uring.cluster.bucket import Buckets, Copy, Skip
+from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.collector.skips import Skips
 from numbers_uring.cluster.partitions import range_of, stream_name
+from numbers_uring.cluster.values import Copy, Skip
 from support.broker import PARTITIONS, Broker
 from support.processes import assert_one_line_error, run_command
 from support.reading import publish_all, state_of

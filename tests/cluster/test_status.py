@@ -21,12 +21,13 @@ import pytest
 from nats.js import JetStreamContext
 
 from numbers_uring.cluster import comparison, problems, status
-from numbers_uring.cluster.bucket import Buckets, Copy, Node, Settings, Skip, Trim
+from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.checkpoints import Point
 from numbers_uring.cluster.init import init_cluster
 from numbers_uring.cluster.status import ClusterStatus, StatusReader
 from numbers_uring.cluster.status_text import as_text, head
 from numbers_uring.cluster.streams import stream_info, time_ns
+from numbers_uring.cluster.values import Copy, Node, Settings, Skip, Trim
 from support.broker import Broker, broker_group, delete_streams, leader
 from support.processes import CommandProcess, assert_one_line_error, run_command
 from support.waiting import DEADLINE_S, wait_until

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 import pytest
 from nats.js import JetStreamContext
 
-from numbers_uring.cluster.bucket import Buckets, Copy, Settings, Trim
+from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.checkpoints import Point
 from numbers_uring.cluster.collector.trim import Trimmer, TrimSource
 from numbers_uring.cluster.comparison import Floor
 from numbers_uring.cluster.partitions import stream_name, subject_name
 from numbers_uring.cluster.streams import time_ns
+from numbers_uring.cluster.values import Copy, Settings, Trim
 from support.broker import Broker, broker_with_cluster
 
 PARTITIONS = 32

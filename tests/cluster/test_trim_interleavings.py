@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from numbers_uring.cluster.bucket import ChangedError, Contents, Copy, Settings, Trim
+from numbers_uring.cluster.bucket import ChangedError
 from numbers_uring.cluster.collector import trim as trim_module
 from numbers_uring.cluster.collector.lookup import StreamState
 from numbers_uring.cluster.collector.trim import Trimmer, TrimSource
+from numbers_uring.cluster.values import Contents, Copy, Settings, Trim
 
 CREATED_NS = 7
 SETTINGS = Settings(partitions=1, copies=2, keep_s=1e-9)

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from nats.js import JetStreamContext
 
-from numbers_uring.cluster.bucket import Buckets, Skip, Trim
+from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.collector.feed import Message
 from numbers_uring.cluster.collector.lookup import read_state
 from numbers_uring.cluster.collector.reader import Reader
 from numbers_uring.cluster.collector.waits import Wait
 from numbers_uring.cluster.index import Record
 from numbers_uring.cluster.partitions import index_name, log_name, stream_name
+from numbers_uring.cluster.values import Skip, Trim
 from numbers_uring.cluster.verify.copy import CHUNK_BYTES, Copy
 from numbers_uring.cluster.verify.run import verify_cluster
 from numbers_uring.errors import StartError

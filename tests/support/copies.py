@@ -4,8 +4,9 @@ from pathlib import Path
 
 from nats.js import JetStreamContext
 
-from numbers_uring.cluster.bucket import Buckets, Copy, Settings
+from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.partitions import index_name, log_name, stream_name
+from numbers_uring.cluster.values import Copy, Settings
 from support.broker import Broker
 
 LIMITS = {"COPY_TELL_S": 0.1, "COPIES_READ_S": 0.2, "COPY_POLL_S": 0.1}

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, ChangedError, Contents, Copy
+from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, ChangedError
 from numbers_uring.cluster.checkpoints import Point
 from numbers_uring.cluster.collector.identity import Identity
 from numbers_uring.cluster.comparison import (
@@ -25,6 +25,7 @@ from numbers_uring.cluster.comparison import (
     share_points,
 )
 from numbers_uring.cluster.tasks import each_of, end_tasks
+from numbers_uring.cluster.values import Contents, Copy
 from numbers_uring.errors import BackendError, StartError
 from numbers_uring.ingest.report import next_due_s
 from numbers_uring.limits import (

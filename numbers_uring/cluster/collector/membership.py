@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from numbers_uring.cluster.bucket import Buckets, Contents
+from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.collector.collector import PartitionCollector
 from numbers_uring.cluster.collector.copies import Copies, CopyReport, Progress
 from numbers_uring.cluster.collector.identity import identify
@@ -16,6 +16,7 @@ from numbers_uring.cluster.collector.skips import Skips
 from numbers_uring.cluster.collector.trim import Trimmer, TrimSource
 from numbers_uring.cluster.comparison import Floor
 from numbers_uring.cluster.index import Record
+from numbers_uring.cluster.values import Contents
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext

@@ -3,7 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Iterable
 
-from numbers_uring.cluster.bucket import Skip
+from numbers_uring.cluster.values import Skip
 
 
 class Skips:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from numbers_uring.cluster.bucket import Buckets, ChangedError, Contents, Trim
+from numbers_uring.cluster.bucket import Buckets, ChangedError
 from numbers_uring.cluster.collector.lookup import (
     Lookup,
     NoAnswerError,
@@ -22,6 +22,7 @@ from numbers_uring.cluster.collector.lookup import (
 from numbers_uring.cluster.comparison import Floor, trim_floor
 from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.cluster.tasks import each_of
+from numbers_uring.cluster.values import Contents, Trim
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext

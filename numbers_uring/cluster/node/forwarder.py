@@ -4,10 +4,10 @@ import secrets
 import socket
 from collections.abc import Callable
 
-from numbers_uring.cluster.bucket import Node
 from numbers_uring.cluster.connection import url_text
 from numbers_uring.cluster.node.outbox import Outbox
 from numbers_uring.cluster.node.publisher import Publisher
+from numbers_uring.cluster.values import Node
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import SinkError
 from numbers_uring.ingest.report import Counts

@@ -20,11 +20,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from numbers_uring.cluster.bucket import Buckets, Node
+from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.connection import connected, jetstream, until_closed, url_text
 from numbers_uring.cluster.node.outbox import Batch, Outbox
 from numbers_uring.cluster.partitions import stream_name, subject_name
 from numbers_uring.cluster.streams import check_streams
+from numbers_uring.cluster.values import Node
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (

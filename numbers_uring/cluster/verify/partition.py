@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from numbers_uring.cluster.bucket import Skip, Trim
 from numbers_uring.cluster.collector.feed import Message
 from numbers_uring.cluster.collector.kernel import CollectKernel, ForeignNumberError
 from numbers_uring.cluster.collector.lookup import NoStreamError, StreamState, read_state
@@ -14,6 +13,7 @@ from numbers_uring.cluster.collector.reader import Reader, StreamReplacedError, 
 from numbers_uring.cluster.collector.skips import Skips
 from numbers_uring.cluster.collector.waits import Wait
 from numbers_uring.cluster.partitions import range_of, stream_name
+from numbers_uring.cluster.values import Skip, Trim
 from numbers_uring.cluster.verify.copy import BATCH_BYTES, Copy, Findings, first_new_line
 from numbers_uring.cluster.verify.report import PartitionReport
 from numbers_uring.errors import StartError
