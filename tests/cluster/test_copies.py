@@ -14,8 +14,8 @@ from nats.js import JetStreamContext
 from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.checkpoints import Checkpoints, Point
 from numbers_uring.cluster.collector import copies as copies_module
-from numbers_uring.cluster.collector.copies import (
-    Copies,
+from numbers_uring.cluster.collector.copies import Copies
+from numbers_uring.cluster.collector.copy_report import (
     CopyInUseError,
     CopyReport,
     Progress,

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.collector.collector import PartitionCollector
-from numbers_uring.cluster.collector.copies import Copies, CopyReport, Progress
+from numbers_uring.cluster.collector.copies import Copies
+from numbers_uring.cluster.collector.copy_report import CopyReport, Progress
 from numbers_uring.cluster.collector.identity import identify
 from numbers_uring.cluster.collector.lookup import StreamState
 from numbers_uring.cluster.collector.skips import Skips
