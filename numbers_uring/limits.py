@@ -499,6 +499,18 @@ before, until the batch is published again."""
 FORWARD_RETRY_S = 0.25
 """The pause before a batch that was refused is published again."""
 
+FORWARD_LOOK_S = 20.0
+"""How often a node looks whether the streams have what they have acknowledged; it also does when
+the connection is made again."""
+
+FORWARD_LOOK_AGAIN_S = 1.0
+"""When it looks again if it got no answer, or there was no stream."""
+
+FORWARD_LOST_LOOKS = 4
+FORWARD_LOST_PAUSE_S = 4.0
+"""So many looks, with this pause, at a stream with replicas that seems to have lost messages: it
+may be that another leader, or the same, knows better."""
+
 FORWARD_ROOM_S = 1.0
 """How long clients' lines wait for free bytes in a window that does not move."""
 

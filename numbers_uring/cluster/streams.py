@@ -92,22 +92,24 @@ def check_number(recorded: int, partitions: int) -> None:
         )
 
 
-async def check_streams(js: "JetStreamContext", partitions: int) -> None:
-    """Raise StartError, naming the setting, where a stream would not keep the cluster's promise.
+async def check_streams(js: "JetStreamContext", partitions: int) -> list[Json]:
+    """Return what the NATS server tells of each partition's stream.
 
-    So it does where the cluster was made with another number of partitions, or not at all.
+    Raises StartError, naming the setting, where a stream would not keep the cluster's promise, and
+    where the cluster was made with another number of partitions, or not at all.
     """
     check_number(await recorded_partitions(js), partitions)
-    await each_of(range(partitions), lambda partition: _check_stream(js, partition))
+    return await each_of(range(partitions), lambda partition: _check_stream(js, partition))
 
 
-async def _check_stream(js: "JetStreamContext", partition: int) -> None:
+async def _check_stream(js: "JetStreamContext", partition: int) -> Json:
     name = stream_name(partition)
     with broker_errors(f"ask for the stream {name}"):
         info = await stream_info(js, name)
     if info is None:
         raise StartError(f"the NATS server has no stream {name}: run 'numbers-uring cluster init'")
     refuse(wrong_stream_settings(partition, info["config"]))
+    return info
 
 
 def refuse(lines: Iterator[str]) -> None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from numbers_uring.cluster.bucket import Buckets
 from numbers_uring.cluster.connection import connected, jetstream, until_closed, url_text
+from numbers_uring.cluster.node.kept import Kept
 from numbers_uring.cluster.node.outbox import Batch, Outbox
 from numbers_uring.cluster.partitions import stream_name, subject_name
 from numbers_uring.cluster.streams import check_streams
@@ -33,6 +34,8 @@ from numbers_uring.limits import (
     FORWARD_CLOSE_S,
     FORWARD_HEADER_BYTES_MAX,
     FORWARD_IN_FLIGHT,
+    FORWARD_LOOK_AGAIN_S,
+    FORWARD_LOOK_S,
     FORWARD_RESEND_S,
     FORWARD_RETRY_S,
     NODE_STATUS_INTERVAL_S,
@@ -90,6 +93,7 @@ class Publisher:
         self._published = 0
         self._loop: asyncio.AbstractEventLoop
         self._changed = asyncio.Event()
+        self._connection_changed = asyncio.Event()
         self._attached = asyncio.Event()
         self._closing = asyncio.Event()
         self._ready = threading.Event()
@@ -156,11 +160,12 @@ class Publisher:
                     f"(max_payload), and batches have {FORWARD_BATCH_BYTES} and a header"
                 )
             js = jetstream(client)
-            await check_streams(js, self._partitions)
+            kept = Kept(await check_streams(js, self._partitions))
             self._ready.set()
             try:
                 async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._dispatch(client, js, tasks))
+                    tasks.create_task(self._dispatch(client, js, kept, tasks))
+                    tasks.create_task(self._look(client, js, kept))
                     tasks.create_task(self._publish_status(js))
                     tasks.create_task(until_closed(client))
                     await self._closing.wait()
@@ -173,6 +178,7 @@ class Publisher:
         self._say(text)
         self._resend_all()
         self._changed.set()
+        self._connection_changed.set()
 
     def _resend_all(self) -> None:
         for timeout in self._timeouts:
@@ -186,7 +192,7 @@ class Publisher:
                 timeout.reschedule(self._loop.time() + FORWARD_RESEND_S)
 
     async def _dispatch(
-        self, client: "Client", js: "JetStreamContext", tasks: asyncio.TaskGroup
+        self, client: "Client", js: "JetStreamContext", kept: Kept, tasks: asyncio.TaskGroup
     ) -> None:
         await self._attached.wait()
         assert self._outbox is not None
@@ -202,19 +208,39 @@ class Publisher:
                     async with asyncio.timeout(pause_s):
                         await self._changed.wait()
                 self._changed.clear()
-            task = tasks.create_task(self._publish(js, outbox, batch))
+            task = tasks.create_task(self._publish(js, outbox, kept, batch))
             task.add_done_callback(lambda _: slots.release())
 
-    async def _publish(self, js: "JetStreamContext", outbox: Outbox, batch: Batch) -> None:
+    async def _look(self, client: "Client", js: "JetStreamContext", kept: Kept) -> None:
+        """Raise StreamLostError once a stream has lost what it has acknowledged."""
         import nats  # noqa: PLC0415
 
+        pause_s = FORWARD_LOOK_S
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._connection_changed.wait()
+            self._connection_changed.clear()
+            has_seen_all = False
+            if client.is_connected:
+                # No answer, or none that makes sense: publishing meets the same and reports it.
+                with suppress(OSError, nats.errors.Error, ValueError, TypeError, LookupError):
+                    has_seen_all = await kept.look(js)
+            pause_s = FORWARD_LOOK_S if has_seen_all else FORWARD_LOOK_AGAIN_S
+
+    async def _publish(
+        self, js: "JetStreamContext", outbox: Outbox, kept: Kept, batch: Batch
+    ) -> None:
+        import nats  # noqa: PLC0415
+
+        last = kept.last(batch.partition)
         self._published += 1
         number = self._published
         try:
             async with asyncio.timeout(FORWARD_RESEND_S) as timeout:
                 self._timeouts[timeout] = number
                 # Not the call's own timeout: that cannot be changed on the way.
-                await js.publish(
+                answer = await js.publish(
                     subject_name(batch.partition),
                     batch.payload,
                     timeout=math.inf,
@@ -230,6 +256,7 @@ class Publisher:
             self._wait_anew_behind(number)
             if outbox.acknowledge(batch):
                 self._note_recovery()
+            kept.note(batch.partition, answer.seq, above=None if answer.duplicate else last)
         finally:
             self._timeouts.pop(timeout, None)
             self._changed.set()
