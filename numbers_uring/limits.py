@@ -683,6 +683,12 @@ HEARTBEAT_INTERVAL_S = 1.0
 HEARTBEAT_STALE_S = 10.0
 """The age of the last sign from which on the loop counts as stuck."""
 
+WAITING_LOOK_INTERVAL_S = 1.0
+"""How often the backlogs are looked at while all slots are taken."""
+
+WAITING_LINE_INTERVAL_S = 60.0
+"""From one line about clients that begin to wait for a slot to the next, at least."""
+
 DISCONNECT_LOG_PER_S_MAX = 20
 """How many disconnects a second are logged one by one with --verbose."""
 

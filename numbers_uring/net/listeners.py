@@ -44,19 +44,26 @@ _IPPROTO_MPTCP = 262
 
 
 def backlog_connections(listener: socket.socket) -> int:
-    """Return how many connections wait for accept, or where that is unknown the most that can.
+    """Return how many connections wait for accept, or where that is unknown the most that can."""
+    clients = clients_in_backlog(listener)
+    return BACKLOG_CONNECTIONS if clients is None else clients
+
+
+def clients_in_backlog(listener: socket.socket) -> int | None:
+    """Return how many clients wait for accept; None where that is unknown, as of a unix socket.
 
     It is tcpi_unacked of a listening TCP socket (tcp_get_info in net/ipv4/tcp.c). MPTCP counts
-    other ones there, and some systems know less of TCP_INFO, or nothing.
+    other ones there, and some systems know less of TCP_INFO, or nothing. The queue of a unix socket
+    is in sock_diag(7) alone, whose sockets a sandbox such as our systemd unit's does not allow.
     """
     if listener.family == socket.AF_UNIX or listener.proto == _IPPROTO_MPTCP:
-        return BACKLOG_CONNECTIONS
+        return None
     try:
         info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCPI_UNACKED.size)
     except OSError:
-        return BACKLOG_CONNECTIONS
+        return None
     if len(info) < _TCPI_UNACKED.size:
-        return BACKLOG_CONNECTIONS
+        return None
     (waiting,) = _TCPI_UNACKED.unpack(info)
     return int(waiting)
 

@@ -31,6 +31,8 @@ class Counters:
     received_bytes: int = 0
     accepted: int = 0
     """Including refused connections."""
+    waiting: int | None = 0
+    """Clients in the backlog while all slots are taken; None if that is unknown."""
     ended: Mapping[str, int] = field(default_factory=dict)
     """By END_REASONS; a missing one is 0."""
     written_bytes: int = 0
@@ -55,6 +57,7 @@ def counters(server: Server, reactor: Reactor, sink: Sink, *, connections_max: i
         duplicate=counts.duplicate,
         received_bytes=statistics.received_bytes,
         accepted=statistics.accepted + refused,
+        waiting=server.clients_waiting,
         ended=ended,
         written_bytes=0 if forwarded is not None else sink.written_lines * LINE_BYTES,
         write_s=0 if forwarded is not None else sink.write_s,
@@ -91,6 +94,12 @@ TABLE: tuple[Row[Counters], ...] = (
         "numbers_uring_connections_max",
         "Clients that can be served at the same time",
         lambda now: now.connections_max,
+    ),
+    Row(
+        GaugeMetricFamily,
+        "numbers_uring_connections_waiting",
+        "Clients that wait for a slot",
+        lambda now: now.waiting,
     ),
     Row(
         CounterMetricFamily,

@@ -6,7 +6,7 @@ import socket
 import time
 from contextlib import ExitStack
 
-from numbers_uring.config import Config
+from numbers_uring.config import Config, WhenFull
 from numbers_uring.errors import Failure, StopRequestedError, failure_of
 from numbers_uring.limits import HEARTBEAT_INTERVAL_S, LAST_REPORT_WAIT_S
 from numbers_uring.server.announcements import tell_end, tell_start
@@ -17,6 +17,7 @@ from numbers_uring.server.parts import Parts
 from numbers_uring.server.server import Server
 from numbers_uring.server.status import ServiceStatus
 from numbers_uring.server.steps import start_steps
+from numbers_uring.server.waiting import WaitingClients
 from numbers_uring.system import nonblocking  # noqa: F401 - a line is written without an import
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.signals import prepare_signals
@@ -107,6 +108,7 @@ def _make_server(parts: Parts) -> Server:
         report_interval_s=config.report_interval_s,
         report=report,
         workers=parts.workers,
+        waiting=_make_waiting(parts),
         heartbeat=heartbeat,
         heartbeat_interval_s=heartbeat_interval_s,
         on_phase=status.enter,
@@ -115,6 +117,15 @@ def _make_server(parts: Parts) -> Server:
     if parts.workers is not None:
         parts.workers.start(shared, round_s=heartbeat_interval_s)
     return server
+
+
+def _make_waiting(parts: Parts) -> WaitingClients | None:
+    config = parts.config
+    if config.when_full is WhenFull.REFUSE:
+        return None
+    return WaitingClients(
+        parts.listeners.sockets, connections_max=config.connections_max, say=parts.say
+    )
 
 
 def _watch(parts: Parts, server: Server) -> None:

@@ -15,6 +15,7 @@ from numbers_uring.limits import DRAIN_S
 from numbers_uring.reactor.contract import Reactor
 from numbers_uring.server.loop import Loop, Shared
 from numbers_uring.server.statistics import Statistics
+from numbers_uring.server.waiting import WaitingClients
 from numbers_uring.server.workers import Workers
 
 
@@ -61,6 +62,7 @@ class Server:
     `heartbeat` is called at least every `heartbeat_interval_s`, as long as every loop comes round.
     `on_phase` is given each Phase; the first is SERVING, when the first client can be served.
     `before_drain` is called once, where it may free descriptors for clients in the backlog.
+    `waiting` is None where no client waits: they are refused.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Server:
         report_interval_s: float,
         report: Callable[[str, bool], bool],
         workers: Workers | None = None,
+        waiting: WaitingClients | None = None,
         heartbeat: Callable[[], None] = lambda: None,
         heartbeat_interval_s: float = math.inf,
         on_phase: Callable[[Phase], None] = lambda _: None,
@@ -87,6 +90,7 @@ class Server:
         self._disconnects = shared.disconnects
         self._requests = requests
         self._workers = workers
+        self._waiting = waiting
         self._loop = Loop(reactor, intake, shared, self, clock=clock, sleep=sleep)
         self._clock = clock
         self._report = report
@@ -223,6 +227,11 @@ class Server:
         """How long clients were held back for that, up to now; from any thread."""
         return self._backpressure.held_back_s
 
+    @property
+    def clients_waiting(self) -> int | None:
+        """How many clients wait for a slot; None if that is unknown; from any thread."""
+        return 0 if self._waiting is None else self._waiting.clients
+
     # One turn.
 
     def _turn(self) -> None:
@@ -243,6 +252,8 @@ class Server:
         self._report_and_show_alive(self._clock())
         if self._disconnects is not None:
             self._disconnects.note_refused(self._reactor.refused)
+        if self._waiting is not None:
+            self._waiting.look(lambda: self.statistics.connected)
 
     def _enter_serving_phase(self) -> None:
         self._phase_held_back = self._backpressure.full

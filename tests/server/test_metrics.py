@@ -50,6 +50,7 @@ FULL = Counters(
     sync_s=13.5,
     held_back_s=14.5,
     reports_dropped=15,
+    waiting=16,
 )
 
 
@@ -81,6 +82,7 @@ def test_each_counter_has_its_metric() -> None:
         "numbers_uring_log_sync_seconds_total": 13.5,
         "numbers_uring_held_back_seconds_total": 14.5,
         "numbers_uring_reports_dropped_total": 15,
+        "numbers_uring_connections_waiting": 16,
     }
 
 
