@@ -4,28 +4,16 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
-from functools import partial
-from mmap import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numbers_uring.addresses import TcpAddress
 from numbers_uring.cluster.collector.collector import PartitionCollector
-from numbers_uring.cluster.collector.files import PartitionFiles, Stream
-from numbers_uring.cluster.collector.kernel import CollectKernel
-from numbers_uring.cluster.collector.lookup import (
-    Lookup,
-    NoAnswerError,
-    NoStreamError,
-    StreamState,
-    read_state,
-)
 from numbers_uring.cluster.collector.membership import Membership
-from numbers_uring.cluster.collector.reader import Reader
+from numbers_uring.cluster.collector.start import Start, choose_partitions, files_max
 from numbers_uring.cluster.collector.state import CollectorsState
 from numbers_uring.cluster.connection import (
     broker_errors,
@@ -35,32 +23,27 @@ from numbers_uring.cluster.connection import (
     until_closed,
     url_text,
 )
-from numbers_uring.cluster.partitions import parse_partitions, range_of, stream_name
-from numbers_uring.cluster.streams import check_streams, recorded_partitions
-from numbers_uring.cluster.tasks import each_of, end_tasks
+from numbers_uring.cluster.partitions import parse_partitions
+from numbers_uring.cluster.tasks import end_tasks
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import (
     BackendError,
     Failure,
-    StartError,
     StopRequestedError,
     UnexpectedError,
     failure_of,
 )
-from numbers_uring.ingest.bitmap import populate, reserve
 from numbers_uring.ingest.native import variants
 from numbers_uring.ingest.report import Counts, next_due_s, report_line
 from numbers_uring.limits import (
-    COLLECTOR_BATCH_BYTES,
     COLLECTOR_THREADS_MAX,
     HEARTBEAT_INTERVAL_S,
     LAST_REPORT_WAIT_S,
     PARTITIONS_MAX,
-    READ_OPENS_MAX,
 )
 from numbers_uring.metrics.library import require_metrics_library
 from numbers_uring.net.listeners import listen_for_metrics
-from numbers_uring.system.descriptors import descriptors_needed, raise_descriptor_limit
+from numbers_uring.system.descriptors import descriptors_needed
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.signals import Requests, prepare_signals
 from numbers_uring.system.stdio import PROGRAM, STDOUT, LineWriter
@@ -69,14 +52,10 @@ from numbers_uring.systemd.notify import ServiceManager
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
-    from nats.js import JetStreamContext
 
     from numbers_uring.cluster.collector.metrics import CollectorMetrics
 
 SINK_WINGS = ("log", "cluster/collector/files.py", "cluster/collector/index_file.py")
-
-FILES = 2
-"""Of each partition: its log and its index. While an index is replaced, two more are open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +122,7 @@ def _serve_metrics(address: TcpAddress, partitions: str, say: Diagnostics) -> "C
         collected,
         kernel=variants()[0].variant,
         say=say,
-        descriptors_needed=descriptors_needed(_files_max(len(collected))),
+        descriptors_needed=descriptors_needed(files_max(len(collected))),
     )
 
 
@@ -196,16 +175,15 @@ class _Collectors:
             )
             js = jetstream(client)
             with broker_errors("ask the NATS server for the partitions"):
-                chosen, partitions = await self._choose(js)
+                chosen, partitions = await choose_partitions(js, self._config.partitions)
             parts.push_async_callback(_cancel, asyncio.create_task(self._watch(client)))
             pool = parts.enter_context(
                 start_pool(min(len(chosen), COLLECTOR_THREADS_MAX), "partitions")
             )
-            # Of all numbers; memory is taken for what is touched: the collected ones' bytes.
-            bitmap = reserve()
-            self._open(parts, chosen, partitions, bitmap, pool)
+            start = Start(js, partitions, pool, say=self._say, inform=self._say_progress)
+            start.open(parts, chosen, self._config.log_dir, self._collectors)
             with broker_errors("ask the NATS server for the streams"):
-                states = await each_of(chosen, lambda partition: _ask_state(js, partition))
+                states = await start.ask_states(chosen)
             membership = Membership(
                 js,
                 self._collectors,
@@ -227,7 +205,14 @@ class _Collectors:
                 await self._unless_stopped(membership.register())
             # From here on, what they have is reported: to read long logs takes minutes.
             parts.push_async_callback(_cancel, asyncio.create_task(self._tend(membership)))
-            await self._resume(js, states, membership, partitions, bitmap, pool)
+            await start.resume(
+                self._collectors,
+                states,
+                replay=self._config.replay,
+                stop_requested=lambda: self._requests.stop is not None,
+                halt=self._halt,
+            )
+            start.make_readers(self._collectors, states, membership)
             membership.started.set()
             self._has_started = True
             self._tell_start(partitions, time.monotonic() - begin_s)
@@ -249,104 +234,6 @@ class _Collectors:
             await _cancel(task)
             raise StopRequestedError
         task.result()
-
-    async def _choose(self, js: "JetStreamContext") -> tuple[list[int], int]:
-        partitions = await recorded_partitions(js)
-        try:
-            chosen = parse_partitions(self._config.partitions, partitions)
-        except ValueError as error:
-            raise StartError(f"the cluster has {partitions} partitions: {error}") from error
-        raise_descriptor_limit(_files_max(len(chosen)), f"--partitions {self._config.partitions}")
-        await check_streams(js, partitions)
-        return chosen, partitions
-
-    def _open(
-        self,
-        parts: AsyncExitStack,
-        chosen: Sequence[int],
-        partitions: int,
-        bitmap: mmap,
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        """Open and lock all files. Raises StartError."""
-        folder = self._config.log_dir
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StartError(f"cannot make the folder {folder}: {error.strerror}") from error
-        for partition in chosen:
-            files = PartitionFiles(
-                folder, partition, partitions, say=self._say, inform=self._say_progress
-            )
-            parts.callback(files.close)
-            self._collectors.append(
-                PartitionCollector(
-                    partition,
-                    files=files,
-                    kernel=CollectKernel(
-                        range_of(partition, partitions), bitmap, COLLECTOR_BATCH_BYTES
-                    ),
-                    pool=pool,
-                    say=self._say,
-                )
-            )
-
-    async def _resume(
-        self,
-        js: "JetStreamContext",
-        states: Sequence[StreamState],
-        membership: Membership,
-        partitions: int,
-        bitmap: mmap,
-        pool: ThreadPoolExecutor,
-    ) -> None:
-        """Take up all logs, several at once, and make their readers. Raises StartError."""
-        loop = asyncio.get_running_loop()
-        pairs = list(zip(self._collectors, states, strict=True))
-        put_back = [False] * len(pairs)
-        if self._config.replay:
-            put_back = await each_of(pairs, lambda pair: _was_put_back(js, *pair))
-
-        def start(collector: PartitionCollector, state: StreamState, was_put_back: bool) -> None:
-            collected = range_of(collector.partition, partitions)
-            if collected.first < collected.end:
-                populate(bitmap, collected.first // 8, -(-collected.end // 8))
-            collector.start(
-                Stream(
-                    created_ns=state.created_ns,
-                    first_sequence=state.first_sequence,
-                    was_put_back=was_put_back,
-                ),
-                replay=self._config.replay,
-                progress=self._say_progress,
-                stop_requested=lambda: self._requests.stop is not None or self._halt.is_set(),
-            )
-
-        tasks = [
-            loop.run_in_executor(pool, start, *pair, was_put_back)
-            for pair, was_put_back in zip(pairs, put_back, strict=True)
-        ]
-        try:
-            await asyncio.gather(*tasks)
-        except BaseException:
-            self._halt.set()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            raise
-        opens = asyncio.Semaphore(READ_OPENS_MAX)
-        for collector, state in pairs:
-            record = collector.record
-            collector.reader = Reader(
-                js,
-                collector.partition,
-                position=record.sequence,
-                time_ns=record.message_time_ns,
-                created_ns=state.created_ns,
-                skipped=membership.skips[collector.partition],
-                say=self._say,
-                inform=self._say.info,
-                passed_by=partial(membership.copies.passed_by, collector.partition),
-                opens=opens,
-            )
 
     def _say_progress(self, text: str) -> None:
         self._say.info(text)
@@ -493,38 +380,6 @@ class _Collectors:
             unique=counts.unique,
             duplicate=counts.duplicate,
         )
-
-
-def _files_max(partitions: int) -> int:
-    return FILES * (partitions + min(partitions, COLLECTOR_THREADS_MAX))
-
-
-async def _ask_state(js: "JetStreamContext", partition: int) -> StreamState:
-    """Raises StartError."""
-    try:
-        return await read_state(js, stream_name(partition))
-    except NoStreamError as error:
-        raise StartError(f"the stream {stream_name(partition)} is gone") from error
-
-
-async def _was_put_back(
-    js: "JetStreamContext", collector: PartitionCollector, state: StreamState
-) -> bool:
-    """Return whether the stream lacks the last message that is in the log. Raises StartError."""
-    records, stream = collector.files.records, stream_name(collector.partition)
-    if not records or records[-1].stream_created_ns != state.created_ns:
-        return False
-    last = records[-1]
-    if state.last_sequence < last.sequence:
-        return True
-    if not last.message_time_ns or state.first_sequence > last.sequence:
-        return False
-    try:
-        return await Lookup(js, stream).is_other(last.sequence, last.message_time_ns)
-    except NoAnswerError as error:
-        raise StartError(
-            f"cannot ask for message {last.sequence} of the stream {stream}: no answer"
-        ) from error
 
 
 async def _cancel(task: "asyncio.Task[None]") -> None:
