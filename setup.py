@@ -7,10 +7,31 @@ from distutils.command.install_data import install_data
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 SHARE = Path("build", "share")
 NAME = "numbers-uring"
+
+
+class BuildAnywhere(build_ext):
+    """Keeps the folders of the building host out of the extension: it is the same from any folder.
+
+    A Python that is not the system's has its own library folder among its linker's options, and
+    debug information has the folders of all sources.
+    """
+
+    def build_extensions(self) -> None:
+        linker = self.compiler.linker_so
+        self.compiler.linker_so = [word for word in linker if not word.startswith("-Wl,-rpath")]
+        folders = {ROOT: ".", Path(self.build_temp).resolve(): "build"}
+        if sys.base_prefix != "/usr":
+            folders[Path(sys.base_prefix)] = "python"
+        for extension in self.extensions:
+            extension.extra_compile_args += [
+                f"-ffile-prefix-map={folder}={name}" for folder, name in folders.items()
+            ]
+        super().build_extensions()
 
 
 class InstallShare(install_data):
@@ -29,7 +50,7 @@ class InstallShare(install_data):
 
 setup(
     cffi_modules=["native/build_ffi.py:ffi"],
-    cmdclass={"install_data": InstallShare},
+    cmdclass={"build_ext": BuildAnywhere, "install_data": InstallShare},
     data_files=[
         (f"share/{folder}", [str(SHARE / folder / file)])
         for folder, file in (

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -117,6 +118,50 @@ def test_the_wheel_is_for_any_later_python_and_has_what_it_should_alone(wheel: P
         *(f"{NAME}.data/data/{name}" for name in SHARE),
         *(f"{NAME}.dist-info/{name}" for name in metadata),
     }
+
+
+@pytest.fixture(scope="module")
+def extension(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with zipfile.ZipFile(wheel) as archive:
+        folder = tmp_path_factory.mktemp("extension")
+        return Path(archive.extract("numbers_uring/_native.abi3.so", folder))
+
+
+def test_the_extension_is_hardened_as_debian_hardens_its_packages(extension: Path) -> None:
+    dynamic = output("readelf", "--wide", "--dynamic", extension)
+    assert re.findall(r"\(R(?:UN)?PATH\)|\(TEXTREL\)", dynamic) == []
+    assert re.search(r"\(FLAGS\).*\bBIND_NOW\b", dynamic), dynamic
+    segments = output("readelf", "--wide", "--segments", extension)
+    assert re.search(r"^ +GNU_RELRO ", segments, re.MULTILINE), segments
+    stack = re.search(r"^ +GNU_STACK( +0x\w+){5} +(\S+) ", segments, re.MULTILINE)
+    assert stack is not None
+    assert stack[2] == "RW"
+    assert " __stack_chk_fail@" in output("readelf", "--wide", "--dyn-syms", extension)
+    # How it was compiled; the options of the preprocessor are not in there.
+    producers = set(re.findall(r"DW_AT_producer.*: (.*)", output("readelf", "-wi", extension)))
+    assert producers
+    for producer in producers:
+        for option in ("stack-protector-strong", "stack-clash-protection", "no-omit-frame-pointer"):
+            assert f"-f{option}" in producer
+        assert "-O3" in producer, "FORTIFY does nothing without optimization"
+
+
+@pytest.mark.parametrize("cflags", ["", "-O2 -fsanitize=address"])
+def test_calls_of_the_c_library_are_checked_but_under_sanitizers(
+    cflags: str, tmp_path: Path
+) -> None:
+    show = "import build_ffi; print(*build_ffi.ffi.distutils_extension().extra_compile_args)"
+    environment = (f"PYTHONPATH={ROOT / 'native'}", f"CFLAGS={cflags}")
+    options = output("env", *environment, sys.executable, "-Bc", show, cwd=tmp_path).split()
+    assert ("-D_FORTIFY_SOURCE=2" in options) == (not cflags)
+
+
+def test_no_folder_of_the_building_host_is_in_the_extension(dist: Path, extension: Path) -> None:
+    found = extension.read_bytes()
+    build_folders = {tempfile.gettempdir(), str(dist.parent), str(ROOT)}
+    if sys.base_prefix != "/usr":
+        build_folders.add(sys.base_prefix)
+    assert [folder for folder in build_folders if folder.encode() in found] == []
 
 
 def candidates() -> Iterator[Path]:
