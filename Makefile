@@ -156,14 +156,26 @@ ci:
 man: $(VENV)/dev.stamp
 	$(BIN)/python share/build_share.py build/share
 
-# The wheel is built from the source distribution, and its tag names the oldest glibc that it runs with:
-# auditwheel looks at the symbols, and finds no library to bring along.
+# Equal bytes from any folder, at any time: archives have the time of the commit, and of a source distribution
+# without git its own. The wheel is built from the source distribution, and its tag names the oldest glibc that it
+# runs with: auditwheel looks at the symbols, and finds no library to bring along.
 BUILD_ARGS ?=
+BUILT_AT = $(or $(SOURCE_DATE_EPOCH),$(shell \
+    [ -e .git ] && git log -1 --format=%ct 2>/dev/null || stat --format=%Y PKG-INFO 2>/dev/null || date +%s))
+SOURCE := build/dist/source
 dist: $(VENV)/dev.stamp
 	rm -rf dist build/dist
-	$(BIN)/python -m build $(BUILD_ARGS) --outdir build/dist
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --plat auto --wheel-dir dist build/dist/*.whl
-	cp build/dist/*.tar.gz dist
+	mkdir -p dist $(SOURCE)
+	$(BIN)/python -m build $(BUILD_ARGS) --sdist --outdir build/dist
+	tar --extract --gzip --file build/dist/*.tar.gz --directory $(SOURCE)
+	name=$$(ls $(SOURCE)) && chmod -R u=rwX,go=rX $(SOURCE) && \
+	    tar --create --sort=name --mtime=@$(BUILT_AT) --owner=0 --group=0 --numeric-owner --format=posix \
+	        --pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime \
+	        --directory $(SOURCE) $$name | gzip --no-name --best > dist/$$name.tar.gz
+	umask 022 && SOURCE_DATE_EPOCH=$(BUILT_AT) \
+	    $(BIN)/python -m build $(BUILD_ARGS) --wheel --outdir build/dist $(SOURCE)/*
+	umask 022 && PATH="$(abspath $(BIN)):$$PATH" SOURCE_DATE_EPOCH=$(BUILT_AT) \
+	    $(BIN)/auditwheel repair --plat auto --wheel-dir dist build/dist/*.whl
 	cd dist && sha256sum -- *.tar.gz *.whl > SHA256SUMS
 
 # Every step of the Containerfile, and the server in what comes of it: as root, with debootstrap.

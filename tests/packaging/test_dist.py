@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from support.waiting import DEADLINE_S
 ROOT = Path(__file__).resolve().parents[2]
 NAME = f"numbers_uring-{__version__}"
 PYTHON_MIN = (3, 11)
+COMMITTED_S = 1_700_000_000
 SHARE = {
     "share/bash-completion/completions/numbers-uring",
     "share/fish/vendor_completions.d/numbers-uring.fish",
@@ -39,26 +42,55 @@ def output(*command: str | Path, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder dist, made in a copy of the sources with the venv that runs the tests."""
-    copy = tmp_path_factory.mktemp("sources") / "numbers-uring"
+def sources(copy: Path) -> None:
+    """Copy the sources, with a commit of their own."""
     made = (
         ".*_cache",
         ".git",
         ".hypothesis",
-        ".venv",
+        ".venv*",
         "*.egg-info",
         "_native*.so",
+        "_native.c",
         "build",
         "dist",
     )
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*made))
+    # Not with their times: archives must not depend on these.
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*made), copy_function=shutil.copy)
+    commit = ("commit", "--quiet", "--allow-empty", "--message=Sources", f"--date={COMMITTED_S}")
+    output("git", "init", "--quiet", cwd=copy)
+    author = ("-c", "user.name=Test", "-c", "user.email=test@localhost")
+    date = f"GIT_COMMITTER_DATE={COMMITTED_S} +0000"
+    output("env", date, "git", *author, *commit, cwd=copy)
+
+
+def make_dist(copy: Path, *prefix: str) -> Path:
     # --old-file: the venv, which is not the copy's own, needs nothing done to it.
     venv = (f"VENV={sys.prefix}", f"--old-file={sys.prefix}/dev.stamp")
     # The venv has what a build requires; the editable install in it was built without that.
-    output("make", *venv, "dist", "BUILD_ARGS=--no-isolation", cwd=copy)
+    output(*prefix, "make", *venv, "dist", "BUILD_ARGS=--no-isolation", cwd=copy)
     return copy / "dist"
+
+
+@pytest.fixture(scope="module")
+def two_dists(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two folders dist, made beside each other from copies of the sources, each in its own way."""
+    copies = [tmp_path_factory.mktemp("sources") / name for name in ("numbers-uring", "a/b c/d")]
+    for copy in copies:
+        sources(copy)
+    oldest_s = COMMITTED_S - 100 * 24 * 3600
+    for path in copies[1].rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode & 0o700)
+            os.utime(path, (oldest_s, oldest_s))
+    other = ("env", "TZ=Asia/Kathmandu", "LC_ALL=C", "sh", "-c", 'umask 077; exec "$@"', "sh")
+    with ThreadPoolExecutor() as builders:
+        return list(builders.map(lambda copy, way: make_dist(copy, *way), copies, [(), other]))
+
+
+@pytest.fixture(scope="module")
+def dist(two_dists: list[Path]) -> Path:
+    return two_dists[0]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +104,24 @@ def test_the_package_list_names_every_folder_with_modules() -> None:
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "numbers_uring").rglob("*.py")}
     named = project["tool"]["setuptools"]["packages"]
     assert sorted(".".join(folder.parts) for folder in folders) == named
+
+
+def test_whatever_is_made_twice_has_equal_bytes(two_dists: list[Path]) -> None:
+    first, second = (
+        {path.name: path.read_bytes() for path in each.iterdir()} for each in two_dists
+    )
+    assert first.keys() == second.keys()
+    assert [name for name, found in first.items() if found != second[name]] == []
+
+
+def test_archives_have_the_time_of_the_commit_and_no_owner(dist: Path, wheel: Path) -> None:
+    with tarfile.open(dist / f"{NAME}.tar.gz") as archive:
+        members = archive.getmembers()
+    assert {(each.mtime, each.uid, each.gid) for each in members} == {(COMMITTED_S, 0, 0)}
+    assert {each.mode for each in members} <= {0o644, 0o755}
+    with zipfile.ZipFile(wheel) as archive:
+        times = {each.date_time for each in archive.infolist()}
+    assert times == {time.gmtime(COMMITTED_S)[:6]}
 
 
 def test_the_checksums_are_those_of_the_source_distribution_and_the_wheel(
