@@ -106,14 +106,12 @@ fuzz:
 
 # The contract's suites again, with several reactors.
 REACTORS ?= 2 4
-CONTRACT := $(addprefix tests/server/,test_server_contract.py test_durability.py test_operation.py \
-    test_failing_log_calls.py test_log_faults.py)
+CONTRACT := -m "not alone and not same_with_reactors" \
+    $(addprefix tests/server/test_,server_contract.py durability.py operation.py log_faults.py)
 test-reactors: $(VENV)/dev.stamp
 	for reactors in $(REACTORS); do \
-	    TEST_REACTORS=$$reactors $(BIN)/pytest -n $(TEST_PROCESSES) \
-	        --dist worksteal -m "not alone" $(CONTRACT) $(ARGS) || \
-	    TEST_REACTORS=$$reactors $(BIN)/pytest $(AGAIN) -m "not alone" \
-	        $(CONTRACT) $(ARGS) || exit; \
+	    TEST_REACTORS=$$reactors $(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal $(CONTRACT) $(ARGS) || \
+	    TEST_REACTORS=$$reactors $(BIN)/pytest $(AGAIN) $(CONTRACT) $(ARGS) || exit; \
 	done
 
 # Every server that the tests start is measured, too, which takes about half as long again.

@@ -82,6 +82,7 @@ def test_rotated_under_load_the_files_hold_every_number_once(
     assert server.stderr.count("is reopened") == 10
 
 
+@pytest.mark.same_with_reactors
 @pytest.mark.skipif(shutil.which("logrotate") is None, reason="logrotate is not installed")
 def test_the_example_for_logrotate_works(serve: Serve, tmp_path: Path) -> None:
     server = serve()

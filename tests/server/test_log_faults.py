@@ -319,6 +319,7 @@ def test_a_log_whose_fstat_fails_has_failed(
     assert "Traceback" not in server.stderr
 
 
+@pytest.mark.same_with_reactors
 @needs_strace
 @pytest.mark.parametrize("fsync", ["never", "interval", "always"])
 @pytest.mark.parametrize("rotated", [False, True], ids=["at the end", "at a rotation"])
@@ -348,6 +349,7 @@ def test_a_log_whose_close_fails_has_failed(
 # Standard streams.
 
 
+@pytest.mark.same_with_reactors
 @pytest.mark.parametrize("stream", [1, 2], ids=["output", "error"])
 @pytest.mark.parametrize("mode", [os.O_TRUNC, os.O_APPEND], ids=["truncated", "appended"])
 @pytest.mark.parametrize("name", ["numbers.log", "link", "/dev/stdout"])
@@ -383,6 +385,7 @@ def test_a_log_that_a_standard_stream_goes_to_is_refused(
         )
 
 
+@pytest.mark.same_with_reactors
 def test_a_rotation_to_the_file_of_standard_output_is_refused(tmp_path: Path, backend: str) -> None:
     out = tmp_path / "out"
     fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

@@ -66,6 +66,7 @@ def test_clients_of_all_addresses_share_one_log(serve: Serve, backend: str, tmp_
     assert not path.exists()
 
 
+@pytest.mark.same_with_reactors
 def test_only_the_addresses_given_are_listened_on(tmp_path: Path) -> None:
     path = tmp_path / "numbers.sock"
     server = subprocess.Popen(
@@ -126,6 +127,7 @@ def test_unix_clients_that_wait_when_the_stop_comes_are_not_forgotten(
     assert server.logged_set() == set(range(51))
 
 
+@pytest.mark.same_with_reactors
 def test_a_live_unix_socket_is_refused_and_one_left_by_a_kill_is_replaced(
     serve: Serve, tmp_path: Path
 ) -> None:
@@ -307,6 +309,7 @@ def ended_by_metrics(server: ServerProcess) -> dict[str, float]:
     return {key.removeprefix(name): found[key] for key in found if key.startswith(name)}
 
 
+@pytest.mark.same_with_reactors
 def test_json_has_the_figures_and_errors_too(serve: Serve, tmp_path: Path) -> None:
     server = serve(
         *("--log-format", "json", "--verbose", "--metrics", "127.0.0.1:0"),
@@ -347,6 +350,7 @@ def test_json_has_the_figures_and_errors_too(serve: Serve, tmp_path: Path) -> No
         assert json.loads(failed.stderr)["level"] == "error"
 
 
+@pytest.mark.same_with_reactors
 def test_quiet_leaves_warnings_and_reports(tmp_path: Path) -> None:
     log = tmp_path / "numbers.log"
     log.write_bytes(lines([1]) + b"00")
@@ -373,6 +377,7 @@ def test_a_report_can_be_asked_for_at_any_time(serve: Serve, backend: str) -> No
     ]
 
 
+@pytest.mark.same_with_reactors
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -402,6 +407,7 @@ def test_what_cannot_be_meant_is_a_usage_error(arguments: list[str], tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.same_with_reactors
 @pytest.mark.parametrize(
     ("old", "said"),
     [(b"", None), (b"1", "(1 byte of"), (lines(range(50)), "(500 bytes of")],
@@ -419,6 +425,7 @@ def test_a_start_says_how_much_of_an_earlier_log_it_drops(
     assert server.terminate() == 0
 
 
+@pytest.mark.same_with_reactors
 def test_one_is_singular_in_the_lines_of_a_server(serve: Callable[..., ServerProcess]) -> None:
     server = serve("--max-clients", "1")
     assert "at most 1 client," in server.stderr

@@ -87,6 +87,7 @@ def test_terminate_right_after_the_clients_have_left_loses_nothing(
     assert server.logged_set() == set(range(5 * count))
 
 
+@pytest.mark.same_with_reactors
 def test_the_log_is_created_anew_and_the_start_line_says_all(serve: Serve, tmp_path: Path) -> None:
     (tmp_path / "numbers.log").write_bytes(lines(range(100)))
     server = serve("--max-clients", "7", "--backend", "epoll", "--kernel", "native")
@@ -104,6 +105,7 @@ def test_the_log_is_created_anew_and_the_start_line_says_all(serve: Serve, tmp_p
     assert server.logged() == [5]
 
 
+@pytest.mark.same_with_reactors
 def test_ipv6_works(serve: Serve) -> None:
     server = serve("--host", "::1")
     assert "[::1]:" in server.stderr
@@ -112,6 +114,7 @@ def test_ipv6_works(serve: Serve) -> None:
     assert server.logged() == [1]
 
 
+@pytest.mark.same_with_reactors
 def test_one_port_of_ipv4_and_of_ipv6_is_listened_on(serve: Serve, backend: str) -> None:
     port = reserve_port()
     options = [f"--listen=0.0.0.0:{port}", f"--listen=[::]:{port}", "--backend", backend]
@@ -124,6 +127,7 @@ def test_one_port_of_ipv4_and_of_ipv6_is_listened_on(serve: Serve, backend: str)
     assert server.stop() == 0
 
 
+@pytest.mark.same_with_reactors
 def test_a_name_is_listened_on_at_each_of_its_addresses(serve: Serve) -> None:
     server = serve("--host", "localhost", listen=("--port", str(reserve_port())))
     addresses = {info[4][0] for info in socket.getaddrinfo("localhost", 0)}
@@ -412,6 +416,7 @@ def test_a_stop_with_five_thousand_clients_loses_nothing(serve: Serve, backend: 
     assert stopped_s < 2, "a stop takes below a second, and this machine may be busy"
 
 
+@pytest.mark.same_with_reactors
 def test_the_descriptor_limit_is_raised_where_it_has_to_be(serve: Serve) -> None:
     server = serve("--max-clients", "300", prefix=["prlimit", "--nofile=64:4096"])
     clients = [server.connect() for _ in range(300)]
@@ -574,6 +579,7 @@ def test_several_terminates_and_a_signal_at_once_are_one_stop(serve: Serve, back
     assert server.logged_set() == set(range(4))
 
 
+@pytest.mark.same_with_reactors
 def test_the_port_can_be_used_again_at_once(serve: Serve) -> None:
     listen = ("--port", str(reserve_port()))
     first = serve(listen=listen)
@@ -588,6 +594,7 @@ def test_the_port_can_be_used_again_at_once(serve: Serve) -> None:
 # Standard output, and stalls.
 
 
+@pytest.mark.same_with_reactors
 def test_a_closed_standard_output_gets_nothing_and_gives_nothing_to_the_log(
     serve: Serve,
 ) -> None:
@@ -598,6 +605,7 @@ def test_a_closed_standard_output_gets_nothing_and_gives_nothing_to_the_log(
     assert server.logged_set() == set(range(200))
 
 
+@pytest.mark.same_with_reactors
 def test_a_reader_of_reports_that_leaves_does_not_stop_the_server(serve: Serve) -> None:
     read_end, write_end = os.pipe()
     server = serve("--report-interval", "0.01", stdout=write_end)
