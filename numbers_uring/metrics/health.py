@@ -1,4 +1,4 @@
-"""Whether a loop, the server's or the owners', is alive: what a probe asks for."""
+"""Whether a loop, the server's or the collectors', is alive: what a probe asks for."""
 
 import time
 from collections.abc import Callable
