@@ -90,11 +90,22 @@ def terminate(server: ServerProcess) -> None:
         assert sees_fin(client)
 
 
-@pytest.mark.parametrize("fsync", ["never", "interval", "always"])
 @pytest.mark.parametrize(
-    "stop",
-    [terminate, stop_by(signal.SIGTERM), stop_by(signal.SIGINT)],
-    ids=["terminate", "SIGTERM", "SIGINT"],
+    ("stop", "fsync"),
+    [
+        (terminate, "never"),
+        (terminate, "always"),
+        (stop_by(signal.SIGTERM), "interval"),
+        (stop_by(signal.SIGTERM), "always"),
+        (stop_by(signal.SIGINT), "never"),
+    ],
+    ids=[
+        "terminate-never",
+        "terminate-always",
+        "SIGTERM-interval",
+        "SIGTERM-always",
+        "SIGINT-never",
+    ],
 )
 def test_a_clean_stop_is_a_fin_and_everything_is_on_file(
     serve: Serve,
