@@ -4,6 +4,9 @@ An index is append-only. Each record is written after the log was synced up to i
 believed behind a damaged one. The first record of a stream is its base, from which the log begins.
 """
 
+import errno
+import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Collection, Sequence
@@ -170,8 +173,14 @@ def read_records(packed: bytes) -> Reading:
 
 
 def read_index(path: Path) -> Reading:
-    """Return the good records of the index at `path`. Raises OSError."""
-    return read_records(path.read_bytes())
+    """Return the good records of the index at `path`. Raises OSError; also where it is no file."""
+    # A FIFO would block, and a device may never end.
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    with os.fdopen(fd, "rb") as file:
+        return read_records(file.read())
 
 
 def thinned(

@@ -70,3 +70,9 @@ def test_a_folder_that_cannot_have_an_id_is_named(tmp_path: Path) -> None:
     (tmp_path / COPY_NAME).mkdir()
     with pytest.raises(StartError, match=f"cannot read or make .*{COPY_NAME}"):
         identify(tmp_path)
+
+
+def test_a_fifo_with_the_name_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / COPY_NAME)
+    with pytest.raises(StartError, match=f"{COPY_NAME} is not a regular file"):
+        identify(tmp_path)

@@ -1,5 +1,6 @@
 """The index of a log: records, what is read of damaged ones, and what stays of many."""
 
+import os
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -178,3 +179,16 @@ def test_bases_and_what_a_copy_is_compared_by_stay() -> None:
     kept = list(thinned(of(records), lambda sequences: {sequences[0], sequences[7]}))
     new = records[50:]
     assert kept == [records[0], new[0], new[7], *new[-INDEX_RECORDS_KEPT:]]
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a folder", "a device"])
+def test_what_is_no_file_is_neither_waited_for_nor_read(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "numbers.3.index"
+    if kind == "a FIFO":
+        os.mkfifo(path)
+    elif kind == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(OSError, match="it is not a regular file"):
+        read_index(path)

@@ -112,7 +112,7 @@ def test_an_index_without_its_log_and_one_that_cannot_be_read_are_one_line(log: 
     index_of(log).unlink()
     index_of(log).mkdir()
     done = run_command("check", str(log))
-    assert_one_line_error(done, 3, f"cannot read {index_of(log)}: Is a directory")
+    assert_one_line_error(done, 3, f"cannot read {index_of(log)}: it is not a regular file")
 
 
 def test_a_repair_of_the_log_leaves_the_index_to_the_collector(log: Path) -> None:

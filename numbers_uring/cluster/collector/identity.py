@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import secrets
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,8 +37,11 @@ def identify(folder: Path) -> Identity:
     """Read the id in `folder`, or make one if there is none. Raises StartError."""
     path = folder / COPY_NAME
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        fd = os.open(path, flags, 0o644)
         try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise StartError(f"{path} is not a regular file")
             # Another process with other partitions may start in this folder at the same moment.
             fcntl.flock(fd, fcntl.LOCK_EX)
             text = os.read(fd, _FILE_BYTES_MAX)
