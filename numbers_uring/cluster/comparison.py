@@ -81,14 +81,27 @@ def passed_by(copies: Iterable[Copy], own: Copy, sequence: int) -> Copy | None:
     return max(others, key=lambda copy: (copy.sequence, copy.copy), default=None)
 
 
-class Floor(NamedTuple):
-    """The last message that all copies have on disk, which is not needed by any of them.
+def compared_until(copies: Iterable[Copy]) -> int | None:
+    """Return up to which message each pair of these copies was compared; None without any pair.
 
-    It stays in the stream, because a copy begins with a look at the message of its position.
+    What differs behind it is found by no one yet.
     """
+    return min((_last_shared(one, other) for one, other in combinations(copies, 2)), default=None)
+
+
+def _last_shared(one: Copy, other: Copy) -> int:
+    known = {point.sequence for point in other.points}
+    return max((point.sequence for point in one.points if point.sequence in known), default=0)
+
+
+class Floor(NamedTuple):
+    """A message that all copies have on disk, and up to where none of them needs the stream."""
 
     sequence: int
     time_ns: int
+    up_to: int
+    """Not behind `sequence`. It stays in the stream, because a copy begins with a look at the
+    message of its position."""
 
 
 def trim_floor(
@@ -115,4 +128,6 @@ def trim_floor(
     if len(able) < settings.copies:
         return f"{len(able)} of {settings.copies} copies can go on from the stream"
     slowest = min(able, key=lambda copy: copy.sequence)
-    return Floor(slowest.sequence, slowest.message_time_ns)
+    compared = compared_until(able)
+    up_to = slowest.sequence if compared is None else min(compared, slowest.sequence)
+    return Floor(slowest.sequence, slowest.message_time_ns, up_to)

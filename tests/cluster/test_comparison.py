@@ -78,14 +78,25 @@ def test_a_copy_that_does_not_help_is_not_named(other: Copy) -> None:
 def test_a_stream_is_needed_from_the_position_of_its_slowest_copy_on() -> None:
     copies = [copy_at("a", 9), copy_at("b", 4), copy_at("c", 7)]
     for first in (1, 4, 5):
-        assert trim_floor(copies, SETTINGS, STREAM_NS, first) == Floor(4, STREAM_NS + 4)
+        assert trim_floor(copies, SETTINGS, STREAM_NS, first) == Floor(4, STREAM_NS + 4, 4)
 
 
 def test_a_copy_that_lacks_what_is_gone_already_holds_nothing_unless_it_is_starting() -> None:
     copies = [copy_at("a", 9), copy_at("b", 4), copy_at("c", 7)]
-    assert trim_floor(copies, SETTINGS, STREAM_NS, 6) == Floor(7, STREAM_NS + 7)
+    assert trim_floor(copies, SETTINGS, STREAM_NS, 6) == Floor(7, STREAM_NS + 7, 7)
     starting = [copies[0], replace(copies[1], state="starting"), copies[2]]
-    assert trim_floor(starting, SETTINGS, STREAM_NS, 6) == Floor(4, STREAM_NS + 4)
+    assert trim_floor(starting, SETTINGS, STREAM_NS, 6) == Floor(4, STREAM_NS + 4, 4)
+
+
+@pytest.mark.parametrize(("shared", "up_to"), [((), 0), ((2,), 2), ((2, 3), 3), ((2, 3, 4), 4)])
+def test_a_stream_is_needed_from_the_last_message_on_up_to_which_all_pairs_were_compared(
+    shared: tuple[int, ...], up_to: int
+) -> None:
+    slow = copy_at("b", 4)
+    slow = replace(slow, points=tuple(each for each in slow.points if each.sequence in shared))
+    # The others share more with each other.
+    copies = [copy_at("a", 9), slow, copy_at("c", 7)]
+    assert trim_floor(copies, SETTINGS, STREAM_NS, 1) == Floor(4, STREAM_NS + 4, up_to)
 
 
 @pytest.mark.parametrize(

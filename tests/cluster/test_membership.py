@@ -42,21 +42,21 @@ def test_the_last_record_that_is_old_enough_is_found(times: list[int], limit_ns:
     times.sort()
     old = [place + 1 for place, time_ns in enumerate(times) if time_ns <= limit_ns]
     found = record_before(index_of(records(*times)), limit_ns)
-    assert found == (Floor(old[-1], times[len(old) - 1]) if old else None)
+    assert found == (Floor(old[-1], times[len(old) - 1], old[-1]) if old else None)
 
 
 def test_records_of_an_earlier_stream_are_not_old_messages_of_this_one() -> None:
     earlier = records(1_500, 1_600, created_ns=EARLIER_NS)
     assert record_before(index_of(earlier, records(2_500)), 2_400) is None
-    assert record_before(index_of(earlier, records(2_500)), 2_500) == Floor(1, 2_500)
+    assert record_before(index_of(earlier, records(2_500)), 2_500) == Floor(1, 2_500, 1)
 
 
 def test_a_record_without_a_time_is_not_old_enough_by_that() -> None:
     """A base has none, nor has a message that was skipped."""
     assert record_before(index_of(records(0)), 3_000) is None
     found = record_before(index_of(records(0, 2_500, 0, 2_600)), 2_550)
-    assert found in {None, Floor(2, 2_500)}
-    assert record_before(index_of(records(2_500, 0)), 2_550) == Floor(1, 2_500)
+    assert found in {None, Floor(2, 2_500, 2)}
+    assert record_before(index_of(records(2_500, 0)), 2_550) == Floor(1, 2_500, 1)
 
 
 def test_an_empty_index_has_no_record() -> None:
@@ -76,4 +76,4 @@ def test_trimming_looks_at_the_index_as_it_is_now(tmp_path: Path) -> None:
     (source,) = membership.trimmer.sources
     assert source.record_before(2_550) is None
     files.records = index_of(records(2_500, 2_600))
-    assert source.record_before(2_550) == Floor(1, 2_500)
+    assert source.record_before(2_550) == Floor(1, 2_500, 1)

@@ -266,7 +266,7 @@ def test_young_messages_are_kept_as_the_index_tells_their_age(use: Use) -> None:
 
         def record_before(limit_ns: int) -> Floor | None:
             asked.append(limit_ns)
-            return None if len(asked) < 3 else Floor(5, partition.times[5])
+            return None if len(asked) < 3 else Floor(5, partition.times[5], 5)
 
         trimmer = partition.trimmer(record_before)
         await partition.register("a", 9)
@@ -278,6 +278,36 @@ def test_young_messages_are_kept_as_the_index_tells_their_age(use: Use) -> None:
         assert asked[0] < partition.times[10] - hour_ns + 600 * 10**9
         assert await partition.round(trimmer) == 1
         assert await partition.round(trimmer) == 5
+
+    use(session)
+
+
+def test_old_messages_behind_younger_ones_are_kept_for_copies_that_lack_them(use: Use) -> None:
+    async def session(partition: Partition) -> None:
+        # The server's clock was put back by hours, so that message 10 is older than message 4.
+        await partition.buckets.put_settings(replace(KEEP_NOTHING, keep_s=3600), new=False)
+        for sequence in range(1, 5):
+            partition.times[sequence] += 2 * 3600 * 10**9
+        await partition.register("a", 10)
+        await partition.register("b", 4)
+        trimmer = partition.trimmer(lambda _: Floor(10, partition.times[10], 10))
+        await partition.round(trimmer)
+        assert await partition.round(trimmer) == 4
+
+    use(session)
+
+
+def test_what_two_copies_have_and_was_not_compared_stays(use: Use) -> None:
+    async def session(partition: Partition) -> None:
+        trimmer = partition.trimmer()
+        await partition.register("a", 9)
+        apart = partition.copy("b", 6)
+        await partition.buckets.put_copy(replace(apart, points=apart.points[:2]))
+        await partition.round(trimmer)
+        assert await partition.round(trimmer) == 2
+        await partition.register("b", 8)
+        await partition.round(trimmer)
+        assert await partition.round(trimmer) == 8
 
     use(session)
 

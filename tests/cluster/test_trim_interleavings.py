@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from numbers_uring.cluster.bucket import ChangedError
+from numbers_uring.cluster.checkpoints import Point
 from numbers_uring.cluster.collector import trim as trim_module
 from numbers_uring.cluster.collector.lookup import StreamState
 from numbers_uring.cluster.collector.trim import Trimmer, TrimSource
@@ -74,6 +75,7 @@ class FakeBuckets:
                     stream_created_ns=CREATED_NS,
                     sequence=position,
                     message_time_ns=position,
+                    points=tuple(Point(each, each, each) for each in range(1, position + 1)),
                 )
             )
         return contents

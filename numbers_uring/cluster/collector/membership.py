@@ -144,5 +144,5 @@ def record_before(records: Sequence[Record], limit_ns: int) -> Floor | None:
         if record.stream_created_ns != created_ns:
             return None
         if 0 < record.message_time_ns <= limit_ns:
-            return Floor(record.sequence, record.message_time_ns)
+            return Floor(record.sequence, record.message_time_ns, record.sequence)
     return None

@@ -1,8 +1,8 @@
 """Trims the streams: purges what all registered copies have on disk, and is old enough.
 
-A purge never outruns a registered copy. It is announced in the bucket, up to a message that all
-copies had passed; a round later the copies are read again, and what all of them have passed by
-then is purged. A copy that registers meanwhile is either found by that, or finds the announcement.
+A purge never outruns a registered copy, nor the comparison of any two. It is announced in the
+bucket; a round later the copies are read again, and what still can go by then is purged. A copy
+that registers meanwhile is either found by that, or finds the announcement.
 """
 
 import asyncio
@@ -110,7 +110,9 @@ class Trimmer:
             )
             limit_ns = state.now_ns - int(contents.settings.keep_s * 1e9)
             if isinstance(floor, Floor) and floor.time_ns > limit_ns:
-                floor = await asyncio.to_thread(source.record_before, limit_ns)
+                old = await asyncio.to_thread(source.record_before, limit_ns)
+                # Clocks are put back: an old message may be behind what all copies have.
+                floor = None if old is None else old._replace(up_to=min(old.up_to, floor.up_to))
             if isinstance(floor, Floor):
                 found[partition] = floor
         return found
@@ -119,22 +121,22 @@ class Trimmer:
         created_ns = self._sources[partition].stream_created_ns
         before = contents.trims.get(partition, Trim(0, created_ns))
         up_to = before.sequence if before.stream_created_ns == created_ns else 0
-        if floor.sequence > max(up_to, self.streams[partition].first_sequence):
+        if floor.up_to > max(up_to, self.streams[partition].first_sequence):
             # Another collector may be faster: its announcement is found in the next round.
             with suppress(ChangedError):
-                trim = Trim(floor.sequence, created_ns, before.revision)
+                trim = Trim(floor.up_to, created_ns, before.revision)
                 await self._buckets.put_trim(partition, trim)
-                up_to = floor.sequence
+                up_to = floor.up_to
         self._announced[partition] = up_to
 
     def _gain(self, partition: int, announced: int, floor: Floor) -> int:
         """Return how many messages can be purged at most."""
-        return max(min(announced, floor.sequence) - self.streams[partition].first_sequence, 0)
+        return max(min(announced, floor.up_to) - self.streams[partition].first_sequence, 0)
 
     async def _purge(self, partition: int, announced: int, floor: Floor) -> None:
         from nats.js.errors import APIError  # noqa: PLC0415
 
-        up_to = min(announced, floor.sequence)
+        up_to = min(announced, floor.up_to)
         stream = stream_name(partition)
         try:
             # A server that was put back has other messages under sequences that we know.
