@@ -8,6 +8,8 @@ Facts of nats-py 2.16 that it relies on:
   never receives; and the server that it has just left may be the next one that it tries.
 - What a caller is waiting for in a lost connection is not sent again. What was not written yet is
   sent on the next connection, and a caller that writes more than `pending_size` can't be cancelled.
+- A name with several addresses is connected to the first that accepts a connection, within the time
+  for all of them: one that does not answer, or is suspended, keeps it from the others.
 - An unexpected error in an attempt to reconnect ends all attempts; it stays disconnected.
 - asyncio is not told that its streams are encrypted, and warns at each end of a connection,
   and reads without a limit.
@@ -18,6 +20,7 @@ import random
 import socket
 import ssl
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import ParseResult
 
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
 STEPS = ("_connect_to_server", "_ping_interval", "_process_connect_init", "_process_op_err")
 """What is overridden here or called, and nats-py does not promise to keep."""
 
+_NUMERIC = socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+
 _PING = b"PING\r\n"
 
 _CLOSE_STEPS = 3
@@ -73,13 +78,28 @@ _ERROR_BYTES_MAX = 1024
 class _Transport(TcpTransport):
     """A connection that is closed at once, and that Linux ends if the peer takes no data."""
 
-    def __init__(self) -> None:
+    def __init__(self, attempt: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._attempt = attempt
         self.heard = True
         """Whether anything was received since this was last set to False."""
 
-    async def connect(self, uri: Any, buffer_size: int, connect_timeout: int) -> None:
-        await super().connect(uri, buffer_size, connect_timeout)
+    async def connect(self, uri: Any, buffer_size: int, connect_timeout: float) -> None:
+        """Try all addresses of the name, and begin with another one at each attempt."""
+        end_s = time.monotonic() + connect_timeout
+        async with asyncio.timeout(connect_timeout):
+            addresses = await _addresses(uri.hostname, uri.port)
+        first = self._attempt % len(addresses)
+        addresses = addresses[first:] + addresses[:first]
+        for left in range(len(addresses), 0, -1):
+            address: Any = SimpleNamespace(hostname=addresses[-left], port=uri.port)
+            try:
+                left_s: Any = end_s - time.monotonic()  # nats-py asks for an int
+                await super().connect(address, buffer_size, left_s / left)
+                break
+            except OSError:
+                if left == 1:
+                    raise
         assert self._io_writer is not None
         connection = self._io_writer.get_extra_info("socket")
         connection.setsockopt(
@@ -117,6 +137,14 @@ class _Transport(TcpTransport):
             await asyncio.sleep(0)
 
 
+async def _addresses(name: str, port: int) -> list[str]:
+    """Return the addresses of a host, as text. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    found = await loop.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    # Those of link-local addresses name the interface.
+    return [socket.getnameinfo(each[4], _NUMERIC)[0] for each in found]
+
+
 class BoundedClient(Client):
     """Leaves a NATS server that is silent, or answers no request, for another one."""
 
@@ -129,6 +157,7 @@ class BoundedClient(Client):
         it has, and that may be old."""
 
         self._order = Order()
+        self._attempts = 0
         self.silence = ""
         """What a server did not do that was left for it, for the line about the lost connection."""
 
@@ -168,7 +197,8 @@ class BoundedClient(Client):
         self._abort()
         self.silence = ""
         s.last_attempt = time.monotonic()
-        self._transport = _Transport()
+        self._transport = _Transport(self._attempts)
+        self._attempts += 1
         await self._transport.connect(s.uri, DEFAULT_BUFFER_SIZE, self.options["connect_timeout"])
 
     def _abort(self) -> None:

@@ -122,6 +122,37 @@ def test_servers_that_are_none_are_passed_over_at_the_start_and_at_a_reconnect(
         asyncio.run(live())
 
 
+@pytest.mark.parametrize("accepts", [False, True])
+def test_a_name_whose_first_address_does_not_answer_is_tried_at_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accepts: bool
+) -> None:
+    monkeypatch.setattr(client_module, "BROKER_CONNECT_S", 0.4)
+    monkeypatch.setattr(client_module, "BROKER_RECONNECT_S", 0.01)
+    resolve = socket.getaddrinfo
+
+    def resolve_both(name: str, port: int, *arguments: object, **options: int) -> list[object]:
+        names = ["127.0.0.2", "127.0.0.1"] if name == "both" else [name]
+        return [found for each in names for found in resolve(each, port, type=socket.SOCK_STREAM)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_both)
+
+    async def start(url: str) -> None:
+        async with connected(url, "tests", access=BrokerAccess()) as client:
+            assert await _answers(client)
+
+    with Broker(tmp_path) as broker, ExitStack() as stack:
+        listener = socket.create_server(("127.0.0.2", broker.port), backlog=0)
+        stack.callback(listener.close)
+        while not accepts:
+            waits = stack.enter_context(socket.socket())
+            waits.settimeout(0.1)
+            try:
+                waits.connect(listener.getsockname())
+            except TimeoutError:
+                break
+        asyncio.run(start(f"nats://both:{broker.port}"))
+
+
 def test_servers_that_are_none_end_a_start_in_time(
     monkeypatch: pytest.MonkeyPatch, strange: list[StrangeServer]
 ) -> None:
