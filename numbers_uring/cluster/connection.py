@@ -191,6 +191,8 @@ async def until_closed(client: "Client") -> NoReturn:
 def reason_text(error: Exception) -> str:
     """Return the error's text, without what the client puts around the NATS server's text."""
     text = str(error).removeprefix("nats: ").strip("'")
+    if not text and isinstance(error, TimeoutError):
+        return "no answer"
     return text or type(error).__name__
 
 
