@@ -5,6 +5,7 @@ import json
 import os
 import select
 import signal
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -33,10 +34,12 @@ async def watch_status(
 ) -> None:
     """Write the status every `interval_s` until SIGINT or SIGTERM.
 
-    Raises StartError at once if the first status cannot be read, and later if the connection is
-    closed for good, the cluster is of another version, or no one reads what is written. `say` gets
-    a line when a later status cannot be read.
+    Raises StartError at once if standard output is closed or the first status cannot be read, and
+    later if the connection is closed for good, the cluster is of another version, or no one reads
+    what is written. `say` gets a line when a later status cannot be read.
     """
+    if sys.__stdout__ is None:
+        raise StartError("cannot write to standard output: it is closed")
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
