@@ -14,6 +14,9 @@ from numbers_uring.limits import COPY_GONE_S
 STARTING = "starting"
 """The state of a copy whose collector has not found where to go on."""
 
+NO_SPACE = "no space"
+"""The state of a copy whose disk is full."""
+
 STOPPED = "stopped"
 """The state of a copy whose collector has ended in order."""
 

@@ -4,7 +4,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from numbers_uring.cluster.comparison import STOPPED, copy_text, disagreements, is_alive
+from numbers_uring.cluster.comparison import (
+    NO_SPACE,
+    STOPPED,
+    copy_text,
+    disagreements,
+    is_alive,
+)
 from numbers_uring.cluster.stream_settings import (
     Json,
     wrong_bucket_settings,
@@ -190,6 +196,8 @@ def _of_copies(one: PartitionStatus, settings: Settings) -> Iterator[Problem]:
         copy, text = each.copy, f"{where}: {copy_text(each.copy)}"
         if each.state == "gone":
             yield Problem("copy_gone", f"{text} has not reported for {_age(copy.age_s)}")
+        if copy.state == NO_SPACE and is_alive(copy):
+            yield Problem("copy_full", f"{text} waits: its disk has no space")
         if copy.waits is not None:
             yield Problem("copy_waits", f"{text} waits: {copy.waits}")
         if one.stream.info is None:

@@ -211,6 +211,7 @@ LOG = "partition 0: copy c1 (/logs/numbers.0.log on host-1)"
     ("spoil", "kind", "words"),
     [
         (_copy(waits="message 7 is missing"), "copy_waits", f"{LOG} waits: message 7 is missing"),
+        (_copy(state="no space"), "copy_full", f"{LOG} waits: its disk has no space"),
         (
             _copy(points=(Point(2, 1, 4),)),
             "copies_differ",
@@ -442,6 +443,19 @@ def test_a_watched_status_outlives_the_nats_server_and_ends_with_its_reader(
             os.close(reader)
             assert watching.wait() == 3
             assert watching.stderr_lines[-1].endswith("standard output: its reader is gone")
+
+
+def test_a_watched_status_without_a_standard_output_ends_at_once(shared: Broker) -> None:
+    after(shared)
+    command = (sys.executable, "-m", "numbers_uring", "cluster", "status", "--watch")
+    done = subprocess.run(
+        ["bash", "-c", 'exec "$@" >&-', "bash", *command, "--nats", shared.url],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert_one_line_error(done, 3, "cannot write to standard output: it is closed")
 
 
 def test_settings_are_shown_as_they_are(shared: Broker) -> None:

@@ -15,7 +15,7 @@ from numbers_uring.cluster.collector.identity import identify
 from numbers_uring.cluster.collector.lookup import StreamState
 from numbers_uring.cluster.collector.skips import Skips
 from numbers_uring.cluster.collector.trim import Trimmer, TrimSource
-from numbers_uring.cluster.comparison import Floor
+from numbers_uring.cluster.comparison import NO_SPACE, Floor
 from numbers_uring.cluster.index import Record
 from numbers_uring.cluster.values import Contents
 
@@ -121,7 +121,7 @@ def progress_of(collector: PartitionCollector) -> Progress | None:
         sum=record.sum,
         points=points,
         taken=collector.unique + collector.duplicate,
-        state="no space" if collector.out_of_space.runs else state,
+        state=NO_SPACE if collector.out_of_space.runs else state,
         waits=None if waits is None else waits.text,
     )
 
