@@ -14,7 +14,7 @@ C_SOURCES := $(wildcard native/*.h native/*/*.c native/*/*.h perf/*.c tests/nati
 # again, and each process of pytest every test: a quarter of all processor time. Empty is not set.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: serve test test-oldest test-reactors coverage lint format sanitize fuzz soak cluster ci man dist
+.PHONY: serve test test-oldest test-reactors coverage lint format sanitize fuzz soak cluster ci man dist pins
 .PHONY: sweep differential soak-all
 .PHONY: container-check clean
 
@@ -156,7 +156,8 @@ man: $(VENV)/dev.stamp
 
 # Equal bytes from any folder, at any time: archives have the time of the commit, and of a source distribution
 # without git its own. The wheel is built from the source distribution, and its tag names the oldest glibc that it
-# runs with: auditwheel looks at the symbols, and finds no library to bring along.
+# runs with: auditwheel looks at the symbols, and finds no library to bring along. The bill of materials is made of
+# an environment that has what the Containerfile installs.
 BUILD_ARGS ?=
 BUILT_AT = $(or $(SOURCE_DATE_EPOCH),$(shell \
     [ -e .git ] && git log -1 --format=%ct 2>/dev/null || stat --format=%Y PKG-INFO 2>/dev/null || date +%s))
@@ -174,7 +175,21 @@ dist: $(VENV)/dev.stamp
 	    $(BIN)/python -m build $(BUILD_ARGS) --wheel --outdir build/dist $(SOURCE)/*
 	umask 022 && PATH="$(abspath $(BIN)):$$PATH" SOURCE_DATE_EPOCH=$(BUILT_AT) \
 	    $(BIN)/auditwheel repair --plat auto --wheel-dir dist build/dist/*.whl
-	cd dist && sha256sum -- *.tar.gz *.whl > SHA256SUMS
+	$(BIN)/twine --no-color check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+	$(BIN)/python -m venv --without-pip build/dist/pinned
+	$(BIN)/pip --python build/dist/pinned/bin/python install --quiet --no-deps --require-hashes \
+	    --requirement deploy/requirements.txt
+	SOURCE_DATE_EPOCH=$(BUILT_AT) $(BIN)/cyclonedx-py environment --pyproject pyproject.toml \
+	    --output-reproducible --output-file dist/$$(ls $(SOURCE)).cdx.json build/dist/pinned
+	cd dist && sha256sum -- *.tar.gz *.whl *.json > SHA256SUMS
+
+# The newest versions, with their hashes, of all that the Containerfile installs from a package index.
+PIN = CUSTOM_COMPILE_COMMAND="make pins" $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras \
+    --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
+pins: $(VENV)/dev.stamp
+	$(PIN) --extra metrics --output-file deploy/requirements.txt pyproject.toml
+	$(PIN) --only-build-deps --build-deps-for wheel --output-file deploy/build-requirements.txt pyproject.toml
 
 # Every step of the Containerfile, and the server in what comes of it: as root, with debootstrap.
 container-check: $(VENV)/dev.stamp

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -47,7 +48,7 @@ def test_what_the_builder_copies_is_enough_for_a_wheel(builder: Stage, tmp_path:
     copied = tmp_path / "src"
     for step in builder.all("COPY"):
         *sources, target = step.split()
-        for source in map(CONTAINERFILE.with_name, sources):
+        for source in map(CONTAINERFILE.parent.joinpath, sources):
             if source.is_dir():
                 ignored = shutil.ignore_patterns("*.so", "__pycache__", "_native.c")
                 shutil.copytree(source, copied / target, ignore=ignored)
@@ -59,6 +60,16 @@ def test_what_the_builder_copies_is_enough_for_a_wheel(builder: Stage, tmp_path:
     done = run(*pip, f"--wheel-dir={tmp_path}", str(copied))
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("numbers_uring-*.whl"))) == 1
+
+
+def test_all_that_comes_from_an_index_has_to_have_a_known_hash(builder: Stage) -> None:
+    """Without --no-deps and --no-build-isolation, pip would get more by itself."""
+    steps = re.split(r" && ", " && ".join(builder.all("RUN")))
+    asks = [step for step in steps if re.search(r"/pip (install|wheel) ", step)]
+    assert len(asks) >= 2
+    for step in asks:
+        assert "--no-deps" in step
+        assert re.search(r"--require-hashes|--no-index|pip wheel .*--no-build-isolation", step)
 
 
 def test_each_variable_is_that_of_an_option(image: Stage) -> None:

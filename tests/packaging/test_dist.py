@@ -1,5 +1,6 @@
 """What `make dist` makes: complete, nothing too much, working in a fresh venv of another Python."""
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from numbers_uring import __version__
 from support.processes import ServerProcess
@@ -40,6 +42,20 @@ def output(*command: str | Path, cwd: Path | None = None) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def as_pinned(name: str) -> str:
+    """Return the name of a package as indexes compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pinned(name: str) -> dict[str, list[str]]:
+    """Return the hashes of each NAME==VERSION in a file that `make pins` writes."""
+    text = (ROOT / "deploy" / name).read_text().replace("\\\n", "")
+    entries = [
+        line.split() for line in text.splitlines() if line and not line.strip().startswith("#")
+    ]
+    return {entry[0]: entry[1:] for entry in entries}
 
 
 def sources(copy: Path) -> None:
@@ -106,6 +122,27 @@ def test_the_package_list_names_every_folder_with_modules() -> None:
     assert sorted(".".join(folder.parts) for folder in folders) == named
 
 
+@pytest.mark.parametrize(
+    ("name", "extra"), [("requirements.txt", "metrics"), ("build-requirements.txt", None)]
+)
+def test_what_the_image_installs_has_hashes_and_is_what_the_project_needs(
+    name: str, extra: str | None
+) -> None:
+    """If this fails, run `make pins`."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = project["build-system"]["requires"]
+    if extra is not None:
+        metadata = project["project"]
+        needed = [*metadata["dependencies"], *metadata["optional-dependencies"][extra]]
+    pins = pinned(name)
+    for hashes in pins.values():
+        assert hashes
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", word) for word in hashes)
+    versions = dict(pin.split("==") for pin in pins)
+    for requirement in map(Requirement, needed):
+        assert versions[as_pinned(requirement.name)] in requirement.specifier
+
+
 def test_whatever_is_made_twice_has_equal_bytes(two_dists: list[Path]) -> None:
     first, second = (
         {path.name: path.read_bytes() for path in each.iterdir()} for each in two_dists
@@ -124,13 +161,27 @@ def test_archives_have_the_time_of_the_commit_and_no_owner(dist: Path, wheel: Pa
     assert times == {time.gmtime(COMMITTED_S)[:6]}
 
 
-def test_the_checksums_are_those_of_the_source_distribution_and_the_wheel(
-    dist: Path, wheel: Path
-) -> None:
-    names = {f"{NAME}.tar.gz", wheel.name}
+def test_the_checksums_are_those_of_all_files(dist: Path, wheel: Path) -> None:
+    names = {f"{NAME}.tar.gz", f"{NAME}.cdx.json", wheel.name}
     assert {path.name for path in dist.iterdir()} == names | {"SHA256SUMS"}
     verified = output("sha256sum", "--check", "--strict", "SHA256SUMS", cwd=dist)
     assert set(verified.splitlines()) == {f"{name}: OK" for name in names}
+
+
+def test_the_bill_of_materials_has_what_is_installed_beside_the_wheel(dist: Path) -> None:
+    """The tool that writes it has checked it against its schema."""
+    bill = json.loads((dist / f"{NAME}.cdx.json").read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+    root = bill["metadata"]["component"]
+    assert (root["name"], root["version"]) == ("numbers-uring", __version__)
+    found = {f"{as_pinned(each['name'])}=={each['version']}" for each in bill["components"]}
+    assert found == pinned("requirements.txt").keys()
+    assert all(each["licenses"] for each in bill["components"])
+    needs = {each["ref"]: set(each.get("dependsOn", ())) for each in bill["dependencies"]}
+    reached = {root["bom-ref"]}
+    for _ in needs:
+        reached |= {need for ref in reached for need in needs[ref]}
+    assert reached == needs.keys()
 
 
 def test_the_source_distribution_has_every_file_of_the_project(dist: Path) -> None:
