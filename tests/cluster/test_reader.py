@@ -18,7 +18,7 @@ from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.cluster.streams import time_ns
 from numbers_uring.limits import MESSAGE_BYTES_MAX
 from support.broker import Broker, broker_with_cluster
-from support.reading import Driven, publish_all, reader_of
+from support.reading import Driven, publish_all, reader_of, state_of
 from support.waiting import DEADLINE_S
 
 STATUSES = ("100", "204", "404", "408", "409", "503", "999")
@@ -396,6 +396,39 @@ def test_another_copy_that_has_passed_the_missing_message_is_named(
         assert set(asked) == {2}
         said = "copy blue (log on host-2) has passed it: stop this collector, copy"
         assert said in driven.said[0]
+
+    broker.run(use)
+
+
+def test_to_skip_a_billion_messages_takes_neither_their_memory_nor_a_line_each(
+    broker: Broker, partition: int
+) -> None:
+    count = 10**9
+
+    async def use(js: JetStreamContext) -> None:
+        await js.purge_stream(stream_name(partition), seq=count + 1)
+        await publish_all(js, partition, [b"data"])
+        state = await state_of(js, partition)
+        informed: list[str] = []
+        tested = reader.Reader(
+            js,
+            partition,
+            position=0,
+            time_ns=0,
+            created_ns=state.created_ns,
+            skipped=range(1, count + 1),
+            say=pytest.fail,
+            inform=informed.append,
+        )
+        async with asyncio.timeout(DEADLINE_S):
+            while not (messages := await tested.read()):
+                pass
+        await tested.close()
+        assert [message.sequence for message in messages] == list(range(1, len(messages) + 1))
+        assert len(messages) > 1
+        assert all(message.skipped for message in messages)
+        (line,) = informed
+        assert f"messages 1 to {len(messages)} of the stream" in line
 
     broker.run(use)
 

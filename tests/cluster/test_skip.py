@@ -2,6 +2,7 @@
 
 from array import array
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 from nats.js import JetStreamContext
@@ -165,5 +166,7 @@ def test_skips_are_those_of_their_stream_and_may_overlap() -> None:
         ]
     )
     assert [each for each in range(60) if each in skips] == [*range(10, 23), 30]
+    for first, last in combinations(range(60), 2):
+        assert skips.count(first, last) == sum(each in skips for each in range(first, last + 1))
     skips.update([])
     assert [each for each in range(60) if each in skips] == []

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Sequence
 from contextlib import nullcontext, suppress
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
 from numbers_uring.cluster.collector.feed import Feed, Message
@@ -250,7 +250,8 @@ class Reader:
             if message is None:
                 break
             if message.sequence in self._skipped:
-                message = self._skip(message.sequence, message.time_ns, message.headers)
+                self._inform_skip(message.sequence, message.sequence)
+                message = message._replace(data=b"", skipped=True)
             taken.append(message)
             taken_bytes += len(message.data)
             position = message.sequence
@@ -271,11 +272,12 @@ class Reader:
             return feed.take()
         return None
 
-    def _skip(
-        self, sequence: int, time_ns: int = 0, headers: dict[str, str] | None = None
-    ) -> Message:
-        self._inform(f"message {sequence} of the stream {self._stream} is skipped, as recorded")
-        return Message(sequence, time_ns, b"", headers, skipped=True)
+    def _inform_skip(self, first: int, last: int) -> None:
+        of = f"of the stream {self._stream}"
+        if first == last:
+            self._inform(f"message {first} {of} is skipped, as recorded")
+        else:
+            self._inform(f"messages {first} to {last} {of} are skipped, as recorded")
 
     async def _check_overlap(self, there: Message | None) -> bool:
         """Compare the message at the position with what the log was told of it.
@@ -361,9 +363,11 @@ class Reader:
         """Look for missing messages; wait where there are none."""
         import nats  # noqa: PLC0415
 
-        skipped = list(takewhile(self._skipped.__contains__, range(first, last + 1)))
+        missing = range(first, last + 1)
+        skipped = list(islice(takewhile(self._skipped.__contains__, missing), READ_MESSAGES))
         if skipped:
-            return [self._skip(sequence) for sequence in skipped[:READ_MESSAGES]]
+            self._inform_skip(skipped[0], skipped[-1])
+            return [Message(sequence, 0, b"", None, skipped=True) for sequence in skipped]
         if time.monotonic() < self._looks_s:
             return []
         found = await self._lookup.find(first, last)

@@ -31,6 +31,15 @@ class Skips:
             self._firsts.append(first)
             self._lasts.append(max([last, *self._lasts[-1:]]))
 
+    def count(self, first: int, last: int) -> int:
+        """Return how many of the messages `first` to `last` are skipped."""
+        count = 0
+        for begin, end in zip(self._firsts, self._lasts, strict=True):
+            both = range(max(begin, first), min(end, last) + 1)
+            count += len(both)
+            first = max(first, both.stop)
+        return count
+
     def __contains__(self, sequence: object) -> bool:
         assert isinstance(sequence, int)
         index = bisect_right(self._firsts, sequence)

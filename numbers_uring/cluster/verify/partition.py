@@ -1,7 +1,7 @@
 """Compares all logs of one partition with its stream and with each other."""
 
 import asyncio
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,7 +100,7 @@ class _Comparison:
         state: StreamState,
         copies: Sequence[Copy],
         partitions: int,
-        skipped: Container[int],
+        skipped: Skips,
         trim: Trim | None,
     ) -> None:
         self._report = report
@@ -184,9 +184,9 @@ class _Comparison:
         return last
 
     def _note_gap(self, first: int, last: int) -> None:
-        missing = [each for each in range(first, last + 1) if each not in self._skipped]
-        self._report.skipped += max(0, last + 1 - first) - len(missing)
-        if not missing:
+        skipped = self._skipped.count(first, last)
+        self._report.skipped += skipped
+        if first + skipped > last:
             return
         which = f"message {first} is" if first == last else f"messages {first} to {last} are"
         self._gaps.add(f"{which} missing in the stream {self._stream}")
