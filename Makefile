@@ -74,7 +74,7 @@ soak: $(VENV)/dev.stamp
 	SOAK_ROUNDS=$(SOAK_ROUNDS) STOP_ROUNDS=$(STOP_ROUNDS) \
 	    $(BIN)/pytest tests/server/test_durability.py -k "kill_at_any_moment or beside_floods" $(ARGS)
 	CLUSTER_ROUNDS=$(CLUSTER_ROUNDS) CLUSTER_HOLD_S=$(CLUSTER_HOLD_S) \
-	    $(BIN)/pytest -rP tests/cluster/test_cluster_soak.py $(ARGS)
+	    $(BIN)/pytest -rP tests/cluster/test_cluster_soak.py tests/cluster/test_liveness.py $(ARGS)
 
 # Every system call of a server fails, once and for ever, with every error that fits: half an hour.
 # ARGS="--sample 60" runs some of them, and --help names more. Each session is in build/sweep.jsonl.
