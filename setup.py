@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from distutils.command.install_data import install_data
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT / "share"))
+
+from index_readme import index_readme  # noqa: E402  (it is found there alone)
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+README = (ROOT / "README.md").read_text()
 SHARE = Path("build", "share")
 NAME = "numbers-uring"
 
@@ -49,6 +56,10 @@ class InstallShare(install_data):
 
 
 setup(
+    long_description=index_readme(
+        README, PROJECT.get("urls", {}).get("Source"), PROJECT["version"]
+    ),
+    long_description_content_type="text/markdown",
     cffi_modules=["native/build_ffi.py:ffi"],
     cmdclass={"build_ext": BuildAnywhere, "install_data": InstallShare},
     data_files=[

@@ -225,7 +225,7 @@ def test_the_readme_names_each_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for group in (project["dependencies"], *project["optional-dependencies"].values()):
         for requirement in group:
-            package = re.split("[>=]=", requirement)[0]
+            package = re.split(r"\[|[>=]=", requirement)[0]
             assert re.search(rf"\b{package}\b", section), package
 
 

@@ -1,5 +1,6 @@
 """What `make dist` makes: complete, nothing too much, working in a fresh venv of another Python."""
 
+import email
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from index_readme import index_readme
 from numbers_uring import __version__
 from support.processes import ServerProcess
 from support.waiting import DEADLINE_S
@@ -219,6 +221,19 @@ def test_the_wheel_is_for_any_later_python_and_has_what_it_should_alone(wheel: P
         *(f"{NAME}.data/data/{name}" for name in SHARE),
         *(f"{NAME}.dist-info/{name}" for name in metadata),
     }
+
+
+def test_the_wheel_describes_the_project_as_a_package_index_shows_it(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = email.message_from_bytes(archive.read(f"{NAME}.dist-info/METADATA"))
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    shown = index_readme(
+        (ROOT / "README.md").read_text(), project.get("urls", {}).get("Source"), __version__
+    )
+    described = metadata.get_payload(decode=True)
+    assert isinstance(described, bytes)
+    assert described.decode().strip() == shown.strip()
 
 
 @pytest.fixture(scope="module")
