@@ -200,7 +200,7 @@ class Buckets:
         while True:
             request = {"subjects_filter": ">", "offset": len(names)}
             try:
-                info = await request_api(self._js, f"STREAM.INFO.{_stream(bucket)}", request)
+                info = await request_api(self._js, f"STREAM.INFO.{bucket_stream(bucket)}", request)
             except NotFoundError:
                 raise _no_cluster() from None
             some = info["state"].get("subjects") or {}
@@ -257,7 +257,9 @@ class Buckets:
             request: dict[str, object] = {"multi_last": list(subjects)}
             while True:
                 await self._client.publish(
-                    f"$JS.API.DIRECT.GET.{_stream(bucket)}", json.dumps(request).encode(), inbox
+                    f"$JS.API.DIRECT.GET.{bucket_stream(bucket)}",
+                    json.dumps(request).encode(),
+                    inbox,
                 )
                 # A control message names no subject, whatever headers a value brings.
                 while "Nats-Subject" in (
@@ -284,7 +286,9 @@ class Buckets:
         from nats.js.errors import NotFoundError  # noqa: PLC0415
 
         try:
-            message = await self._js.get_last_msg(_stream(bucket), f"$KV.{bucket}.{prefix}{name}")
+            message = await self._js.get_last_msg(
+                bucket_stream(bucket), f"$KV.{bucket}.{prefix}{name}"
+            )
         except NotFoundError:
             return None
         at_s = 0.0 if message.time is None else message.time.timestamp()
@@ -326,7 +330,8 @@ class Buckets:
         await self._js.publish(f"$KV.{bucket}.{_PREFIX}{name}", headers={"KV-Operation": "DEL"})
 
 
-def _stream(bucket: str) -> str:
+def bucket_stream(bucket: str) -> str:
+    """Return the name of the stream that a bucket is."""
     return f"KV_{bucket}"
 
 

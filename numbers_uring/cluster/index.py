@@ -150,11 +150,6 @@ class Reading:
     damage: str | None
     """What is wrong behind them; None if nothing is."""
 
-    @property
-    def good_bytes(self) -> int:
-        """The size of the good records in the file."""
-        return len(self.records) * RECORD_BYTES
-
 
 def read_records(packed: bytes) -> Reading:
     """Return the good records of an index with this content."""

@@ -15,14 +15,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, ChangedError, NoClusterError
+from numbers_uring.cluster.bucket import (
+    CLUSTER_BUCKET,
+    Buckets,
+    ChangedError,
+    NoClusterError,
+    bucket_stream,
+)
 from numbers_uring.cluster.connection import broker_errors, request_api
 from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.cluster.stream_settings import (
     BUCKETS,
     Json,
     bucket_config,
-    bucket_stream,
     default_max_bytes,
     stream_config,
     wrong_bucket_settings,

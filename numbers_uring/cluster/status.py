@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, NoClusterError
+from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, NoClusterError, bucket_stream
 from numbers_uring.cluster.connection import broker_errors
 from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.cluster.problems import (
@@ -16,7 +16,7 @@ from numbers_uring.cluster.problems import (
     is_gone,
     problems,
 )
-from numbers_uring.cluster.stream_settings import BUCKETS, bucket_stream
+from numbers_uring.cluster.stream_settings import BUCKETS
 from numbers_uring.cluster.streams import stream_info, time_ns
 from numbers_uring.cluster.tasks import each_of
 from numbers_uring.cluster.values import Copy, Node, Settings, Skip, Trim

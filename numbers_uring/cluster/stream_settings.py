@@ -15,7 +15,7 @@ Facts of nats-server 2.15 that it relies on:
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from numbers_uring.cluster.bucket import CLUSTER_BUCKET, NODES_BUCKET
+from numbers_uring.cluster.bucket import CLUSTER_BUCKET, NODES_BUCKET, bucket_stream
 from numbers_uring.cluster.partitions import NUMBER_BYTES, stream_name, subject_name
 from numbers_uring.limits import (
     DUPLICATE_WINDOW_S,
@@ -39,11 +39,6 @@ _BUCKET_BYTES_MAX = {NODES_BUCKET: NODES_BYTES_MAX}
 _NS = 1_000_000_000
 
 _BATCH_BYTES = FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX
-
-
-def bucket_stream(bucket: str) -> str:
-    """Return the name of the stream that a bucket is."""
-    return f"KV_{bucket}"
 
 
 # What is made.
