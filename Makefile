@@ -157,22 +157,25 @@ man: $(VENV)/dev.stamp
 # Equal bytes from any folder, at any time: archives have the time of the commit, and of a source distribution
 # without git its own. The wheel is built from the source distribution, and its tag names the oldest glibc that it
 # runs with: auditwheel looks at the symbols, and finds no library to bring along. The bill of materials is made of
-# an environment that has what the Containerfile installs.
-BUILD_ARGS ?=
+# an environment that has what the Containerfile installs. BUILDER has what the build requires, in the versions and
+# with the hashes that the Containerfile asks for, too; with BUILDER= the venv's own are used.
+BUILDER := build/dist/builder
+BUILD := PYTHONPATH="$(if $(BUILDER),$(CURDIR)/$(BUILDER))" $(BIN)/python -m build --no-isolation
 BUILT_AT = $(or $(SOURCE_DATE_EPOCH),$(shell \
     [ -e .git ] && git log -1 --format=%ct 2>/dev/null || stat --format=%Y PKG-INFO 2>/dev/null || date +%s))
 SOURCE := build/dist/source
 dist: $(VENV)/dev.stamp
 	rm -rf dist build/dist
 	mkdir -p dist $(SOURCE)
-	$(BIN)/python -m build $(BUILD_ARGS) --sdist --outdir build/dist
+	$(if $(BUILDER),$(BIN)/pip install --quiet --target $(BUILDER) --no-deps --require-hashes \
+	    --requirement deploy/build-requirements.txt)
+	$(BUILD) --sdist --outdir build/dist
 	tar --extract --gzip --file build/dist/*.tar.gz --directory $(SOURCE)
 	name=$$(ls $(SOURCE)) && chmod -R u=rwX,go=rX $(SOURCE) && \
 	    tar --create --sort=name --mtime=@$(BUILT_AT) --owner=0 --group=0 --numeric-owner --format=posix \
 	        --pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime \
 	        --directory $(SOURCE) $$name | gzip --no-name --best > dist/$$name.tar.gz
-	umask 022 && SOURCE_DATE_EPOCH=$(BUILT_AT) \
-	    $(BIN)/python -m build $(BUILD_ARGS) --wheel --outdir build/dist $(SOURCE)/*
+	umask 022 && SOURCE_DATE_EPOCH=$(BUILT_AT) $(BUILD) --wheel --outdir build/dist $(SOURCE)/*
 	umask 022 && PATH="$(abspath $(BIN)):$$PATH" SOURCE_DATE_EPOCH=$(BUILT_AT) \
 	    $(BIN)/auditwheel repair --plat auto --wheel-dir dist build/dist/*.whl
 	$(BIN)/twine --no-color check --strict dist/*

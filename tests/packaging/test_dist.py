@@ -85,8 +85,8 @@ def sources(copy: Path) -> None:
 def make_dist(copy: Path, *prefix: str) -> Path:
     # --old-file: the venv, which is not the copy's own, needs nothing done to it.
     venv = (f"VENV={sys.prefix}", f"--old-file={sys.prefix}/dev.stamp")
-    # The venv has what a build requires; the editable install in it was built without that.
-    output(*prefix, "make", *venv, "dist", "BUILD_ARGS=--no-isolation", cwd=copy)
+    # The venv has what a build requires, and need not get it once more.
+    output(*prefix, "make", *venv, "dist", "BUILDER=", cwd=copy)
     return copy / "dist"
 
 
@@ -115,6 +115,10 @@ def dist(two_dists: list[Path]) -> Path:
 def wheel(dist: Path) -> Path:
     (path,) = dist.glob("*.whl")
     return path
+
+
+def test_the_package_has_the_version_of_the_project() -> None:
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
 
 
 def test_the_package_list_names_every_folder_with_modules() -> None:
