@@ -708,6 +708,18 @@ HUGE_PAGES_SHARE_MIN = 0.95
 WATCH_WRITE_S = 1.0
 """How long a status may take to be written, before one that is watched is left out."""
 
+STATUS_INTERVAL_S = 1.0
+"""Over which `status` measures rates, and from one of its lines to the next."""
+
+STATUS_HEADER_LINES = 20
+"""How many lines of `status --watch` stand below each of their headers."""
+
+SCRAPE_S = 5.0
+"""How long a server may be silent to `status`."""
+
+SCRAPE_BYTES_MAX = 1024 * 1024
+"""Of its answer; more is not read."""
+
 CHECK_PROGRESS_BYTES = 16 * 1024 * 1024
 """How much of a log is read between two updates of the progress bar."""
 

@@ -51,6 +51,10 @@ _EXAMPLES = (
         "doctor --reactors 2 --metrics 127.0.0.1:9400",
     ),
     (
+        "See what that server does, with a line each second:",
+        "status --watch http://127.0.0.1:9400",
+    ),
+    (
         "Send ten million random numbers, and then stop the server:",
         "load --numbers 10000000 --mix random --terminate",
     ),

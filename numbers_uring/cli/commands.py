@@ -23,6 +23,7 @@ _SHORT_HELPS = {
     "load": "Send numbers to a server and measure the rate.",
     "collect": "Write the logs of a cluster's partitions.",
     "serve": "Run a server.",
+    "status": "Show what a server does now.",
 }
 """The command NAME is the object `NAME` of the module numbers_uring.cli.NAME."""
 

@@ -1,4 +1,4 @@
-"""What a command prints, written to standard output at its end: all of it, or a failure."""
+"""What a command prints: at its end all of it, or a failure; while it runs, whole lines."""
 
 import os
 import select
@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Self
 
 from numbers_uring.errors import Failure, StartError
-from numbers_uring.system.stdio import STDOUT
+from numbers_uring.limits import WATCH_WRITE_S
+from numbers_uring.system.stdio import STDOUT, LineWriter
 
 
 class PrintedOutput:
@@ -56,3 +57,12 @@ class PrintedOutput:
                 select.select([], [STDOUT], [])
             except OSError as failed:
                 raise StartError(f"cannot write to standard output: {failed.strerror}") from failed
+
+
+def write_now(writer: LineWriter, text: str) -> None:
+    """Write it, or nothing if the reader is slow. Raises StartError if the reader is gone."""
+    if not writer.write(text, wait_s=WATCH_WRITE_S):
+        poll = select.poll()
+        poll.register(STDOUT, 0)
+        if any(events & (select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0)):
+            raise StartError("cannot write to standard output: its reader is gone")

@@ -3,19 +3,18 @@
 import asyncio
 import json
 import os
-import select
 import signal
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from numbers_uring.cli.output import write_now
 from numbers_uring.cluster.bucket import VersionError
 from numbers_uring.cluster.connection import until_closed
 from numbers_uring.cluster.status import ClusterStatus, StatusReader
 from numbers_uring.cluster.status_text import as_text, body, head
 from numbers_uring.cluster.tasks import end_tasks
 from numbers_uring.errors import StartError
-from numbers_uring.limits import WATCH_WRITE_S
 from numbers_uring.system.stdio import STDOUT, LineWriter
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ async def _show(
                 say(said)
         else:
             said = ""
-            _write(writer, json.dumps(found.as_json()) if as_json else _text(found))
+            write_now(writer, json.dumps(found.as_json()) if as_json else _text(found))
         await asyncio.sleep(due_s - loop.time())
 
 
@@ -91,12 +90,3 @@ def _text(found: ClusterStatus) -> str:
     if size.lines and size.columns:  # A terminal need not know its size.
         lines = [line[: size.columns] for line in lines[: size.lines - 1]]
     return _CLEAR + "\n".join(lines)
-
-
-def _write(writer: LineWriter, text: str) -> None:
-    """Write it, or nothing if the reader is slow. Raises StartError if the reader is gone."""
-    if not writer.write(text, wait_s=WATCH_WRITE_S):
-        poll = select.poll()
-        poll.register(STDOUT, 0)
-        if any(events & (select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0)):
-            raise StartError("cannot write to standard output: its reader is gone")

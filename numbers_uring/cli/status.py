@@ -1,0 +1,219 @@
+"""The command `status`: one server at a glance, from its metrics port."""
+
+import json
+import signal
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from numbers_uring import __version__
+from numbers_uring.addresses import TcpAddress, parse_tcp_address
+from numbers_uring.errors import ExitCode, StartError
+from numbers_uring.limits import STATUS_HEADER_LINES, STATUS_INTERVAL_S
+from numbers_uring.system.diagnostics import Diagnostics
+from numbers_uring.system.stdio import PROGRAM, STDOUT, LineWriter
+
+if TYPE_CHECKING:
+    from numbers_uring.metrics.scrape import Figures
+
+
+class _MetricsUrl(click.ParamType):  # type: ignore[type-arg] # generic only in click's newest
+    """A metrics port as --metrics has it, or as the server's start line names it."""
+
+    name = "url"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> TcpAddress:
+        if isinstance(value, TcpAddress):
+            return value
+        text = str(value).removeprefix("http://").removesuffix("/").removesuffix("/metrics")
+        try:
+            address = parse_tcp_address(text)
+        except ValueError:
+            address = TcpAddress("", 0)
+        if not address.port or "/" in address.host:
+            self.fail(f"{value!r} is not of the form http://HOST:PORT.", param, ctx)
+        return address
+
+
+@click.command(context_settings={"show_default": True})
+@click.argument(
+    "url", type=_MetricsUrl(), default="http://127.0.0.1:4001", metavar="[http://HOST:PORT]"
+)
+@click.option("--watch", is_flag=True, help="Print a line each second, until SIGINT or SIGTERM.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object; with --watch one in a line."
+)
+@click.version_option(__version__, prog_name=PROGRAM)
+@click.pass_obj
+def status(say: Diagnostics, /, url: TcpAddress, *, watch: bool, as_json: bool) -> int:
+    """Show what a server, or a node, does now, from its metrics port.
+
+    http://HOST:PORT is the address of `serve --metrics`, http://127.0.0.1:4001 if it is left out.
+    The rates are those of one second; the totals are of the server's run.
+
+    Exit status: 0 shown, or a --watch was ended by a signal, 2 wrong usage, 3 no server answers
+    there.
+    """
+    from numbers_uring.metrics.scrape import scrape
+
+    before = scrape(url)
+    if watch:
+        _watch(url, before, as_json=as_json, say=say)
+        return ExitCode.CLEAN
+    time.sleep(STATUS_INTERVAL_S)
+    now = scrape(url)
+    click.echo(json.dumps(_fields(before, now)) if as_json else _text(url, before, now))
+    return ExitCode.CLEAN
+
+
+# One status.
+
+
+def _rate(before: "Figures | None", now: "Figures", name: str) -> float | None:
+    """Return how fast a counter grows a second; None if the server was started in between."""
+    if before is None or now.accepted < before.accepted or now.numbers < before.numbers:
+        return None
+    grown: int = getattr(now, name) - getattr(before, name)
+    return grown / (now.read_s - before.read_s)
+
+
+def _fields(before: "Figures | None", now: "Figures") -> dict[str, object]:
+    return {
+        "state": now.state,
+        "version": now.version,
+        "backend": now.backend,
+        "kernel": now.kernel,
+        "uptime_s": now.uptime_s,
+        "numbers_per_s": _rate(before, now, "numbers"),
+        "unique_per_s": _rate(before, now, "unique"),
+        "received_bytes_per_s": _rate(before, now, "received_bytes"),
+        "unique": now.unique,
+        "duplicate": now.duplicate,
+        "received_bytes": now.received_bytes,
+        "connections": now.connections,
+        "connections_max": now.connections_max,
+        "connections_waiting": now.connections_waiting,
+        "accepted": now.accepted,
+        "held_back_s": now.held_back_s,
+        "log_written_bytes": None if now.acknowledged is not None else now.log_written_bytes,
+        "acknowledged": now.acknowledged,
+        "in_flight": now.in_flight,
+    }
+
+
+def _text(url: TcpAddress, before: "Figures", now: "Figures") -> str:
+    numbers, unique, received = (
+        _rate(before, now, name) for name in ("numbers", "unique", "received_bytes")
+    )
+    if now.connections_waiting is None:
+        waiting = "an unknown number waiting"
+    else:
+        waiting = f"{now.connections_waiting} waiting"
+    if now.acknowledged is None:
+        stored = ("log", f"{_megabytes(now.log_written_bytes)} MB written")
+    else:
+        stored = ("forwarded", f"{now.acknowledged:,} acknowledged, {now.in_flight:,} in flight")
+    rows = [
+        ("server", f"{url}, {PROGRAM} {now.version}, backend {now.backend}, kernel {now.kernel}"),
+        ("state", f"{now.state}, up {_duration(now.uptime_s)}"),
+        (
+            "now",
+            f"{_count(numbers)} numbers/s, {_count(unique)} unique/s, "
+            f"{_megabytes(received)} MB/s received",
+        ),
+        (
+            "total",
+            f"{now.unique:,} unique, {now.duplicate:,} duplicate, "
+            f"{_megabytes(now.received_bytes)} MB received",
+        ),
+        (
+            "clients",
+            f"{now.connections} of at most {now.connections_max}, {waiting}, "
+            f"{now.accepted:,} accepted since the start",
+        ),
+        ("held back", f"{now.held_back_s:.1f} s since the start"),
+        stored,
+    ]
+    return "\n".join(f"{name:<9}  {text}" for name, text in rows)
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}"
+
+
+def _megabytes(size_bytes: float | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / 1e6:,.1f}"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}d " * bool(days) + f"{hours:02}:{minutes:02}:{rest:02}"
+
+
+# One after the other.
+
+
+def _watch(url: TcpAddress, before: "Figures | None", *, as_json: bool, say: Diagnostics) -> None:
+    """Write a line each second until SIGINT or SIGTERM. Raises StartError if no one reads it."""
+    from numbers_uring.cli.output import write_now
+    from numbers_uring.metrics.scrape import scrape
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    writer, lines, said = LineWriter(STDOUT), 0, False
+    with suppress(KeyboardInterrupt):
+        due_s = time.monotonic()
+        while True:
+            # A second that was missed is left out.
+            due_s = max(due_s + STATUS_INTERVAL_S, time.monotonic())
+            time.sleep(max(due_s - time.monotonic(), 0))
+            try:
+                now = scrape(url)
+            except StartError as error:
+                if not said:
+                    say(f"{error}; retrying")
+                before, said = None, True
+                continue
+            said = False
+            if as_json:
+                text = json.dumps(_fields(before, now))
+            else:
+                row = _row(before, now)
+                text = _line(row.values())
+                if lines % STATUS_HEADER_LINES == 0:
+                    text = f"{_line(row)}\n{text}"
+            lines += 1
+            write_now(writer, text)
+            before = now
+
+
+def _row(before: "Figures | None", now: "Figures") -> dict[str, str]:
+    """Return what a line shows, by the titles of its columns."""
+    waiting = now.connections_waiting
+    row = {
+        "numbers/s": _count(_rate(before, now, "numbers")),
+        "unique/s": _count(_rate(before, now, "unique")),
+        "MB/s": _megabytes(_rate(before, now, "received_bytes")),
+        "unique": _count(now.unique),
+        "duplicate": _count(now.duplicate),
+        "clients": f"{now.connections}/{now.connections_max}",
+        "waiting": "-" if waiting is None else str(waiting),
+        "held back": f"{now.held_back_s:.1f} s",
+        "log MB": _megabytes(now.log_written_bytes),
+    }
+    if now.acknowledged is not None:
+        del row["log MB"]
+        row["in flight"] = _count(now.in_flight)
+    return row | {"state": now.state, "uptime": _duration(now.uptime_s)}
+
+
+def _line(words: Any) -> str:
+    widths = (12, 12, 8, 14, 15, 10, 8, 11, 10, 10, 11)
+    return "".join(f"{word:>{width}}" for word, width in zip(words, widths, strict=True))
