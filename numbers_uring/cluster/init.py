@@ -140,6 +140,15 @@ class _Making:
         there = await self._settings()
         if there is not None:
             check_number(there.partitions, self._partitions)
+            return
+        # Without the bucket the streams tell how many there were.
+        beyond = stream_name(self._partitions)
+        if await stream_info(self._js, beyond) is not None:
+            raise StartError(
+                f"there is a stream {beyond} of a cluster of more than {self._partitions} "
+                "partitions, whose bucket is gone: give the number that it had, or delete its "
+                "streams if their numbers are not needed"
+            )
 
     async def replicas_so_far(self) -> int:
         info = await stream_info(self._js, bucket_stream(CLUSTER_BUCKET))

@@ -12,7 +12,7 @@ import pytest
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from numbers_uring.cluster.bucket import Buckets
+from numbers_uring.cluster.bucket import CLUSTER_BUCKET, Buckets, bucket_stream
 from numbers_uring.cluster.values import Settings
 from support.broker import Broker, broker_group, delete_streams
 from support.processes import CommandProcess, assert_one_line_error, run_command
@@ -81,6 +81,19 @@ def test_the_number_of_partitions_is_refused_before_anything_is_made(empty: Brok
     assert_one_line_error(init(empty, partitions=5), 3, "has 3 partitions, not 5")
     with pytest.raises(NotFoundError):
         config(empty, "numbers-4")
+
+
+def test_fewer_partitions_than_there_are_streams_are_refused_without_the_bucket(
+    empty: Broker,
+) -> None:
+    done(empty)
+
+    async def lose(js: JetStreamContext) -> None:
+        await js.delete_stream(bucket_stream(CLUSTER_BUCKET))
+
+    empty.run(lose)
+    assert_one_line_error(init(empty, partitions=2), 3, "there is a stream numbers-2 of a cluster")
+    assert "3 partitions, 0 streams created" in done(empty)
 
 
 @pytest.mark.parametrize(
