@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from numbers_uring.cluster.access import AccessFileError, NoTlsError, client_for, is_refusal
+from numbers_uring.cluster.tasks import end_tasks
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
@@ -146,22 +147,29 @@ async def connected(
 
     client, arguments = client_for(url, access)
     events = _Events(client, url, say)
+    start_s = BROKER_START_S + (events.servers - 1) * BROKER_CONNECT_S
+    # A task, because nats-py can lose a cancellation, and then tries on for ever.
+    connecting = asyncio.create_task(
+        client.connect(
+            servers=[each.strip() for each in url.split(",")],
+            name=name,
+            error_cb=events.note,
+            disconnected_cb=events.lost,
+            reconnected_cb=events.found,
+            **arguments,
+        )
+    )
     try:
-        start_s = BROKER_START_S + (events.servers - 1) * BROKER_CONNECT_S
         async with asyncio.timeout(start_s) as events.attempt:
-            await client.connect(
-                servers=[each.strip() for each in url.split(",")],
-                name=name,
-                error_cb=events.note,
-                disconnected_cb=events.lost,
-                reconnected_cb=events.found,
-                **arguments,
-            )
+            await asyncio.wait({connecting})
+        connecting.result()
     except (OSError, nats.errors.Error, ValueError) as error:
         # A client that was never connected cannot be closed.
         raise StartError(
             f"cannot reach {events.name}: {reason_text(events.reason or error)}"
         ) from error
+    finally:
+        await end_tasks(connecting)
     events.attempt = None
     try:
         yield client

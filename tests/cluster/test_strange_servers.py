@@ -169,3 +169,24 @@ def test_servers_that_are_none_end_a_start_in_time(
         assert "TimeoutError" not in str(raised.value)
     for each in strange:
         assert each.met > 0
+
+
+def test_a_start_ends_in_time_although_the_client_loses_a_cancellation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As asyncio.wait_for does up to Python 3.11, where something comes at that moment."""
+    monkeypatch.setattr(connection, "BROKER_START_S", 0)
+
+    async def connect(*_: object, **__: object) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(client_module.BoundedClient, "connect", connect)
+
+    async def start() -> None:
+        async with asyncio.timeout(DEADLINE_S), connected("nats://x", "t", access=BrokerAccess()):
+            raise AssertionError("it is connected")
+
+    with pytest.raises(StartError, match="cannot reach the NATS server at nats://x: no answer"):
+        asyncio.run(start())
