@@ -163,13 +163,13 @@ def _log(parts: Parts, probe: Callable[[], None], values: dict[str, Value]) -> C
     )
 
 
-def _engine(parts: Parts, probe: Callable[[], None], values: dict[str, Value]) -> Check:
+def _broker(parts: Parts, probe: Callable[[], None], values: dict[str, Value]) -> Check:
     assert parts.config.forward is not None
     url, partitions = url_text(parts.config.forward), parts.config.partitions
     values |= {"url": url, "partitions": partitions}
     probe()
     return Check(
-        name="engine",
+        name="nats",
         severity=Severity.OK,
         text=f"{url} answers, and its {partitions} streams are as they have to be",
         values=values,
@@ -187,6 +187,6 @@ STEP_CHECKS: Mapping[str, StepCheck] = {
     "listen": _listen,
     "buffers": _buffers,
     "log": _log,
-    "engine": _engine,
+    "nats": _broker,
 }
 """By the step's name."""

@@ -111,7 +111,7 @@ def _try_connecting(parts: Parts) -> None:
 
 
 BROKER_STEP = Step(
-    name="engine",
+    name="nats",
     take=_connect,
     probe=_try_connecting,
     advice="start the NATS server, correct the URL, or create what is missing with "

@@ -84,8 +84,8 @@ def test_each_counter_of_a_collector_has_its_metric() -> None:
         CollectorsCounters(
             partitions={7: FULL, 8: PartitionCounters()},
             cluster_partitions=9,
-            engine_connected=True,
-            engine_reconnects=14,
+            nats_connected=True,
+            nats_reconnects=14,
             reports_dropped=15,
             copies_wanted=21,
         )
@@ -96,8 +96,8 @@ def test_each_counter_of_a_collector_has_its_metric() -> None:
     of_8 = {name: found.pop(name) for name in list(found) if name.split()[1:2] == ["8"]}
     assert found == {
         f"{COLLECTOR}_cluster_partitions": 9,
-        f"{COLLECTOR}_engine_connected": 1,
-        f"{COLLECTOR}_engine_reconnects_total": 14,
+        f"{COLLECTOR}_nats_connected": 1,
+        f"{COLLECTOR}_nats_reconnects_total": 14,
         "numbers_uring_reports_dropped_total": 15,
         f"{COLLECTOR}_numbers_total 7 unique": 1,
         f"{COLLECTOR}_numbers_total 7 duplicate": 2,
@@ -139,7 +139,7 @@ def test_collectors_that_are_not_ready_are_starting_with_every_counter_at_zero()
         metrics.close()
     for partition in (3, 5):
         assert f'{COLLECTOR}_numbers_total{{partition="{partition}",result="unique"}} 0.0' in text
-    assert f"{COLLECTOR}_engine_connected 0.0" in text
+    assert f"{COLLECTOR}_nats_connected 0.0" in text
 
 
 # How they are.
@@ -260,8 +260,8 @@ def test_what_a_collector_takes_in_is_counted_and_what_it_had_is_known(
     found = scrape(collector)
     expected = {
         f"{COLLECTOR}_cluster_partitions": PARTITIONS,
-        f"{COLLECTOR}_engine_connected": 1,
-        f"{COLLECTOR}_engine_reconnects_total": 0,
+        f"{COLLECTOR}_nats_connected": 1,
+        f"{COLLECTOR}_nats_reconnects_total": 0,
         f"{COLLECTOR}_numbers_total {partition} unique": 3000,
         f"{COLLECTOR}_numbers_total {partition} duplicate": 1000,
         f"{COLLECTOR}_received_messages_total {partition}": 2,
@@ -293,12 +293,12 @@ def test_a_nats_server_that_is_away_holds_a_healthy_collector_back(
             )
         )
         broker.kill()
-        wait_for(collector, f"{COLLECTOR}_engine_connected", 0)
+        wait_for(collector, f"{COLLECTOR}_nats_connected", 0)
         assert health(collector) == (200, "held back")
         manager.wait_for("STATUS", "The NATS server does not answer, collecting partitions 0; ")
         manager.wait_for("WATCHDOG", "1", count=len(manager.values("WATCHDOG")) + 6)
         broker.start()
-        wait_for(collector, f"{COLLECTOR}_engine_reconnects_total", 1)
+        wait_for(collector, f"{COLLECTOR}_nats_reconnects_total", 1)
         wait_until(lambda: health(collector) == (200, "ok"), "the NATS server to be back")
         manager.wait_for("STATUS", "Collecting partitions 0; ")
         assert collector.stop(signal.SIGTERM) == 0

@@ -522,7 +522,7 @@ def test_a_stream_that_was_made_again_is_refused(
         await driven.until_read(3)
         config = (await js.stream_info(stream_name(partition))).config
         await js.delete_stream(stream_name(partition))
-        await driven.until_waits("engine")
+        await driven.until_waits("broker")
         assert driven.said == [
             f"partition {partition} waits: the stream {stream_name(partition)} is gone; retrying"
         ]
@@ -592,7 +592,7 @@ def test_a_server_that_is_suspended_or_killed_is_noticed_and_read_from_again(
     monkeypatch.setattr(reader, "READ_SILENT_S", 1.0)
 
     async def wait_and_continue(driven: Driven, js: JetStreamContext, sequence: int) -> None:
-        await driven.until_waits("engine")
+        await driven.until_waits("broker")
         waits = driven.reader.waits
         assert waits is not None
         broker.resume()

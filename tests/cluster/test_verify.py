@@ -486,7 +486,7 @@ def test_a_stream_that_no_server_answers_for_ends_the_verification(
     copies: Copies, messages: Messages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Unanswered(Reader):
-        waits = Wait("engine", 1, 1, "the stream has no server that answers; retrying")
+        waits = Wait("broker", 1, 1, "the stream has no server that answers; retrying")
 
         async def read(self) -> list[Message]:
             return []

@@ -51,8 +51,8 @@ class CollectorsCounters:
     partitions: Mapping[int, PartitionCounters] = field(default_factory=dict)
     cluster_partitions: int = 0
     """How many the cluster was made with; 0 before the NATS server was asked."""
-    engine_connected: bool = False
-    engine_reconnects: int = 0
+    nats_connected: bool = False
+    nats_reconnects: int = 0
     reports_dropped: int = 0
     copies_wanted: int | None = None
 
@@ -99,15 +99,15 @@ TABLE: tuple[Row[CollectorsCounters], ...] = (
     ),
     Row(
         GaugeMetricFamily,
-        "numbers_uring_collector_engine_connected",
+        "numbers_uring_collector_nats_connected",
         "Whether there is a connection to the NATS server",
-        lambda now: now.engine_connected,
+        lambda now: now.nats_connected,
     ),
     Row(
         CounterMetricFamily,
-        "numbers_uring_collector_engine_reconnects",
+        "numbers_uring_collector_nats_reconnects",
         "Connections to the NATS server made again after one was lost",
-        lambda now: now.engine_reconnects,
+        lambda now: now.nats_reconnects,
     ),
     Row(
         CounterMetricFamily,
@@ -274,20 +274,20 @@ class CollectorMetrics:
         membership: Membership,
         cluster_partitions: int,
         *,
-        engine: Callable[[], tuple[bool, int]],
+        broker: Callable[[], tuple[bool, int]],
         reports_dropped: Callable[[], int],
     ) -> None:
-        """Show these collectors from now on; `engine` returns: connected, number of reconnects."""
+        """Show these collectors from now on; `broker` returns: connected, number of reconnects."""
 
         def read() -> CollectorsCounters:
-            connected, reconnects = engine()
+            connected, reconnects = broker()
             return CollectorsCounters(
                 partitions={
                     collector.partition: counters(collector, membership) for collector in collectors
                 },
                 cluster_partitions=cluster_partitions,
-                engine_connected=connected,
-                engine_reconnects=reconnects,
+                nats_connected=connected,
+                nats_reconnects=reconnects,
                 reports_dropped=reports_dropped(),
                 copies_wanted=membership.copies.wanted,
             )

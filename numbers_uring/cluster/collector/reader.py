@@ -213,7 +213,7 @@ class Reader:
     async def _pause(self, most_s: float) -> None:
         """Wait until there may be something to do."""
         feed = self._feed
-        if feed is None or self._waits.kind not in {None, "engine"}:
+        if feed is None or self._waits.kind not in {None, "broker"}:
             await asyncio.sleep(min(most_s, READ_RETRY_S))
             return
         if feed.messages or feed.broken is not None:
@@ -354,7 +354,7 @@ class Reader:
 
     def _note_answer(self) -> None:
         self._failing_s = None
-        if self._waits.kind == "engine":
+        if self._waits.kind == "broker":
             self._clear()
 
     # Messages that are missing.
@@ -398,7 +398,7 @@ class Reader:
         if self._failing_s is None:
             self._failing_s = now_s
         if self.waits is None and now_s - self._failing_s >= READ_SILENT_S:
-            self._waits.begin_engine(
+            self._waits.begin_broker(
                 self.position + 1,
                 is_gone=isinstance(error, NoStreamError),
                 # A lost connection is said once, for all partitions.

@@ -197,7 +197,7 @@ class _Collectors:
                     self._collectors,
                     membership,
                     partitions,
-                    engine=lambda: (client.is_connected, client.stats["reconnects"]),
+                    broker=lambda: (client.is_connected, client.stats["reconnects"]),
                     reports_dropped=lambda: self._reports_dropped,
                 )
             parts.push_async_callback(membership.copies.leave)

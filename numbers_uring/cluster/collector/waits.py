@@ -7,7 +7,7 @@ from typing import Literal
 
 from numbers_uring.cluster.partitions import stream_name
 
-WaitKind = Literal["gap", "trimmed", "went_back", "malformed", "engine"]
+WaitKind = Literal["gap", "trimmed", "went_back", "malformed", "broker"]
 """Why a partition waits: messages are missing within the stream, or before its first one; the
 stream lost what is in the log; a message is no batch; the NATS server does not answer for it."""
 
@@ -101,10 +101,10 @@ class Waits:
             "back what it was, or start once with --replay",
         )
 
-    def begin_engine(self, sequence: int, *, is_gone: bool, quiet: bool) -> None:
+    def begin_broker(self, sequence: int, *, is_gone: bool, quiet: bool) -> None:
         why = "is gone" if is_gone else "has no server that answers"
         text = f"the stream {self._stream} {why}; retrying"
-        self.begin("engine", sequence, sequence, text, quiet=quiet)
+        self.begin("broker", sequence, sequence, text, quiet=quiet)
 
     def _skip_hint(self, first: int, last: int) -> str:
         which = str(first) if first == last else f"{first}-{last}"
