@@ -106,7 +106,7 @@ class _Events:
             self._say_once(f"{self.name} refuses the connection: {text}; retrying a few times")
 
     def _say_once(self, text: str) -> None:
-        """Say each text once, until the connection is back."""
+        """Report each text once, until the connection is back."""
         if text not in self._said:
             self._said.add(text)
             self._say(text)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 async def skip_messages(
     js: "JetStreamContext", partition: int, first: int, last: int, *, why: str, force: bool
 ) -> str:
-    """Have all copies skip messages `first` to `last`; return a line for the operator.
+    """Make all copies skip messages `first` to `last`; return a line for the operator.
 
     Raises StartError if the stream never had one of them, and, without `force`, if one of them is
     there and is a batch, or a registered copy has passed it.

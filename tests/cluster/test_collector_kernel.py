@@ -124,13 +124,13 @@ def test_the_first_and_the_last_number_of_each_range_are_collected_by_it_alone(
 
 def test_the_batch_says_when_it_has_no_room(bitmap: mmap) -> None:
     kernel = CollectKernel(Range(0, NUMBERS), bitmap, 10 * 3 + 9)
-    assert kernel.room(12)
-    assert not kernel.room(16)
+    assert kernel.fits(12)
+    assert not kernel.fits(16)
     kernel.take(packed([1, 2]))
-    assert kernel.room(4)
-    assert not kernel.room(8)
+    assert kernel.fits(4)
+    assert not kernel.fits(8)
     kernel.clear()
-    assert kernel.room(12)
+    assert kernel.fits(12)
     clear(bitmap, [1, 2])
 
 

@@ -189,7 +189,7 @@ class PartitionCollector:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._timed, step)
 
     def _look_at_tail(self, reader: MessageReader) -> None:
-        """Say once that the stream has ended before the log."""
+        """Report once that the stream has ended before the log."""
         at_end = reader.last_sequence == self._position[0] and reader.waits is None
         if self.files.tail_bytes and at_end and not self._tail_said:
             self._tail_said = True
@@ -216,7 +216,7 @@ class PartitionCollector:
         taken = 0
         for message in messages:
             if not message.skipped:
-                if not self._kernel.room(len(message.data)) and not self._write():
+                if not self._kernel.fits(len(message.data)) and not self._write():
                     return taken
                 self._bad = malformed(message) or self._take(message.data)
                 if self._bad is not None:

@@ -91,13 +91,13 @@ class CollectKernel:
         """Numbers that were there before."""
         return self._state.duplicate  # type: ignore[no-any-return]
 
-    def room(self, packed_bytes: int) -> bool:
-        """Return whether the batch has room for all of a message of that size."""
+    def fits(self, packed_bytes: int) -> bool:
+        """Return whether the lines of a message of that size fit into the batch, if all are new."""
         free_bytes = len(self._lines) - self._state.batch_used
         return packed_bytes // NUMBER_BYTES * LINE_BYTES <= free_bytes  # type: ignore[no-any-return]
 
     def take(self, packed: bytes) -> None:
-        """Take in all numbers. Raises ForeignNumberError with nothing done; needs `room`."""
+        """Take in all numbers. Raises ForeignNumberError with nothing done; needs `fits`."""
         if len(packed) % NUMBER_BYTES:
             raise ForeignNumberError
         status = lib.nu_collect(self._state, ffi.from_buffer(packed), len(packed) // NUMBER_BYTES)

@@ -64,7 +64,7 @@ class LogScan:
         return self.take(record.log_bytes) == record.log_bytes and self.kernel.sum == record.sum
 
     def rewind(self, record: Record) -> None:
-        """Have taken in what is before this record, with which the log agrees, and no more."""
+        """Drop what is behind this record, with which the log agrees: take in what is before it."""
         if self.kernel.unique != record.count:
             self.restart()
             self.take(record.log_bytes)

@@ -20,7 +20,7 @@ class Skips:
         """The highest one of each skip, and of those before it."""
 
     def update(self, skips: Iterable[Skip]) -> None:
-        """Have these: all that the bucket has, of any partition and stream."""
+        """Replace the skips by these: all that the bucket has, of any partition and stream."""
         mine = sorted(
             (skip.sequence, skip.last_sequence)
             for skip in skips

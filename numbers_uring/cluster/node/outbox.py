@@ -241,7 +241,7 @@ class Outbox:
             return bool(batch.failures) and not self._failing
 
     def fail(self, batch: Batch, pause_s: float) -> None:
-        """Have the batch taken again after that time."""
+        """Return the batch, to be taken again after `pause_s`."""
         with self._changed:
             if not batch.failures:
                 self._failing[batch.partition] += 1
