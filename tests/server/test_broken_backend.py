@@ -128,8 +128,10 @@ def test_a_reactor_that_breaks_ends_the_server_with_all_that_was_delivered_on_fi
             with pytest.raises(ConnectionResetError):
                 client.recv(1)
     assert "(INJECTED)" in (tmp_path / "trace").read_text()
-    assert len(server.stderr_lines) == 2
-    assert server.stderr_lines[-1].startswith("numbers-uring: error: the backend failed: ")
+    # The one that waits for a slot is told of within a second, which may have passed.
+    told = [line for line in server.stderr_lines if "waits for a slot" not in line]
+    assert len(told) == 2
+    assert told[-1].startswith("numbers-uring: error: the backend failed: ")
     expected = {*range(CLIENTS + 1), *range(100, 100 + CLIENTS + 1)}
     assert server.logged_set() == expected
     assert server.reported()[2] == len(expected)
