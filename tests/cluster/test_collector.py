@@ -188,6 +188,26 @@ def test_a_log_that_was_lost_is_made_again_from_the_stream(
     assert log.read_bytes() == lines(numbers)
 
 
+def test_a_log_without_index_whose_stream_was_purged_is_kept_as_its_line_says(
+    broker: Broker, partition: int, collect: Callable[..., CommandProcess], tmp_path: Path
+) -> None:
+    numbers = sample(partition, 300)
+    collector = collect()
+    publish(broker, partition, numbers[:100], numbers[100:200])
+    wait_until_collected(broker, partition, tmp_path)
+    assert collector.stop(signal.SIGTERM) == 0
+    broker.run(lambda js: js.purge_stream(stream_name(partition), seq=2))
+    (tmp_path / index_name(partition)).unlink()
+    collector = collect()
+    collector.wait_for("begins at message 2, not 1; start once with --replay, which passes")
+    assert collector.stop(signal.SIGTERM) == 0
+    publish(broker, partition, numbers[200:])
+    collector = collect("--replay")
+    wait_until_collected(broker, partition, tmp_path)
+    assert collector.stop(signal.SIGTERM) == 0
+    assert (tmp_path / log_name(partition)).read_bytes() == lines(numbers)
+
+
 def test_a_lost_log_whose_stream_was_purged_waits_unless_the_rest_is_asked_for(
     broker: Broker, partition: int, collect: Callable[..., CommandProcess], tmp_path: Path
 ) -> None:

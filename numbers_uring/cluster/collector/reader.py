@@ -67,8 +67,9 @@ class Reader:
     Position 0 is the begin of the stream; time 0 stands for a message that is not checked. The
     stream is the one made at `created_ns`. `skipped` has the sequences that an operator has decided
     to skip, at any moment. `passed_by` returns the name of another copy that has passed a sequence,
-    or None. `say` takes one line for the operator, `inform` one that is no warning. `opens` bounds
-    how many readers make a consumer at once.
+    or None; `tail_bytes` how much the log has that no message has brought yet. `say` takes one line
+    for the operator, `inform` one that is no warning. `opens` bounds how many readers make a
+    consumer at once.
 
     The counters may be read from any thread.
     """
@@ -85,6 +86,7 @@ class Reader:
         say: Callable[[str], None],
         inform: Callable[[str], None],
         passed_by: Callable[[int], Awaitable[str | None]] | None = None,
+        tail_bytes: Callable[[], int] = lambda: 0,
         ahead_bytes: int = READ_AHEAD_BYTES,
         opens: asyncio.Semaphore | None = None,
     ) -> None:
@@ -104,6 +106,7 @@ class Reader:
         self._waits = Waits(partition, say=say, inform=inform)
         self._inform = inform
         self._passed_by = passed_by
+        self._tail_bytes = tail_bytes
         self._ahead_bytes = ahead_bytes
         self._opens = nullcontext() if opens is None else opens
         self._lookup = Lookup(js, self._stream)
@@ -381,7 +384,7 @@ class Reader:
             # It is only a hint.
             with suppress(nats.errors.Error, OSError):
                 copy = await self._passed_by(last)
-        self._waits.begin_missing(first, last, state.first_sequence, copy)
+        self._waits.begin_missing(first, last, state.first_sequence, copy, self._tail_bytes())
         return []
 
     # Waiting.

@@ -202,5 +202,10 @@ class Start:
                 say=self._say,
                 inform=self._say.info,
                 passed_by=partial(membership.copies.passed_by, collector.partition),
+                tail_bytes=partial(_tail_bytes, collector),
                 opens=opens,
             )
+
+
+def _tail_bytes(collector: PartitionCollector) -> int:
+    return collector.files.tail_bytes

@@ -75,9 +75,17 @@ class Waits:
         self.begin("malformed", sequence, sequence, text)
 
     def begin_missing(
-        self, first: int, last: int, first_of_stream: int, passed_by: str | None
+        self,
+        first: int,
+        last: int,
+        first_of_stream: int,
+        passed_by: str | None,
+        tail_bytes: int,
     ) -> None:
-        """Wait for messages that no replica has; `passed_by` names a copy that has them."""
+        """Wait for messages that no replica has; `passed_by` names a copy that has them.
+
+        `tail_bytes` is what the log has behind the position: it can be of these messages.
+        """
         kind: WaitKind = "gap"
         which = f"message {first} is" if first == last else f"messages {first} to {last} are"
         text = f"{which} missing in the stream {self._stream}"
@@ -85,6 +93,12 @@ class Waits:
             kind, last = "trimmed", min(last, first_of_stream - 1)
             text = f"the stream {self._stream} begins at message {first_of_stream}, not {first}"
         hint = self._skip_hint(first, last)
+        if kind == "trimmed" and tail_bytes:
+            # A skip would be an end: what comes then is not what the log has.
+            hint = (
+                "start once with --replay, which passes over them and keeps all of the log, also "
+                f"{tail_bytes} bytes that can be of them"
+            )
         if passed_by is not None:
             hint = (
                 f"{passed_by} has passed it: stop this collector, copy the index and then the log "
