@@ -472,6 +472,32 @@ def test_an_index_without_space_is_written_when_there_is_some(tmp_path: Path) ->
         assert_collects_the_same_log(folder, STREAM_OF_MESSAGES)
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("failing", range(2, 7))
+def test_an_index_whose_sync_lacks_space_has_no_record_twice(
+    tmp_path: Path, code: int, failing: int
+) -> None:
+    failed = []
+
+    def sync(fd: int) -> None:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        if path.name.startswith(index_name(PARTITION)):
+            failed.append(path)
+            if len(failed) == failing:
+                raise OSError(code, os.strerror(code))
+        os.fdatasync(fd)
+
+    with closing(Session(tmp_path, calls=FileCalls(fdatasync=sync))) as session:
+        for end in range(1, len(STREAM_OF_MESSAGES) + 1):
+            session.take_in(STREAM_OF_MESSAGES, end, commit_every=100)
+            if not session.commit():
+                assert len(failed) == failing
+                assert session.commit()
+        reading = read_index(index_in(tmp_path))
+        assert (reading.damage, reading.records[-1]) == (None, session.files.record)
+    assert not assert_collects_the_same_log(tmp_path, STREAM_OF_MESSAGES)
+
+
 def test_a_failed_sync_is_never_recorded(tmp_path: Path) -> None:
     def fail(_fd: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

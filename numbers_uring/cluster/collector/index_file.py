@@ -79,16 +79,18 @@ class IndexFile:
 
     def _extend(self, records: Sequence[Record]) -> None:
         before_bytes = self.records.packed_bytes
+        # Where it is not as it was, the next append replaces it.
+        self._is_whole = False
         try:
             self._write(self._fd, b"".join(record.pack() for record in records))
         except OSError:
-            self._is_whole = False
             with suppress(OSError):
                 again(self._calls.ftruncate, self._fd, before_bytes)
                 self._is_whole = True
             raise
-        # What could not be synced is not taken back: the run ends.
+        # What could not be synced is not taken back: it would need a sync as well.
         again(self._calls.fdatasync, self._fd)
+        self._is_whole = True
         for record in records:
             self.records.append(record)
 
