@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import threading
+import warnings
 from datetime import UTC, datetime
 
 from numbers_uring.config import LogFormat
@@ -74,6 +75,9 @@ class Diagnostics:
         logging.getLogger().addHandler(self._handler)
         threading.excepthook = self._log_thread_failure
         sys.unraisablehook = self._log_unraisable
+        if not sys.warnoptions:
+            # Python's own warnings are for developers, and come after a failure that was told.
+            warnings.simplefilter("ignore")
 
     def log_traceback(self, error: BaseException) -> None:
         """Log where the error was raised, line by line, at the level debug."""

@@ -81,6 +81,58 @@ def test_what_no_one_expected_has_the_exit_code_of_its_time_and_place(
     assert words in line
 
 
+UNREADABLE = """
+from asyncio import selector_events
+from numbers_uring.system import signals
+
+read, tell_start, has_started = {place}, run._Collectors._tell_start, []
+{place} = lambda its: fails() if has_started else read(its)
+
+def start(*arguments):
+    has_started.append(True)
+    tell_start(*arguments)
+
+run._Collectors._tell_start = start
+"""
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["signals.Requests.quiet", "selector_events.BaseSelectorEventLoop._read_from_self"],
+    ids=["requests", "threads"],
+)
+def test_a_loop_that_cannot_read_its_wake_ups_ends_with_one_line(
+    failing: Callable[..., "subprocess.Popen[str]"], place: str
+) -> None:
+    process = failing(UNREADABLE.format(place=place), "OSError(5, 'a fault')")
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    (line,) = unstamped(stderr).splitlines()
+    assert (process.returncode, line[:22]) == (1, "numbers-uring: error: ")
+    assert "a fault" in line
+
+
+def test_a_stop_whose_wake_up_fails_is_seen(
+    failing: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    fault = "from numbers_uring.system import signals; signals.Requests.wake = lambda _: None"
+    process = failing(fault, "OSError", "--report-interval", "0.2")
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    assert (process.returncode, stderr) == (0, "")
+
+
+def test_a_start_without_an_event_loop_ends_with_one_line(
+    failing: Callable[..., "subprocess.Popen[str]"],
+) -> None:
+    fault = "from asyncio import events; events.new_event_loop = fails"
+    process = failing(fault, "OSError(24, 'a fault')")
+    _, stderr = process.communicate(timeout=DEADLINE_S)
+    (line,) = unstamped(stderr).splitlines()
+    assert (process.returncode, line[:22]) == (3, "numbers-uring: error: ")
+
+
 @pytest.mark.parametrize(
     ("fault", "code"),
     [(PLACES["in a read"][0], 1), (PLACES["in the log"][0], 4)],

@@ -40,6 +40,7 @@ from numbers_uring.limits import (
     HEARTBEAT_INTERVAL_S,
     LAST_REPORT_WAIT_S,
     PARTITIONS_MAX,
+    WAIT_S_MAX,
 )
 from numbers_uring.metrics.library import require_metrics_library
 from numbers_uring.net.listeners import listen_for_metrics
@@ -154,8 +155,10 @@ class _Collectors:
         """Start, collect, and stop."""
         begin_s = time.monotonic()
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._note_loop_error)
         loop.add_reader(self._requests.wakeup_fd, self._look_at_requests)
         async with AsyncExitStack() as parts:
+            parts.push_async_callback(_cancel, asyncio.create_task(self._come_round()))
             client = await parts.enter_async_context(
                 connected(
                     self._config.url,
@@ -280,6 +283,12 @@ class _Collectors:
         self._halt.set()
 
     def _look_at_requests(self) -> None:
+        try:
+            self._take_requests()
+        except Exception as error:
+            self._fail(error)
+
+    def _take_requests(self) -> None:
         self._requests.quiet()
         if self._requests.stop is not None:
             self._end()
@@ -289,6 +298,20 @@ class _Collectors:
             self._say(
                 "the logs of a collector are not reopened: it needs all of them to start again"
             )
+
+    async def _come_round(self) -> None:
+        """See what a wake-up that has failed was for: a request, or what a thread has done."""
+        while True:
+            await asyncio.sleep(WAIT_S_MAX)
+            self._look_at_requests()
+
+    def _note_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """End the run where the loop itself cannot read: it would try again at once, for ever."""
+        error = context.get("exception")
+        if "handle" in context and isinstance(error, (OSError, MemoryError)):
+            self._fail(error)
+        else:
+            loop.default_exception_handler(context)
 
     async def _tend(self, membership: Membership) -> None:
         """End the run where another process is this copy."""
