@@ -415,13 +415,25 @@ def test_a_log_that_others_change_ends_the_run(tmp_path: Path) -> None:
                 session.take_in(STREAM_OF_MESSAGES, 3)
 
 
-def test_an_index_that_others_remove_is_written_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        Path.unlink,
+        lambda path: os.truncate(path, 0),
+        lambda path: os.truncate(path, RECORD_BYTES + 1),
+        lambda path: path.write_bytes(2 * path.read_bytes()),
+    ],
+    ids=["removed", "emptied", "torn", "longer"],
+)
+def test_an_index_that_others_change_is_written_again(
+    tmp_path: Path, change: Callable[[Path], object]
+) -> None:
     with closing(Session(tmp_path)) as session:
         session.take_in(STREAM_OF_MESSAGES, 3)
-        index_in(tmp_path).unlink()
+        change(index_in(tmp_path))
         session.take_in(STREAM_OF_MESSAGES)
         assert len(session.said) == 1
-        assert "was removed or replaced: writing it again" in session.said[0]
+        assert "changed by another process: writing it again" in session.said[0]
     assert [each.sequence for each in read_index(index_in(tmp_path)).records] == list(range(7))
 
 

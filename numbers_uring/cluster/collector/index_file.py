@@ -58,7 +58,7 @@ class IndexFile:
         Raises SinkError.
         """
         try:
-            if self._is_whole and self._has_name() and len(self.records) < INDEX_RECORDS_MAX:
+            if self._is_whole and self._is_ours() and len(self.records) < INDEX_RECORDS_MAX:
                 self._extend(records)
             else:
                 self._replace(records)
@@ -68,13 +68,18 @@ class IndexFile:
             raise SinkError(f"cannot write the index {self.path}: {error.strerror}") from error
         return True
 
-    def _has_name(self) -> bool:
+    def _is_ours(self) -> bool:
+        """Return whether the file at `path` is the open one, with `records` and nothing else."""
         try:
-            if os.path.samestat(self.path.stat(), self._calls.fstat(self._fd)):
+            there, ours = self.path.stat(), self._calls.fstat(self._fd)
+            if os.path.samestat(there, ours) and ours.st_size == self.records.packed_bytes:
                 return True
         except FileNotFoundError:
             pass
-        self._say(f"the index {self.path} was removed or replaced: writing it again")
+        self._say(
+            f"the index {self.path} was removed, replaced or changed by another process: "
+            "writing it again"
+        )
         return False
 
     def _extend(self, records: Sequence[Record]) -> None:
