@@ -111,10 +111,17 @@ def test_a_loop_that_cannot_read_its_wake_ups_ends_with_one_line(
     assert "a fault" in line
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "from numbers_uring.system import signals; signals.Requests.wake = lambda _: None",
+        "asyncio.selector_events.BaseSelectorEventLoop._write_to_self = lambda _: None",
+    ],
+    ids=["requests", "threads"],
+)
 def test_a_stop_whose_wake_up_fails_is_seen(
-    failing: Callable[..., "subprocess.Popen[str]"],
+    failing: Callable[..., "subprocess.Popen[str]"], fault: str
 ) -> None:
-    fault = "from numbers_uring.system import signals; signals.Requests.wake = lambda _: None"
     process = failing(fault, "OSError", "--report-interval", "0.2")
     assert process.stdout is not None
     assert process.stdout.readline()

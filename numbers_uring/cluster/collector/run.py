@@ -157,8 +157,8 @@ class _Collectors:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(self._note_loop_error)
         loop.add_reader(self._requests.wakeup_fd, self._look_at_requests)
+        loop.call_later(WAIT_S_MAX, self._come_round, loop)
         async with AsyncExitStack() as parts:
-            parts.push_async_callback(_cancel, asyncio.create_task(self._come_round()))
             client = await parts.enter_async_context(
                 connected(
                     self._config.url,
@@ -299,11 +299,13 @@ class _Collectors:
                 "the logs of a collector are not reopened: it needs all of them to start again"
             )
 
-    async def _come_round(self) -> None:
-        """See what a wake-up that has failed was for: a request, or what a thread has done."""
-        while True:
-            await asyncio.sleep(WAIT_S_MAX)
-            self._look_at_requests()
+    def _come_round(self, loop: asyncio.AbstractEventLoop) -> None:
+        """See what a wake-up that has failed was for: a request, or what a thread has done.
+
+        No task, because the loop waits for a thread once more when all tasks have ended.
+        """
+        self._look_at_requests()
+        loop.call_later(WAIT_S_MAX, self._come_round, loop)
 
     def _note_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """End the run where the loop itself cannot read: it would try again at once, for ever."""
