@@ -180,8 +180,11 @@ async def _until_synced(url: str, logs: Sequence[Path]) -> None:
 
 
 def _synced(index: Path) -> int:
-    """Return the last message that an index has."""
-    records = read_index(index).records
+    """Return the last message that an index has; 0 where its collector has not made it yet."""
+    try:
+        records = read_index(index).records
+    except FileNotFoundError:
+        return 0
     return records[-1].sequence if records else 0
 
 
