@@ -142,7 +142,7 @@ test-oldest: $(VENV)/dev.stamp
 	$(BIN)/pytest $(AGAIN) -m "not alone" $(ARGS)
 
 ci:
-	SOAK_ROUNDS=12 $(MAKE) test TEST_PROCESSES=5
+	SOAK_ROUNDS=12 $(MAKE) test TEST_PROCESSES=6
 	SOAK_ROUNDS=3 $(MAKE) test-reactors REACTORS=4 TEST_PROCESSES=5
 	sample="--sample 50 --seed $$(date +%Y%m%d)"; \
 	    $(MAKE) sweep ARGS="$$sample" || $(MAKE) sweep ARGS="$$sample"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import threading
@@ -123,10 +124,12 @@ def test_a_nats_server_that_is_not_to_be_trusted_or_does_not_trust_us_is_one_lin
     for options, words in (
         ((), "certificate verify failed"),
         ((other, cert, key), "certificate verify failed"),
-        ((ca,), "certificate required"),
+        # The server's reset may overtake its alert, and then nothing else is known.
+        ((ca,), "certificate required|[Cc]onnection reset"),
     ):
         done = run_command(*STATUS, "--nats", encrypted.url, *options)
-        assert_one_line_error(done, 3, "cannot reach the NATS server at tls://127.0.0.1", words)
+        assert_one_line_error(done, 3, "cannot reach the NATS server at tls://127.0.0.1")
+        assert re.search(words, done.stderr), done.stderr
         assert "secret" not in done.stderr
     url = encrypted.url.replace("127.0.0.1", "localhost")
     done = run_command(*STATUS, "--nats", url, *access)

@@ -23,6 +23,7 @@ from numbers_uring.server import select
 from support.logs import lines
 from support.processes import ServerProcess
 from support.scenes import LINES, MEGABYTE, Scene, forbid_rings, wants
+from support.waiting import wait_until
 
 # Beside a server.
 
@@ -219,7 +220,7 @@ def test_no_descriptor_and_no_thread_is_left(tmp_path: Path) -> None:
 
     before = left()
     examine(tmp_path, "--listen", f"unix:{tmp_path}/numbers.sock")
-    assert left() == before
+    wait_until(lambda: left() == before, "the last thread to end")
 
 
 # What the system says of itself.
