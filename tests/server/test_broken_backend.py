@@ -160,4 +160,4 @@ def test_receives_that_fail_at_a_stop_are_said_and_reset_the_client(
     # The ring may have been within a call that still received it.
     assert server.logged() in ([1], [1, 2] if backend == "uring" else [1])
     assert "cannot receive from a client, disconnecting it: " in server.stderr
-    assert len(server.stderr_lines) == 3
+    assert len(server.stderr_lines) == 3, server.stderr
