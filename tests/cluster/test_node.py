@@ -190,7 +190,7 @@ def test_a_nats_server_that_is_killed_and_started_again_loses_and_doubles_nothin
             own_broker.start()
             sender.join(DEADLINE_S)
         wait_until(lambda: server.reported()[2] == len(numbers), "all acknowledgements")
-        assert "reconnected to" in server.stderr
+        wait_until(lambda: "reconnected to" in server.stderr, "the new connection")
         # And once more, with a stop that has to wait for the NATS server.
         own_broker.kill()
         server.send(lines([1, 2, 3]))
