@@ -546,7 +546,7 @@ VERIFY_INDEX_RETRY_S = 0.1
 VERIFY_LINES_MAX = 100_000
 """Lines that should not be in a log, until it is taken for something else, and not read on."""
 
-COMMIT_INTERVAL_S = 0.1
+COMMIT_INTERVAL_S = 0.03
 """How often a busy partition's log is synced, and its index has another record, at most."""
 
 INDEX_RECORDS_KEPT = 1024
