@@ -1,6 +1,8 @@
 """What nodes and collectors of a cluster agree on: ranges, names, and the form of a batch."""
 
 import re
+import sys
+from array import array
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -8,6 +10,14 @@ from numbers_uring.limits import NUMBERS, PARTITIONS_MAX
 
 NUMBER_BYTES = 4
 """A batch is a whole count of numbers, each an unsigned 32-bit integer, little-endian."""
+
+
+def unpacked(packed: bytes) -> "array[int]":
+    """Return the numbers of a batch, of whole numbers."""
+    numbers = array("I", packed)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
 
 
 class Range(NamedTuple):

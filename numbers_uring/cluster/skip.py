@@ -3,8 +3,6 @@
 import getpass
 import os
 import socket
-import sys
-from array import array
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -20,7 +18,7 @@ from numbers_uring.cluster.collector.lookup import (
 from numbers_uring.cluster.collector.reader import malformed
 from numbers_uring.cluster.comparison import copy_text
 from numbers_uring.cluster.connection import broker_errors
-from numbers_uring.cluster.partitions import NUMBER_BYTES, Range, range_of, stream_name
+from numbers_uring.cluster.partitions import NUMBER_BYTES, Range, range_of, stream_name, unpacked
 from numbers_uring.cluster.values import Copy, Skip
 from numbers_uring.errors import StartError
 
@@ -111,9 +109,7 @@ async def _require_no_batch(
 def _is_batch(message: Message, collected: Range) -> bool:
     if malformed(message) is not None or len(message.data) % NUMBER_BYTES:
         return False
-    numbers = array("I", message.data)
-    if sys.byteorder == "big":
-        numbers.byteswap()
+    numbers = unpacked(message.data)
     return collected.first <= min(numbers) and max(numbers) < collected.end
 
 

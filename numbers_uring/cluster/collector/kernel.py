@@ -1,13 +1,11 @@
 """The collector's kernel: packed numbers to the lines of those that are new."""
 
 import errno
-import sys
-from array import array
 from mmap import mmap
 from typing import Any
 
 from numbers_uring._native import ffi, lib
-from numbers_uring.cluster.partitions import NUMBER_BYTES, Range
+from numbers_uring.cluster.partitions import NUMBER_BYTES, Range, unpacked
 from numbers_uring.errors import StartError
 from numbers_uring.ingest.kernel import Memory
 from numbers_uring.limits import LINE_BYTES, NUMBERS
@@ -29,9 +27,7 @@ def collect_reference(
     """
     if len(packed) % NUMBER_BYTES:
         raise ForeignNumberError
-    numbers = array("I", packed)
-    if sys.byteorder == "big":
-        numbers.byteswap()
+    numbers = unpacked(packed)
     if not all(collected.first <= number < collected.end for number in numbers):
         raise ForeignNumberError
     unique = total = 0
