@@ -348,6 +348,9 @@ LOAD_CONNECT_WAIT_S = 1.0
 
 # cluster/
 
+NANOSECONDS_PER_S = 1_000_000_000
+"""What a NATS server counts times in, and we in seconds."""
+
 PARTITIONS_MAX = 1024
 """Of one cluster: ranges of numbers, each with a stream and a log of its own."""
 

@@ -22,6 +22,7 @@ from numbers_uring.limits import (
     FORWARD_BATCH_BYTES,
     FORWARD_HEADER_BYTES_MAX,
     MESSAGE_BYTES_MAX,
+    NANOSECONDS_PER_S,
     NODES_BYTES_MAX,
     NODES_KEEP_S,
     NUMBERS,
@@ -35,8 +36,6 @@ BUCKETS = {CLUSTER_BUCKET: 0.0, NODES_BUCKET: NODES_KEEP_S}
 
 _BUCKET_BYTES_MAX = {NODES_BUCKET: NODES_BYTES_MAX}
 """The limit of a bucket that one who may write to it could use to fill the disks."""
-
-_NS = 1_000_000_000
 
 _BATCH_BYTES = FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX
 
@@ -64,7 +63,7 @@ def stream_config(partition: int, *, replicas: int, max_bytes: int) -> Json:
         "max_msg_size": MESSAGE_BYTES_MAX,
         "max_consumers": -1,
         "max_age": 0,
-        "duplicate_window": round(DUPLICATE_WINDOW_S * _NS),
+        "duplicate_window": round(DUPLICATE_WINDOW_S * NANOSECONDS_PER_S),
         "allow_direct": True,
     }
 
@@ -85,8 +84,8 @@ def bucket_config(bucket: str, *, replicas: int) -> Json:
         "max_msgs_per_subject": 1,
         "max_msg_size": -1,
         "max_consumers": -1,
-        "max_age": round(keep_s * _NS),
-        "duplicate_window": round(window_s * _NS),
+        "max_age": round(keep_s * NANOSECONDS_PER_S),
+        "duplicate_window": round(window_s * NANOSECONDS_PER_S),
         "allow_direct": True,
         "allow_rollup_hdrs": True,
         "deny_delete": True,
@@ -107,7 +106,7 @@ class _Need(NamedTuple):
 
 
 def _stream_needs(partition: int) -> list[_Need]:
-    window_ns = round(DUPLICATE_WINDOW_S * _NS)
+    window_ns = round(DUPLICATE_WINDOW_S * NANOSECONDS_PER_S)
     return [
         _Need("subjects", [subject_name(partition)], f"--subjects {subject_name(partition)}"),
         _Need("storage", "file", None),
@@ -139,7 +138,7 @@ def _bucket_needs(bucket: str) -> list[_Need]:
         _Need("storage", "file", None),
         _Need("retention", "limits", None),
         _Need("no_ack", False, "--ack"),
-        _Need("max_age", round(keep_s * _NS), f"--max-age {keep_s:.0f}s"),
+        _Need("max_age", round(keep_s * NANOSECONDS_PER_S), f"--max-age {keep_s:.0f}s"),
         _Need("max_msgs", -1, "--max-msgs=-1"),
         _Need("max_bytes", max_bytes, f"--max-bytes={max_bytes}"),
         _Need("max_msgs_per_subject", 1, "--max-msgs-per-subject=1"),
@@ -196,7 +195,7 @@ def _wrong(needs: list[_Need], config: Json) -> Iterator[tuple[_Need, Any]]:
 
 def _text(name: str, value: Any) -> str:
     if name in {"max_age", "duplicate_window"}:
-        return f"{value / _NS:g} s"
+        return f"{value / NANOSECONDS_PER_S:g} s"
     if isinstance(value, list):
         return ",".join(map(str, value))
     if isinstance(value, bool):

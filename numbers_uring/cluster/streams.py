@@ -18,12 +18,10 @@ from numbers_uring.cluster.partitions import stream_name
 from numbers_uring.cluster.stream_settings import Json, wrong_stream_settings
 from numbers_uring.cluster.tasks import each_of
 from numbers_uring.errors import StartError
-from numbers_uring.limits import REPLICA_SILENT_S
+from numbers_uring.limits import NANOSECONDS_PER_S, REPLICA_SILENT_S
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
-
-_NS = 1_000_000_000
 
 
 def time_ns(text: str) -> int:
@@ -35,7 +33,7 @@ def time_ns(text: str) -> int:
     if match is None:
         raise ValueError(f"{text!r} is no time")
     seconds = datetime.fromisoformat(match[1] + match[3].replace("Z", "+00:00")).timestamp()
-    return int(seconds) * _NS + int((match[2] or "").ljust(9, "0"))
+    return int(seconds) * NANOSECONDS_PER_S + int((match[2] or "").ljust(9, "0"))
 
 
 class LateReplica(NamedTuple):
@@ -59,7 +57,7 @@ def late_replicas(info: Json) -> list[LateReplica]:
     for each in replicas:
         is_current, active_ns = bool(each.get("current")), each.get("active") or 0
         # One that the leader has never heard of has no time.
-        silent_s = active_ns / _NS if active_ns or is_current else math.inf
+        silent_s = active_ns / NANOSECONDS_PER_S if active_ns or is_current else math.inf
         is_silent = silent_s >= REPLICA_SILENT_S or bool(each.get("offline"))
         if is_silent or not is_current:
             late.append(LateReplica(str(each.get("name")), is_silent, int(each.get("lag") or 0)))

@@ -25,6 +25,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from numbers_uring.limits import (
+    NANOSECONDS_PER_S,
     READ_AHEAD_MESSAGES,
     READ_ANSWER_S,
     READ_CONSUMER_S,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from nats.aio.subscription import Subscription
     from nats.js import JetStreamContext
 
-_NANOSECONDS = 1_000_000_000
 _ASK_SHARE = 4
 """What is asked for next is at least the fourth part of all."""
 
@@ -147,7 +147,7 @@ class Feed:
             "ack_policy": "none",
             "mem_storage": True,
             "num_replicas": 1,
-            "inactive_threshold": int(READ_CONSUMER_S * _NANOSECONDS),
+            "inactive_threshold": int(READ_CONSUMER_S * NANOSECONDS_PER_S),
         }
         answer = await self._client.request(
             f"$JS.API.CONSUMER.CREATE.{self._stream}",
@@ -210,8 +210,8 @@ class Feed:
         if not enough or not self._client.is_connected:
             return
         request: dict[str, int] = {
-            "expires": int(READ_EXPIRES_S * _NANOSECONDS),
-            "idle_heartbeat": int(READ_HEARTBEAT_S * _NANOSECONDS),
+            "expires": int(READ_EXPIRES_S * NANOSECONDS_PER_S),
+            "idle_heartbeat": int(READ_HEARTBEAT_S * NANOSECONDS_PER_S),
         }
         if self._too_large:
             # By itself, whatever its size: the stream has a limit, too.

@@ -25,6 +25,7 @@ from numbers_uring.limits import (
     LOOKUP_MESSAGES,
     LOOKUP_PAUSE_S,
     LOOKUP_TIME_ASKS,
+    NANOSECONDS_PER_S,
     READ_ANSWER_S,
     READ_BYTES,
 )
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 _NO_MESSAGE = 10037
 _NO_STREAM = 10059
-_NANOSECONDS = 1_000_000_000
 
 
 class NoStreamError(Exception):
@@ -63,7 +63,7 @@ class StreamState(NamedTuple):
 
 def time_text(time_ns: int) -> str:
     """Return a time in nanoseconds as NATS servers write it; see `time_ns` in streams.py."""
-    seconds, rest = divmod(time_ns, _NANOSECONDS)
+    seconds, rest = divmod(time_ns, NANOSECONDS_PER_S)
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
 
 
