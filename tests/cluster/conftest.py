@@ -6,10 +6,33 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nats.js import JetStreamContext
 
-from support.broker import PARTITIONS, Broker, broker_with_cluster
+from numbers_uring.cluster.init import init_cluster
+from support.broker import PARTITIONS, Broker, broker_with_cluster, delete_streams
 from support.collectors import collector_process
 from support.processes import CommandProcess
+
+FEW_PARTITIONS = 3
+"""Of the fixture `cluster`."""
+
+
+@pytest.fixture(scope="module")
+def bare_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with Broker(tmp_path_factory.mktemp("broker")) as bare_broker:
+        yield bare_broker
+
+
+@pytest.fixture
+def cluster(bare_broker: Broker) -> Broker:
+    """A NATS server with a cluster of FEW_PARTITIONS that nothing has happened to."""
+
+    async def renew(js: JetStreamContext) -> None:
+        await delete_streams(js)
+        await init_cluster(js, FEW_PARTITIONS, replicas=1, max_bytes=2_000_000)
+
+    bare_broker.run(renew)
+    return bare_broker
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from numbers_uring.cluster.bucket import (
     VersionError,
 )
 from numbers_uring.cluster.checkpoints import Point
-from numbers_uring.cluster.init import init_cluster
 from numbers_uring.cluster.values import Contents, Copy, Node, Settings, Skip, Trim
 from numbers_uring.errors import StartError
-from support.broker import Broker, delete_streams, init
+from support.broker import Broker, init
 from support.processes import assert_one_line_error, run_command
 
 PARTITIONS = 3
@@ -45,24 +44,6 @@ COPY = Copy(
     sum=2**60,
     points=(Point(2, 1, 5), Point(4, 2, 9)),
 )
-
-
-@pytest.fixture(scope="module")
-def bare_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    with Broker(tmp_path_factory.mktemp("broker")) as bare_broker:
-        yield bare_broker
-
-
-@pytest.fixture
-def cluster(bare_broker: Broker) -> Broker:
-    """A NATS server with a cluster that nothing has happened to."""
-
-    async def renew(js: JetStreamContext) -> None:
-        await delete_streams(js)
-        await init_cluster(js, PARTITIONS, replicas=1, max_bytes=2_000_000)
-
-    bare_broker.run(renew)
-    return bare_broker
 
 
 def use(broker: Broker, session: Callable[[JetStreamContext, Buckets], Awaitable[object]]) -> None:

@@ -1,6 +1,5 @@
 """The streams and buckets of a cluster on a real NATS server: checked for each setting."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,28 +16,10 @@ from numbers_uring.cluster.connection import url_text
 from numbers_uring.cluster.init import init_cluster
 from numbers_uring.cluster.streams import check_streams
 from numbers_uring.errors import StartError
-from support.broker import Broker, delete_streams
+from support.broker import Broker
 from support.processes import assert_one_line_error, run_command
 
 PARTITIONS = 3
-
-
-@pytest.fixture(scope="module")
-def bare_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    with Broker(tmp_path_factory.mktemp("broker")) as bare_broker:
-        yield bare_broker
-
-
-@pytest.fixture
-def cluster(bare_broker: Broker) -> Broker:
-    """A NATS server with the streams of a cluster as they should be."""
-
-    async def renew(js: JetStreamContext) -> None:
-        await delete_streams(js)
-        await init_cluster(js, PARTITIONS, replicas=1, max_bytes=2_000_000)
-
-    bare_broker.run(renew)
-    return bare_broker
 
 
 @pytest.mark.parametrize(
