@@ -183,7 +183,9 @@ dist: $(VENV)/dev.stamp
 	$(BIN)/python -m venv --without-pip build/dist/pinned
 	$(BIN)/pip --python build/dist/pinned/bin/python install --quiet --no-deps --require-hashes \
 	    --requirement deploy/requirements.txt
-	SOURCE_DATE_EPOCH=$(BUILT_AT) $(BIN)/cyclonedx-py environment --pyproject pyproject.toml \
+	version=$$(cd $(SOURCE) && ls) && sed "s/^dynamic = .*/version = \"$${version#*-}\"/" pyproject.toml \
+	    > build/dist/pyproject.toml
+	SOURCE_DATE_EPOCH=$(BUILT_AT) $(BIN)/cyclonedx-py environment --pyproject build/dist/pyproject.toml \
 	    --output-reproducible --output-file dist/$$(ls $(SOURCE)).cdx.json build/dist/pinned
 	cd dist && sha256sum -- *.tar.gz *.whl *.json > SHA256SUMS
 

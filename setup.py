@@ -11,9 +11,10 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT / "share"))
+sys.path[:0] = [str(ROOT), str(ROOT / "share")]
 
-from index_readme import index_readme  # noqa: E402  (it is found there alone)
+from index_readme import index_readme  # noqa: E402  (these two are found there alone)
+from numbers_uring import __version__  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
@@ -56,9 +57,8 @@ class InstallShare(install_data):
 
 
 setup(
-    long_description=index_readme(
-        README, PROJECT.get("urls", {}).get("Source"), PROJECT["version"]
-    ),
+    version=__version__,
+    long_description=index_readme(README, PROJECT.get("urls", {}).get("Source"), __version__),
     long_description_content_type="text/markdown",
     cffi_modules=["native/build_ffi.py:ffi"],
     cmdclass={"build_ext": BuildAnywhere, "install_data": InstallShare},

@@ -1,3 +1,3 @@
 """numbers-uring: a TCP number server for Linux."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

@@ -1,5 +1,6 @@
 """What `make dist` makes: complete, nothing too much, working in a fresh venv of another Python."""
 
+import datetime
 import email
 import json
 import os
@@ -117,8 +118,15 @@ def wheel(dist: Path) -> Path:
     return path
 
 
-def test_the_package_has_the_version_of_the_project() -> None:
-    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
+def test_the_last_release_in_the_changelog_has_the_version_and_a_date() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    sections = [
+        each for each in re.findall(r"^## (.*)$", text, re.MULTILINE) if each != "[Unreleased]"
+    ]
+    release = re.fullmatch(r"\[(.*)\] - (\d{4}-\d\d-\d\d)", sections[0])
+    assert release is not None, sections[0]
+    assert release[1] == __version__
+    datetime.date.fromisoformat(release[2])
 
 
 def test_the_package_list_names_every_folder_with_modules() -> None:
