@@ -552,6 +552,9 @@ VERIFY_LINES_MAX = 100_000
 COMMIT_INTERVAL_S = 0.03
 """How often a busy partition's log is synced, and its index has another record, at most."""
 
+INDEX_SYNC_INTERVAL_S = 1.0
+"""How often a busy partition's index is synced, at most: less often than its records are told."""
+
 INDEX_RECORDS_KEPT = 1024
 """The newest records of an index, which all stay when it is thinned."""
 
@@ -778,6 +781,7 @@ assert 2 * COPY_TELL_S * COPY_UNCHANGED_TELLS < COPY_GONE_S
 assert COPY_TELL_S * COPY_UNCHANGED_TELLS + 2 * COPIES_READ_S < 60
 assert 2 * INDEX_RECORDS_KEPT < INDEX_RECORDS_MAX
 assert COMMIT_INTERVAL_S < NO_SPACE_RETRY_S
+assert COMMIT_INTERVAL_S < INDEX_SYNC_INTERVAL_S < COPY_TELL_S
 assert CLOSE_POLL_S < CLOSE_POLL_MAX_S < WAIT_S_MAX
 assert SLOW_APPEND_S < GATHER_S_MAX < IDLE_PASS_S
 assert 2 * max(HEARTBEAT_INTERVAL_S, DRAIN_S, FORWARD_ROOM_ALL_S) < HEARTBEAT_STALE_S

@@ -52,6 +52,7 @@ class Checkpoints:
         for point in known:
             self.note(point, 0)
             self._keep()
+        self.recorded()
         self._tell()
 
     def note(self, point: Point, time_ns: int) -> None:
@@ -75,12 +76,16 @@ class Checkpoints:
 
     @property
     def landmark(self) -> Landmark | None:
-        """The last of the not synced points that are multiples of the greatest power of two.
+        """The last of the not recorded points that are multiples of the greatest power of two.
 
         An index that has it beside the last one knows, after a restart, each multiple of a power of
-        two that is greater than the number of messages between two syncs.
+        two that is greater than the number of messages between two records.
         """
         return None if self._landmark is None else Landmark(*self._landmark)
+
+    def recorded(self) -> None:
+        """Note that the index has the landmark and the last point, though not yet on disk."""
+        self._landmark, self._landmark_level = None, 0
 
     def synced(self) -> None:
         """Tell all points noted so far: the log and its index are on disk up to the last one."""
@@ -93,7 +98,6 @@ class Checkpoints:
                 self._levels.append(())
             self._levels[level] = (*self._levels[level], *taken)[-2:]
         self._taken.clear()
-        self._landmark, self._landmark_level = None, 0
 
     def _tell(self) -> None:
         points = {point for level in self._levels for point in level}

@@ -45,23 +45,25 @@ class Copy:
         self.position = 0
 
     def advance(self, sequence: int) -> None:
-        """Take in all messages up to this one; sync the last."""
+        """Take in all messages up to this one; record some of them, and sync the last."""
         while self.position < sequence:
             end = min(sequence, self.position + self._random.randint(1, self._gap))
             for each in range(self.position + 1, end + 1):
                 self.points.note(point_at(each), each)
-            self._sync(end)
+            self._record(end)
+            if self._random.random() < 0.3 or end == sequence:
+                self.points.synced()
             if self._random.random() < 0.1 * self._restarts:
                 self.restart()
 
-    def _sync(self, end: int) -> None:
+    def _record(self, end: int) -> None:
         landmark = self.points.landmark
         assert landmark is not None
         assert landmark.time_ns == landmark.point.sequence
         if landmark.point.sequence != end:
             self.index.append(landmark.point)
         self.index.append(point_at(end))
-        self.points.synced()
+        self.points.recorded()
         self.position = end
 
     def restart(self) -> None:

@@ -38,6 +38,7 @@ PLACES = {
     "in a thread of the pool": ("collector.PartitionCollector._take_in = fails", 1),
     "in the log": ("file.LogFile.append = lambda *_: fails()", 4),
     "in the index": ("index_file.IndexFile.append = fails", 4),
+    "in the sync of the index": ("index_file.IndexFile.sync = fails", 4),
 }
 
 

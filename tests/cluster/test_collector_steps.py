@@ -24,6 +24,7 @@ from numbers_uring.cluster.collector.collector import PartitionCollector
 from numbers_uring.cluster.collector.feed import Message
 from numbers_uring.cluster.collector.files import PartitionFiles, Stream
 from numbers_uring.cluster.collector.kernel import CollectKernel
+from numbers_uring.cluster.collector.membership import progress_of
 from numbers_uring.cluster.collector.waits import Wait
 from numbers_uring.cluster.index import RECORD_BYTES, read_index
 from numbers_uring.cluster.partitions import index_name, log_name, range_of
@@ -109,7 +110,12 @@ class Run:
         self._running = running
 
     def collector(
-        self, folder: Path, reader: ScriptedReader, disk: Disk | None = None, partition: int = 5
+        self,
+        folder: Path,
+        reader: ScriptedReader,
+        disk: Disk | None = None,
+        partition: int = 5,
+        calls: FileCalls | None = None,
     ) -> PartitionCollector:
         kernel = CollectKernel(range_of(partition, PARTITIONS), BITMAP, COLLECTOR_BATCH_BYTES)
         kernel.reset()
@@ -119,7 +125,7 @@ class Run:
             PARTITIONS,
             say=self.said.append,
             inform=lambda _text: None,
-            calls=FileCalls() if disk is None else FileCalls(write=disk.write),
+            calls=calls or (FileCalls() if disk is None else FileCalls(write=disk.write)),
         )
         self._running.callback(files.close)
         collector = PartitionCollector(
@@ -321,6 +327,59 @@ def test_a_busy_log_has_few_records_and_an_idle_one_its_last_message(
     run(collect)
     # The base, and two for each time: the last message, and one that copies are compared by.
     assert len(read_index(tmp_path / index_name(5)).records) < 20
+
+
+class SyncedIndex:
+    """fdatasync(2) that counts which records of the index it has made last, and may lack space."""
+
+    def __init__(self, folder: Path, fails_every: int = 0) -> None:
+        self.sequence = 0
+        self.calls = 0
+        self._folder = folder
+        self._fails_every = fails_every
+
+    def __call__(self, fd: int) -> None:
+        path = Path(f"/proc/self/fd/{fd}").readlink()
+        if path.name.startswith(index_name(5)):
+            self.calls += 1
+            if self._fails_every and self.calls % self._fails_every == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.sequence = read_index(path).records[-1].sequence
+        os.fdatasync(fd)
+
+
+@pytest.mark.parametrize("fails_every", [0, 2])
+def test_what_a_copy_reports_is_in_its_synced_index_and_an_idle_one_reports_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_every: int
+) -> None:
+    monkeypatch.setattr(collector_module, "COMMIT_INTERVAL_S", 0)
+    monkeypatch.setattr(collector_module, "INDEX_SYNC_INTERVAL_S", 0.03)
+    messages = [message(sequence, sequence) for sequence in range(1, 201)]
+    synced = SyncedIndex(tmp_path, fails_every)
+    reported = set()
+
+    async def collect(made: Run) -> None:
+        collector = made.collector(
+            tmp_path,
+            ScriptedReader([[each] for each in messages]),
+            calls=FileCalls(fdatasync=synced),
+        )
+
+        def is_reported() -> bool:
+            progress = progress_of(collector)
+            # In this order: a sync may come between the two.
+            assert progress is not None
+            assert progress.sequence <= synced.sequence
+            assert all(point.sequence <= progress.sequence for point in progress.points)
+            reported.add(progress.sequence)
+            return progress.sequence == len(messages)
+
+        # No message comes behind the last one, and no stop.
+        await made.until(is_reported, collector)
+
+    run(collect)
+    assert len(reported) < len(read_index(tmp_path / index_name(5)).records)
+    assert synced.calls < len(messages)
 
 
 def test_a_log_that_is_longer_than_its_stream_is_said_once(tmp_path: Path) -> None:

@@ -99,7 +99,10 @@ class Session:
                 self.commit()
 
     def commit(self) -> bool:
-        return self.files.commit(self.record())
+        record = self.record()
+        if record != self.files.record and not self.files.commit(record):
+            return False
+        return self.files.sync()
 
     def record(self) -> Record:
         return replace(
@@ -477,6 +480,7 @@ def test_an_index_without_space_is_written_when_there_is_some(tmp_path: Path) ->
                 assert done == (free_bytes >= RECORD_BYTES)
                 whole = free_bytes >= RECORD_BYTES
                 assert session.files.record.sequence == (end if whole else end - 2)
+                assert session.files.synced == session.files.record
                 assert read_index(index_in(folder)).records[-1] == session.files.record
                 disk.free_bytes = 1_000_000
                 if not whole:

@@ -9,7 +9,12 @@ from numbers_uring.cluster.partitions import index_name, log_name, stream_name
 from numbers_uring.cluster.values import Copy, Settings
 from support.broker import Broker
 
-LIMITS = {"COPY_TELL_S": 0.1, "COPIES_READ_S": 0.2, "COPY_POLL_S": 0.1}
+LIMITS = {
+    "COPY_TELL_S": 0.1,
+    "COPIES_READ_S": 0.2,
+    "COPY_POLL_S": 0.1,
+    "INDEX_SYNC_INTERVAL_S": 0.05,
+}
 """What processes of `environment` have in place of seconds that are for a cluster in earnest."""
 
 

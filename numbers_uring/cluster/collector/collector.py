@@ -23,6 +23,7 @@ from numbers_uring.errors import BackendError
 from numbers_uring.limits import (
     COLLECTOR_WRITE_BYTES,
     COMMIT_INTERVAL_S,
+    INDEX_SYNC_INTERVAL_S,
     LINE_BYTES,
     NO_SPACE_RETRY_S,
 )
@@ -67,7 +68,7 @@ class PartitionCollector:
         """None before the start."""
         self.out_of_space = Stopwatch()
         self.unique = 0
-        """Numbers of this run that are on disk, in the log and its index."""
+        """Numbers of this run that are on disk, in the log."""
         self.duplicate = 0
         """Repeats of this run, likewise."""
         self.checkpoints = Checkpoints()
@@ -82,13 +83,14 @@ class PartitionCollector:
         self._position = (0, 0)
         """The last message that was taken in, and its time."""
         self._committed_s = 0.0
+        self._synced_s = 0.0
         self._lacks_space = False
         self._bad: str | None = None
         self._tail_said = False
 
     @property
     def record(self) -> Record:
-        """What is on disk."""
+        """What of the log is on disk."""
         return self.files.record
 
     @property
@@ -124,11 +126,11 @@ class PartitionCollector:
             await self._collect(self.reader, stop)
         except BackendError:
             # What was taken in is right.
-            await self._in_pool(self._commit)
+            await self._in_pool(partial(self._commit, is_last=True))
             raise
         finally:
             await self.reader.close()
-        await self._in_pool(self._commit)
+        await self._in_pool(partial(self._commit, is_last=True))
 
     async def _collect(self, reader: MessageReader, stop: asyncio.Event) -> None:
         stopped = asyncio.create_task(stop.wait())
@@ -158,9 +160,18 @@ class PartitionCollector:
     @property
     def _commit_due_s(self) -> float | None:
         """In how many seconds the next commit is due; None if there is nothing to commit."""
-        if self._position[0] == self.record.sequence:
+        if self._position[0] != self.record.sequence:
+            due_s = self._committed_s + COMMIT_INTERVAL_S
+        elif self.files.synced != self.record:
+            due_s = self._index_due_s
+        else:
             return None
-        return max(0.0, self._committed_s + COMMIT_INTERVAL_S - time.monotonic())
+        return max(0.0, due_s - time.monotonic())
+
+    @property
+    def _index_due_s(self) -> float:
+        """When the index is to be synced, on time.monotonic's clock."""
+        return self._synced_s + INDEX_SYNC_INTERVAL_S
 
     async def _process(self, messages: "Sequence[Message]", stop: asyncio.Event) -> int:
         """Take in messages, and commit if that is due; return how many of them were taken in."""
@@ -251,24 +262,37 @@ class PartitionCollector:
         self._written_bytes = 0
         return True
 
-    def _commit(self) -> int:
-        """Sync what was written, and record it in the index."""
-        if self._position[0] == self.record.sequence or not self._write():
+    def _commit(self, *, is_last: bool = False) -> int:
+        """Sync what was written, and record it in the index; sync that as well if it is due."""
+        if not self._write():
             return 0
+        if self._position[0] != self.record.sequence:
+            self._record_position()
+        index_is_due = is_last or time.monotonic() >= self._index_due_s
+        if index_is_due and self.files.synced != self.record and not self._lacks_space:
+            self._sync_index()
+        return 0
+
+    def _record_position(self) -> None:
         # What is counted is read before the sync, and shown after it.
         unique, duplicate = self._kernel.unique, self._kernel.duplicate
-        records = [
-            self._record(Point(self._position[0], unique, self._kernel.sum), self._position[1])
-        ]
+        sequence, time_ns = self._position
+        records = [self._record(Point(sequence, unique, self._kernel.sum), time_ns)]
         landmark = self.checkpoints.landmark
-        if landmark is not None and landmark.point.sequence < self._position[0]:
+        if landmark is not None and landmark.point.sequence < sequence:
             records.insert(0, self._record(landmark.point, landmark.time_ns))
         self._lacks_space = not self.files.commit(*records)
         if not self._lacks_space:
-            self.checkpoints.synced()
+            self.checkpoints.recorded()
             self.unique, self.duplicate = unique - self._first_count, duplicate
             self._committed_s = time.monotonic()
-        return 0
+
+    def _sync_index(self) -> None:
+        """Have the index on disk up to the position, which may be told then."""
+        self._lacks_space = not self.files.sync()
+        if not self._lacks_space:
+            self.checkpoints.synced()
+            self._synced_s = time.monotonic()
 
     def _record(self, point: Point, time_ns: int) -> Record:
         return Record(

@@ -86,13 +86,18 @@ class PartitionFiles:
             calls=calls,
         )
         self.record = Record(partition=partition, partitions=partitions, stream_created_ns=0)
-        """The last record on disk, or that which a start begins from. From any thread."""
+        """The last record, or that which a start begins from: the log is on disk up to it.
+
+        From any thread, as `synced`.
+        """
+        self.synced = self.record
+        """The last record that is on disk itself."""
         self._log_bytes = 0
         """What the stream's messages have brought of the log so far."""
 
     @property
     def records(self) -> Records:
-        """What the index has on disk."""
+        """What the index has."""
         return self._index.records
 
     @property
@@ -142,6 +147,7 @@ class PartitionFiles:
             raise StartError(f"cannot read the log {self.log_path}: {error.strerror}") from error
         except SinkError as error:
             raise StartError(str(error)) from error
+        self.synced = self.record
         self._log_bytes = self.record.log_bytes
         self._inform(
             f"resumed {self.log_path}: {self.record.count} numbers, up to message "
@@ -229,7 +235,7 @@ class PartitionFiles:
             # The records of a stream go on from one base.
             self._index.forget(len(self._index.records) - len(known))
         self._durability.grown(self._log)
-        if not self._index.append([self.record]):
+        if not (self._index.append([self.record]) and self._index.sync()):
             raise StartError(f"no space for the index {self._index.path}")
         self._say(
             f"the log {self.log_path} keeps its {self.record.count} numbers: taking in the stream "
@@ -265,9 +271,11 @@ class PartitionFiles:
         return written
 
     def commit(self, *records: Record) -> bool:
-        """Sync the log, then write these records and sync them: the last one is `record` then.
+        """Sync the log, then write these records: the last one is `record` then.
 
-        Returns False if there is no space for them. Raises SinkError.
+        Nothing that goes by them is allowed before `sync`: a log may go on from an earlier record,
+        as long as its stream has the messages behind that. Returns False if there is no space for
+        them. Raises SinkError.
         """
         assert records[-1].log_bytes == self._log_bytes
         self._require_log()
@@ -275,6 +283,16 @@ class PartitionFiles:
         if not self._index.append(records if self.records else (self.record, *records)):
             return False
         self.record = records[-1]
+        return True
+
+    def sync(self) -> bool:
+        """Sync the index: `synced` is `record` then. Return False if there is no space for it.
+
+        Raises SinkError.
+        """
+        if not self._index.sync():
+            return False
+        self.synced = self.record
         return True
 
     def _require_log(self) -> None:

@@ -4,6 +4,7 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from numbers_uring.cluster.checkpoints import essential
@@ -53,20 +54,39 @@ class IndexFile:
             self._is_whole = False
 
     def append(self, records: Sequence[Record]) -> bool:
-        """Write records and sync them; return False, with nothing done, if there is no space.
+        """Write records; return False, with nothing done, if there is no space.
 
         Raises SinkError.
         """
+        return self._has_space(partial(self._append, records))
+
+    def sync(self) -> bool:
+        """Have all records on disk; return False if there is no space. Raises SinkError."""
+        return self._has_space(self._sync)
+
+    def _has_space(self, step: Callable[[], None]) -> bool:
         try:
-            if self._is_whole and self._is_ours() and len(self.records) < INDEX_RECORDS_MAX:
-                self._extend(records)
-            else:
-                self._replace(records)
+            step()
         except OSError as error:
             if error.errno in NO_SPACE:
                 return False
             raise SinkError(f"cannot write the index {self.path}: {error.strerror}") from error
         return True
+
+    def _append(self, records: Sequence[Record]) -> None:
+        if self._is_whole and self._is_ours() and len(self.records) < INDEX_RECORDS_MAX:
+            self._extend(records)
+        else:
+            self._replace(records)
+
+    def _sync(self) -> None:
+        if self._is_whole and self._is_ours():
+            # What a sync has failed for may be lost: it is written anew then.
+            self._is_whole = False
+            again(self._calls.fdatasync, self._fd)
+            self._is_whole = True
+        else:
+            self._replace(())
 
     def _is_ours(self) -> bool:
         """Return whether the file at `path` is the open one, with `records` and nothing else."""
@@ -93,14 +113,12 @@ class IndexFile:
                 again(self._calls.ftruncate, self._fd, before_bytes)
                 self._is_whole = True
             raise
-        # What could not be synced is not taken back: it would need a sync as well.
-        again(self._calls.fdatasync, self._fd)
         self._is_whole = True
         for record in records:
             self.records.append(record)
 
     def _replace(self, records: Sequence[Record]) -> None:
-        """Put a new file in the index's place, with what is worth keeping."""
+        """Put a new file in the index's place, with what is worth keeping, and sync it."""
         all_records = Records(self.records.packed())
         for record in records:
             all_records.append(record)
@@ -136,5 +154,5 @@ class IndexFile:
     def close(self) -> None:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            with suppress(OSError):  # It was synced.
+            with suppress(OSError):  # What was told of it was synced.
                 os.close(fd)

@@ -109,7 +109,7 @@ def progress_of(collector: PartitionCollector) -> Progress | None:
     if not has_started(collector):
         return None
     # In this order: the points of a record are told after it.
-    points, record = collector.checkpoints.told, collector.record
+    points, record = collector.checkpoints.told, collector.files.synced
     waits = None if collector.reader is None else collector.reader.waits
     state = "waiting" if waits is not None else "collecting"
     return Progress(
