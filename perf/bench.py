@@ -12,13 +12,14 @@ Contenders, each a process of its own that gets the same load over loopback:
 - c: the same with the log: what the server would be without Python;
 - epoll, uring: this server on each backend with the best compiled kernel;
 - epoll-VARIANT: with another kernel; python, the specification, gets fewer numbers;
-- N reactors: with --reactors N.
+- N reactors: with --reactors N;
+- epoll before, uring before: what another interpreter has installed, see --before.
 
 Rates are of numbers taken in: the load half-closes each connection and waits for the server's
 close; a light one, by sendfile, leaves more of the processors to the server. Processor time is the
 server's own. A log that is not exactly the set of the numbers sent fails the run. Machines drift,
 so only ratios of one round are compared; the tables give the median of the rounds with minimum and
-maximum.
+maximum. The table latency is described in perf/latency.py.
 """
 
 import json
@@ -36,12 +37,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import click
 
+import latency
 from bench_plot import PLOTTED, Point, plot
+from latency import LOADS, LatencyRow
 from light_load import LightLoad
 from numbers_uring.errors import StartError
 from numbers_uring.ingest.native import variants
@@ -57,10 +60,10 @@ RING_LOG = PEER.with_name("ring_log")
 CHUNK_LINES = 100_000
 SENDS_MAX = 400_000
 PYTHON_KERNEL_NUMBERS_MAX = 1_000_000
-SERVE = [sys.executable, "-m", "numbers_uring", "serve", "--port", "0", "--max-clients", "6000"]
+SERVE = ["-m", "numbers_uring", "serve", "--port", "0", "--max-clients", "6000"]
 
 COUNTERS = ("cycles", "instructions")
-BASES = ("discard", "c", "1 reactor")
+BASES = ("discard", "c", "1 reactor", "epoll before", "uring before")
 """Contenders that the others of their scenario are compared with."""
 
 Command = Callable[[Path], list[str]]
@@ -98,8 +101,8 @@ class Row:
     send_bytes: int
 
 
-def server(*options: str) -> Command:
-    return lambda log: [*SERVE, "--log-file", str(log), *options]
+def server(*options: str, python: str = sys.executable) -> Command:
+    return lambda log: [python, "-P", *SERVE, "--log-file", str(log), *options]
 
 
 def peer(mode: str) -> Command:
@@ -122,11 +125,13 @@ def build(program: Path) -> None:
     subprocess.run(command, check=True)
 
 
-def backends() -> list[Contender]:
-    """Return this server on each backend that starts here."""
+def backends(before: str | None = None) -> list[Contender]:
+    """Return this server on each backend that starts here, and the one from `before` on it."""
     found = []
-    for name in ("epoll", "uring"):
-        contender = Contender(name, server("--backend", name))
+    pythons = {"": sys.executable} | ({" before": before} if before else {})
+    for backend, version in product(("epoll", "uring"), pythons):
+        name = f"{backend}{version}"
+        contender = Contender(name, server("--backend", backend, python=pythons[version]))
         try:
             with tempfile.TemporaryDirectory() as folder, running(contender, Path(folder) / "log"):
                 found.append(contender)
@@ -246,9 +251,11 @@ class LogCheck:
 class Bench:
     """Runs scenarios and collects rows."""
 
-    def __init__(self, rounds: int, numbers: int, folder: Path) -> None:
+    def __init__(self, rounds: int, numbers: int, folder: Path, before: str | None) -> None:
         self.rows: list[Row] = []
+        self.latency_rows: list[LatencyRow] = []
         self.rounds = rounds
+        self.before = before
         self._numbers = numbers
         self.log = folder / "numbers.log"
         self._check = LogCheck()
@@ -286,6 +293,21 @@ class Bench:
             rounds = found[contender.name]
             self.rows.append(Row(table, name, contender.name, rounds, clients, send_bytes))
         print_scenario(self.rows[-len(contenders) :])
+
+    def latency(self, contenders: list[Contender]) -> None:
+        """Probe each contender beside each load once a round, in an order that turns."""
+        rows = [
+            LatencyRow(load.name, contender.name, [])
+            for load, contender in product(LOADS, contenders)
+        ]
+        for round_, (place, load) in product(range(self.rounds), enumerate(LOADS)):
+            for i in range(len(contenders)):
+                turn = (i + round_) % len(contenders)
+                with running(contenders[turn], self.log) as (pid, port):
+                    measurement = latency.measure(pid, port, self.log, load, cpu_ns)
+                rows[place * len(contenders) + turn].rounds.append(measurement)
+        latency.print_rows(rows)
+        self.latency_rows += rows
 
     def count_calls(self, contender: Contender, parameters: LoadParameters) -> str:
         """Return how many system calls 1,000 numbers take, with the three most frequent."""
@@ -402,7 +424,7 @@ def print_split(rows: list[Row]) -> None:
 
 def run_mixes(bench: Bench) -> None:
     for mix in Mix:
-        bench.scenario("mixes", [DISCARD, C, *backends()], mix, 5, 256 * 1024)
+        bench.scenario("mixes", [DISCARD, C, *backends(bench.before)], mix, 5, 256 * 1024)
 
 
 def run_split(bench: Bench) -> None:
@@ -413,13 +435,15 @@ def run_split(bench: Bench) -> None:
 
 def run_sends(bench: Bench) -> None:
     for send_bytes in (10, 100, 1000, 4096, 65536, 262_144, 1_048_576):
-        bench.scenario("sends", [DISCARD, C, *backends()], Mix.UNIQUE, 5, send_bytes)
+        bench.scenario("sends", [DISCARD, C, *backends(bench.before)], Mix.UNIQUE, 5, send_bytes)
 
 
 def run_clients(bench: Bench) -> None:
     for send_bytes in (10, 100, 65536):
         for clients in (5, 50, 500, 1000, 5000):
-            bench.scenario("clients", [DISCARD, C, *backends()], Mix.UNIQUE, clients, send_bytes)
+            bench.scenario(
+                "clients", [DISCARD, C, *backends(bench.before)], Mix.UNIQUE, clients, send_bytes
+            )
 
 
 def run_log(bench: Bench) -> None:
@@ -462,6 +486,10 @@ def run_reactors(bench: Bench) -> None:
         bench.scenario(table, [DISCARD, C, *contenders], Mix.UNIQUE, 8, 100)
 
 
+def run_latency(bench: Bench) -> None:
+    bench.latency([C, *backends(bench.before)])
+
+
 def run_calls(bench: Bench) -> None:
     """Count system calls, with strace attached: the rates of such a run mean nothing."""
     click.echo("\n### calls: system calls for 1,000 numbers, by strace -c\n")
@@ -497,6 +525,7 @@ TABLES = {
     "kernels": run_kernels,
     "reactors": run_reactors,
     "log": run_log,
+    "latency": run_latency,
     "calls": run_calls,
     "ring-log": run_ring_log,
 }
@@ -524,6 +553,12 @@ def machine() -> str:
     type=click.Path(path_type=Path),
     help=f"Draw the tables {' and '.join(PLOTTED)} here (SVG, PNG or PDF); needs matplotlib.",
 )
+@click.option(
+    "--before",
+    metavar="PYTHON",
+    help="Measure the server that this interpreter has installed, too, in these tables: "
+    "mixes, sends, clients, latency.",
+)
 @click.option("--folder", type=click.Path(path_type=Path), help="Where the logs go.")
 def main(
     tables: tuple[str, ...],
@@ -531,6 +566,7 @@ def main(
     numbers: int,
     json_file: Path | None,
     plot_file: Path | None,
+    before: str | None,
     folder: Path | None,
 ) -> None:
     if plot_file is not None and not set(PLOTTED) & set(tables or TABLES):
@@ -546,13 +582,14 @@ def main(
         except StartError as error:
             raise click.ClickException(str(error)) from error
         logs = files.enter_context(tempfile.TemporaryDirectory(dir=folder))
-        bench = Bench(rounds, numbers, Path(logs))
+        bench = Bench(rounds, numbers, Path(logs), before)
         for table in tables or TABLES:
             TABLES[table](bench)
         if plotted is not None:
             plot([point(row) for row in bench.rows if row.table in PLOTTED], plotted)
     if json_file is not None:
         figures = {"machine": machine(), "rows": [asdict(row) for row in bench.rows]}
+        figures["latency"] = [asdict(row) for row in bench.latency_rows]
         json_file.write_text(json.dumps(figures, indent=1) + "\n")
 
 
