@@ -10,7 +10,6 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from inspect import cleandoc
 from pathlib import Path
 
 import click
@@ -19,6 +18,7 @@ from numbers_uring import __version__
 from numbers_uring.cli.commands import cli
 from numbers_uring.cli.completion import completion_script
 from numbers_uring.cli.environment import ENVIRONMENT_PREFIX, option_variables
+from numbers_uring.cli.help import grouped_options, help_text
 from numbers_uring.system.stdio import PROGRAM
 
 MAN_PAGE = f"man/man1/{PROGRAM}.1"
@@ -28,44 +28,13 @@ COMPLETIONS = {
     "fish": f"fish/vendor_completions.d/{PROGRAM}.fish",
 }
 
-_EXIT_STATUS = "Exit status: "
-_ENVIRONMENT = "Every option can also be set from the environment"
-
 _SIGNALS = (
     ("SIGTERM, SIGINT", "Stop serve, as a client's terminate does: what was delivered is on file."),
     ("The same again", "While serve stops: exit at once, with 128 and the signal's number."),
     ("SIGHUP", "Reopen the log of serve under its name, after a rotation."),
     ("SIGUSR1", "Print a report at once."),
 )
-_EXAMPLES = (
-    (
-        "Serve on every interface, and continue the log of an earlier run:",
-        "serve --host 0.0.0.0 --resume --log-file /var/lib/numbers/numbers.log",
-    ),
-    (
-        "Use two processors, and publish metrics for Prometheus:",
-        "serve --reactors 2 --metrics 127.0.0.1:9400",
-    ),
-    (
-        "Check first whether such a server would start:",
-        "doctor --reactors 2 --metrics 127.0.0.1:9400",
-    ),
-    (
-        "See what that server does, with a line each second:",
-        "status --watch http://127.0.0.1:9400",
-    ),
-    (
-        "Send ten million random numbers, and then stop the server:",
-        "load --numbers 10000000 --mix random --terminate",
-    ),
-    ("Check a log, and cut a torn last line:", "check --repair numbers.log"),
-    ("Send the numbers of a log to a server on another port:", "load --port 4001 numbers.log"),
-    (
-        "Compare the logs of a cluster with its streams:",
-        "cluster verify --log-dir /var/lib/numbers",
-    ),
-)
-"""The only facts about the commands that their help does not have."""
+"""What the help of no command says."""
 
 
 _ROFF = str.maketrans(
@@ -87,6 +56,8 @@ def man_page(date: str) -> str:
     cli.load_all()
     source = _text(f"{PROGRAM} {__version__}")
     page = [f'.TH {_text(PROGRAM.upper())} 1 {date} "{source}" "User Commands"']
+    # A broken name of an option or a package can't be copied.
+    page += [".nh", ".ad l"]
     contexts = list(_contexts(_context(cli, PROGRAM, None)))
     summary = contexts[0].command.get_short_help_str(limit=200).rstrip(".")
     page += [".SH NAME", rf"{_text(PROGRAM)} \- {_text(summary)}"]
@@ -104,6 +75,7 @@ def man_page(date: str) -> str:
         page.append(f".SS {_text(context.command_path)}")
         page += _help(context)
         page += _options(context)
+        page += _lists(context)
     page.append(".SH EXIT STATUS")
     for context in contexts[1:]:
         page += _exit_status(context)
@@ -119,10 +91,7 @@ def man_page(date: str) -> str:
     for signals, text in _SIGNALS:
         page += [".TP", rf"\fB{_text(signals)}\fR", _text(text)]
     page.append(".SH EXAMPLES")
-    for index, (text, arguments) in enumerate(_EXAMPLES):
-        page += [".PP"] * (index > 0)
-        page += [_text(text), ".PP", ".RS 4", ".nf"]
-        page += [rf"\fB{_text(f'{PROGRAM} {arguments}')}\fR", ".fi", ".RE"]
+    page += _examples(contexts)
     page += [".SH SEE ALSO", r"\fBio_uring\fR(7), \fBepoll\fR(7), \fBtcp\fR(7), \fBlogrotate\fR(8)"]
     return "\n".join(page) + "\n"
 
@@ -144,41 +113,51 @@ def _contexts(context: click.Context) -> Iterator[click.Context]:
                 yield from _contexts(_context(command, name, context))
 
 
-def _paragraphs(context: click.Context) -> list[str]:
-    return re.split(r"\n{2,}", cleandoc(context.command.help or ""))
-
-
 def _help(context: click.Context) -> Iterator[str]:
     """The help's paragraphs but those that have sections of their own."""
-    for index, paragraph in enumerate(_paragraphs(context)):
-        if paragraph.startswith((_EXIT_STATUS, _ENVIRONMENT)):
-            continue
-        if index > 0:
-            yield ".PP"
-        if paragraph.startswith("\b\n"):
-            # As in click: what follows is not filled.
-            first, *rest = paragraph.removeprefix("\b\n").splitlines()
-            yield from (".nf", _text(first), *map(_text, rest), ".fi")
-        else:
-            yield _text(" ".join(paragraph.split()))
+    text = help_text(context.command)
+    yield _text(text.summary)
+    for paragraph in text.details:
+        yield from (".PP", _text(paragraph))
 
 
 def _options(context: click.Context) -> Iterator[str]:
-    for option in context.command.get_params(context):
-        names, text = option.get_help_record(context) or ("", "")
-        if text:
+    groups = grouped_options(context)
+    for title, options in groups.items():
+        if len(groups) > 1:
+            yield from (".PP", rf"\fI{_text(title)}:\fR")
+        for option in options:
+            names, text = option.get_help_record(context) or ("", "")
             marked = re.sub(r"(?<![\w-])(?:\\-){1,2}\w(?:\w|\\-)*", r"\\fB\g<0>\\fR", _text(names))
             yield from (".TP", re.sub(r"\b[A-Z]{2,}|\bN\b", r"\\fI\g<0>\\fR", marked), _text(text))
 
 
+def _lists(context: click.Context) -> Iterator[str]:
+    for title, text, entries in getattr(context.command, "lists", ()):
+        yield from (".PP", rf"\fI{_text(title)}:\fR {_text(text)}")
+        for name, meaning in entries:
+            yield from (".TP", rf"\fB{_text(name)}\fR", _text(meaning))
+
+
 def _exit_status(context: click.Context) -> Iterator[str]:
-    for paragraph in _paragraphs(context):
-        if paragraph.startswith(_EXIT_STATUS):
-            text = " ".join(paragraph.removeprefix(_EXIT_STATUS).split()).rstrip(".")
-            yield f".SS {_text(context.command_path)}"
-            for item in re.split(r"[,;] (?=\d+ )", text):
-                status, meaning = item.split(" ", maxsplit=1)
-                yield from (".TP", rf"\fB{status}\fR", _text(meaning))
+    statuses = help_text(context.command).exit_status
+    if statuses:
+        yield f".SS {_text(context.command_path)}"
+    for status, meaning in statuses:
+        yield from (".TP", rf"\fB{status}\fR", _text(meaning))
+
+
+def _examples(contexts: Iterable[click.Context]) -> Iterator[str]:
+    """Each example once: a group has some of its commands'."""
+    found: dict[str, str] = {}
+    for context in contexts:
+        for text, arguments in getattr(context.command, "examples", ()):
+            found[arguments] = text
+    for index, (arguments, text) in enumerate(found.items()):
+        if index > 0:
+            yield ".PP"
+        yield from (_text(text), ".PP", ".RS 4", ".nf")
+        yield from (rf"\fB{_text(f'{PROGRAM} {arguments}')}\fR", ".fi", ".RE")
 
 
 def _environment(contexts: Iterable[click.Context]) -> Iterator[str]:

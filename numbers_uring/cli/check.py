@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from numbers_uring import __version__
+from numbers_uring.cli.help import Command
 from numbers_uring.cli.progress import bar_of_bytes
 from numbers_uring.cluster.collector.index_check import IndexFindings, check_index, log_of
 from numbers_uring.errors import ExitCode, SinkError
@@ -36,7 +37,14 @@ def _different_files(
     return paths
 
 
-@click.command()
+_EXAMPLES = (
+    ("Check the log of a server, which may be running:", "check numbers.log"),
+    ("Check the parts of a rotated log together:", "check numbers.log.1 numbers.log"),
+    ("Cut a torn last line, and drop bad lines and duplicates:", "check --repair numbers.log"),
+)
+
+
+@click.command(cls=Command, examples=_EXAMPLES)
 @click.argument(
     "files",
     metavar="FILE...",

@@ -7,6 +7,7 @@ import click
 
 from numbers_uring import __version__
 from numbers_uring.cli.cluster_verify import verify
+from numbers_uring.cli.help import Command, Group, option_group
 from numbers_uring.cli.nats_options import access_of, broker_options
 from numbers_uring.cli.types import Duration, Seconds, Sequences
 from numbers_uring.errors import ExitCode
@@ -18,52 +19,68 @@ if TYPE_CHECKING:
     from numbers_uring.cluster.status import ClusterStatus
 
 
-@click.group()
+@click.group(
+    cls=Group,
+    examples=(
+        ("Create a cluster of four partitions, once:", "cluster init --partitions 4"),
+        ("Show again and again how it is:", "cluster status --watch"),
+    ),
+)
 @click.version_option(__version__, prog_name=PROGRAM)
 def cluster() -> None:
     """Create a cluster's streams, show its status, verify its logs, skip messages."""
 
 
-cluster.add_command(verify)
-
-
-@cluster.command(context_settings={"show_default": True})
+@cluster.command(
+    cls=Command,
+    short_help="Create the streams of a cluster, or change them.",
+    examples=(
+        ("Create a cluster of four partitions:", "cluster init --partitions 4"),
+        (
+            "Expect two copies of each, and trim what both have after a day:",
+            "cluster init --partitions 4 --copies 2 --keep 1d",
+        ),
+    ),
+)
+@option_group(
+    "Streams",
+    click.option(
+        "--partitions",
+        type=click.IntRange(1, PARTITIONS_MAX),
+        required=True,
+        metavar="P",
+        help="Split all numbers into this many ranges, each with its own stream and log. It cannot "
+        "be changed later.",
+    ),
+    click.option(
+        "--copies",
+        type=click.IntRange(0, COPIES_MAX),
+        metavar="K",
+        help="Expect this many copies of each partition: 'cluster status' reports fewer as a "
+        "problem, and nothing is trimmed before there are as many. 0, the default, expects none.",
+    ),
+    click.option(
+        "--keep",
+        type=Duration(min=0),
+        metavar="DURATION",
+        help="Trim from the streams what all copies have on disk and is older than this: seconds, "
+        "or 15m, 12h, 7d. 0, the default, trims nothing.",
+    ),
+    click.option(
+        "--replicas",
+        type=click.Choice(["1", "3", "5"]),
+        help="Store each message on this many NATS servers: 1, unless the cluster has more "
+        "already. More than before makes the streams grow.",
+    ),
+    click.option(
+        "--max-bytes",
+        type=click.IntRange(min=MESSAGE_BYTES_MAX),
+        metavar="BYTES",
+        help="Limit each stream to this size on the NATS server's disk; nodes pause at it. A new "
+        "stream has space for each number of the partition four times. It can be raised later.",
+    ),
+)
 @broker_options
-@click.option(
-    "--partitions",
-    type=click.IntRange(1, PARTITIONS_MAX),
-    required=True,
-    metavar="P",
-    help="Split all numbers into this many ranges, each with its own stream and log. It cannot be "
-    "changed later.",
-)
-@click.option(
-    "--replicas",
-    type=click.Choice(["1", "3", "5"]),
-    help="Store each message on this many NATS servers: 1, unless the cluster has more already. "
-    "More than before makes the streams grow.",
-)
-@click.option(
-    "--max-bytes",
-    type=click.IntRange(min=MESSAGE_BYTES_MAX),
-    metavar="BYTES",
-    help="Limit each stream to this size on the NATS server's disk; nodes pause at it. A new "
-    "stream has space for each number of the partition four times. It can be raised later.",
-)
-@click.option(
-    "--copies",
-    type=click.IntRange(0, COPIES_MAX),
-    metavar="K",
-    help="Expect this many copies of each partition: 'cluster status' reports fewer as a problem, "
-    "and nothing is trimmed before there are as many. 0, the default, expects none.",
-)
-@click.option(
-    "--keep",
-    type=Duration(min=0),
-    metavar="DURATION",
-    help="Trim from the streams what all copies have on disk and is older than this: seconds, or "
-    "15m, 12h, 7d. 0, the default, trims nothing.",
-)
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_obj
 def init(
@@ -115,18 +132,28 @@ def init(
     )
 
 
-@cluster.command(context_settings={"show_default": True})
-@broker_options
-@click.option("--json", "as_json", is_flag=True, help="Print the status as one JSON object.")
-@click.option(
-    "--watch",
-    type=Seconds(min=0.1),
-    is_flag=False,
-    flag_value=2.0,
-    metavar="[SECONDS]",
-    help="Show it again every this many seconds, 2 without a number, until SIGINT or SIGTERM. A "
-    "terminal is redrawn; elsewhere one status follows the other.",
+@cluster.command(
+    cls=Command,
+    short_help="Show nodes, partitions and copies, and what is wrong.",
+    examples=(
+        ("Show the cluster on this host:", "cluster status"),
+        ("Show it again every two seconds:", "cluster status --watch"),
+    ),
 )
+@option_group(
+    "Display",
+    click.option(
+        "--watch",
+        type=Seconds(min=0.1),
+        is_flag=False,
+        flag_value=2.0,
+        metavar="[SECONDS]",
+        help="Show it again every this many seconds, 2 without a number, until SIGINT or SIGTERM. "
+        "A terminal is redrawn; elsewhere one status follows the other.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the status as one JSON object."),
+)
+@broker_options
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_obj
 def status(
@@ -166,10 +193,22 @@ def status(
     return ExitCode.FAILED if found.problems else ExitCode.CLEAN
 
 
-@cluster.command(context_settings={"show_default": True})
-@broker_options
+cluster.add_command(verify)
+
+
+@cluster.command(
+    cls=Command,
+    short_help="Forget a copy that is gone for good.",
+    examples=(("Forget the copy with this id:", "cluster forget 5f0c3a9e12d47b68"),),
+)
 @click.argument("copy")
-@click.option("--force", is_flag=True, help="Forget it although its collector reported just now.")
+@option_group(
+    "Safety",
+    click.option(
+        "--force", is_flag=True, help="Forget it although its collector reported just now."
+    ),
+)
+@broker_options
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_obj
 def forget(say: Diagnostics, /, nats: str, copy: str, force: bool, **options: Any) -> None:
@@ -196,16 +235,28 @@ def forget(say: Diagnostics, /, nats: str, copy: str, force: bool, **options: An
     say.info(f"forgot copy {copy} of partitions {', '.join(map(str, partitions))}")
 
 
-@cluster.command(context_settings={"show_default": True})
-@broker_options
+@cluster.command(
+    cls=Command,
+    short_help="Skip messages that are lost or damaged.",
+    examples=(
+        (
+            "Skip message 17 of the stream of partition 0:",
+            "cluster skip 0 17 --why 'disk failed'",
+        ),
+    ),
+)
 @click.argument("partition", type=click.IntRange(0, PARTITIONS_MAX - 1))
 @click.argument("sequence", type=Sequences())
-@click.option("--why", default="", metavar="TEXT", help="Record this reason with the skip.")
-@click.option(
-    "--force",
-    is_flag=True,
-    help="Skip it although it is a proper batch, or a copy has passed it.",
+@option_group(
+    "Skip",
+    click.option("--why", default="", metavar="TEXT", help="Record this reason with the skip."),
+    click.option(
+        "--force",
+        is_flag=True,
+        help="Skip it although it is a proper batch, or a copy has passed it.",
+    ),
 )
+@broker_options
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_obj
 def skip(

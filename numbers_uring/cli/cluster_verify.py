@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from numbers_uring import __version__
+from numbers_uring.cli.help import Command, option_group
 from numbers_uring.cli.nats_options import access_of, broker_options
 from numbers_uring.cli.progress import bar_of_bytes
 from numbers_uring.errors import ExitCode
@@ -25,24 +26,41 @@ def _different_folders(
     return paths
 
 
-@click.command(context_settings={"show_default": True})
+_EXAMPLES = (
+    ("Compare all logs in a folder with the streams:", "cluster verify --log-dir logs"),
+    (
+        "Compare two copies of the logs, too:",
+        "cluster verify --log-dir logs --log-dir /mnt/copy",
+    ),
+)
+
+
+@click.command(
+    cls=Command,
+    examples=_EXAMPLES,
+    short_help="Compare the logs with the streams.",
+)
+@option_group(
+    "Verification",
+    click.option(
+        "--log-dir",
+        "folders",
+        type=click.Path(path_type=Path, file_okay=False),
+        multiple=True,
+        required=True,
+        metavar="DIR",
+        callback=_different_folders,
+        help="Verify the logs in this folder. Repeat it for each folder with logs or copies of "
+        "them.",
+    ),
+    click.option(
+        "--partitions",
+        metavar="LIST",
+        help="Verify these partitions, such as 0-3 or 0,2,8-9. Without it, all of the cluster.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
+)
 @broker_options
-@click.option(
-    "--log-dir",
-    "folders",
-    type=click.Path(path_type=Path, file_okay=False),
-    multiple=True,
-    required=True,
-    metavar="DIR",
-    callback=_different_folders,
-    help="Verify the logs in this folder. Repeat it for each folder with logs or copies of them.",
-)
-@click.option(
-    "--partitions",
-    metavar="LIST",
-    help="Verify these partitions, such as 0-3 or 0,2,8-9. Without it, all of the cluster.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.version_option(__version__, prog_name=PROGRAM)
 def verify(
     nats: str, folders: tuple[Path, ...], partitions: str | None, as_json: bool, **options: Any

@@ -6,9 +6,10 @@ from typing import Any
 import click
 
 from numbers_uring import __version__
+from numbers_uring.cli.help import Command, option_group
 from numbers_uring.cli.nats_options import access_of, broker_options
-from numbers_uring.cli.serve import absolute, diagnostic_options, metrics_option
-from numbers_uring.cli.types import Seconds
+from numbers_uring.cli.serve import absolute
+from numbers_uring.cli.serve_options import observing_options
 from numbers_uring.cluster.partitions import parse_partitions
 from numbers_uring.limits import PARTITIONS_MAX
 from numbers_uring.system.diagnostics import Diagnostics
@@ -23,37 +24,45 @@ def _partitions(_context: click.Context, _parameter: click.Parameter, text: str)
     return text
 
 
-@click.command(context_settings={"show_default": True})
+_EXAMPLES = (
+    (
+        "Collect four partitions of the cluster on this host:",
+        "collect --partitions 0-3 --log-dir logs",
+    ),
+    (
+        "Collect them from NATS on another host:",
+        "collect --partitions 0-3 --log-dir logs --nats nats://nats-0:4222",
+    ),
+)
+
+
+@click.command(cls=Command, examples=_EXAMPLES)
+@option_group(
+    "Partitions",
+    click.option(
+        "--partitions",
+        metavar="LIST",
+        required=True,
+        callback=_partitions,
+        help="Collect these partitions, such as 0-3 or 0,2,8-9.",
+    ),
+    click.option(
+        "--log-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        required=True,
+        metavar="DIR",
+        help="Write the logs, numbers.P.log for each partition P, and their indexes, "
+        "numbers.P.index, to this folder. It is created if it is missing.",
+    ),
+    click.option(
+        "--replay",
+        is_flag=True,
+        help="Keep logs whose stream was made again, or has lost messages that are not in the log, "
+        "and add what the stream has.",
+    ),
+)
 @broker_options
-@click.option(
-    "--partitions",
-    metavar="LIST",
-    required=True,
-    callback=_partitions,
-    help="Collect these partitions, such as 0-3 or 0,2,8-9.",
-)
-@click.option(
-    "--log-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    required=True,
-    metavar="DIR",
-    help="Write the logs, numbers.P.log for each partition P, and their indexes, numbers.P.index, "
-    "to this folder. It is created if it is missing.",
-)
-@click.option(
-    "--replay",
-    is_flag=True,
-    help="Keep logs whose stream was made again, or has lost messages that are not in the log, and "
-    "add what the stream has.",
-)
-@click.option(
-    "--report-interval",
-    type=Seconds(min=0, min_open=True),
-    default=10.0,
-    help="Print a report on standard output every this many seconds.",
-)
-@metrics_option
-@diagnostic_options
+@option_group("Observing", *observing_options)
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_obj
 def collect(say: Diagnostics, /, **options: Any) -> None:

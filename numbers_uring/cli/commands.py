@@ -10,20 +10,21 @@ from numbers_uring.cli.environment import (
     name_variables,
     require_known_variables,
 )
+from numbers_uring.cli.help import Group
 from numbers_uring.system.stdio import PROGRAM
 
 COMPLETE_VARIABLE = f"_{PROGRAM.replace('-', '_').upper()}_COMPLETE"
 """What the completion scripts set, by click's own rule, to ask for completions."""
 
 _SHORT_HELPS = {
+    "serve": "Run a server.",
+    "doctor": "Check whether a server would start on this host.",
+    "status": "Show what a server does now.",
+    "load": "Send numbers to a server and measure the rate.",
     "check": "Check logs and repair them.",
     "cluster": "Create, watch and verify a cluster.",
-    "completion": "Print a shell's completion script.",
-    "doctor": "Check whether a server would start on this host.",
-    "load": "Send numbers to a server and measure the rate.",
     "collect": "Write the logs of a cluster's partitions.",
-    "serve": "Run a server.",
-    "status": "Show what a server does now.",
+    "completion": "Print a shell's completion script.",
 }
 """The command NAME is the object `NAME` of the module numbers_uring.cli.NAME."""
 
@@ -31,7 +32,7 @@ _ASKS = {"-h", "--help", "--version"}
 """What needs no option, and so no variable that is right."""
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group whose commands are stand-ins with a short help, until one of them is called."""
 
     def resolve_command(
@@ -70,8 +71,11 @@ class _StandIn(click.Command):
 @click.group(
     cls=LazyGroup,
     commands=[_StandIn(name, short_help=text) for name, text in _SHORT_HELPS.items()],
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    examples=(
+        ("Run a server for this host, on port 4000, with the log numbers.log:", "serve"),
+        ("Send it a million numbers, from another terminal:", "load --numbers 1000000"),
+    ),
 )
 @click.version_option(__version__, prog_name=PROGRAM)
 def cli() -> None:
-    """A TCP number server for Linux that receives nine-digit numbers and stores each once."""
+    """A TCP server for Linux that stores nine-digit numbers, each of them once."""

@@ -5,6 +5,7 @@ from click.shell_completion import get_completion_class
 
 from numbers_uring import __version__
 from numbers_uring.cli.commands import COMPLETE_VARIABLE
+from numbers_uring.cli.help import Command, HelpList
 from numbers_uring.system.stdio import PROGRAM
 
 SHELLS = ("bash", "zsh", "fish")
@@ -23,19 +24,25 @@ def completion_script(shell: str) -> str:
     return (script.source_template % script.source_vars()).strip() + "\n"
 
 
-@click.command()
+_EXAMPLES = (("Print the script for bash:", "completion bash"),)
+_FOLDERS = HelpList(
+    "Files",
+    "Where new shells look for the script of one user:",
+    (
+        ("bash", f"{PROGRAM} in ~/.local/share/bash-completion/completions"),
+        ("zsh", f"_{PROGRAM} in a folder that is in $fpath"),
+        ("fish", f"{PROGRAM}.fish in ~/.config/fish/completions"),
+    ),
+)
+
+
+@click.command(cls=Command, examples=_EXAMPLES, lists=[_FOLDERS])
 @click.argument("shell", metavar="SHELL", type=click.Choice(SHELLS))
 @click.version_option(__version__, prog_name=PROGRAM)
 def completion(shell: str) -> None:
     """Print the script that makes SHELL (bash, zsh or fish) complete commands, options and values.
 
-    Packages and wheels install these scripts where the shells look for them. To install one for one
-    user:
-
-    \b
-    bash  numbers-uring completion bash > ~/.local/share/bash-completion/completions/numbers-uring
-    zsh   numbers-uring completion zsh > DIRECTORY/_numbers-uring, with DIRECTORY in $fpath
-    fish  numbers-uring completion fish > ~/.config/fish/completions/numbers-uring.fish
+    Packages and wheels install these scripts where the shells look for them.
 
     Exit status: 0 printed, 2 wrong usage, 3 standard output cannot be written.
     """

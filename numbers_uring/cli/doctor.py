@@ -7,7 +7,9 @@ import click
 
 from numbers_uring import __version__
 from numbers_uring.cli.environment import ENVIRONMENT_PREFIX
-from numbers_uring.cli.serve import serve_config, serve_options
+from numbers_uring.cli.help import Command, option_group
+from numbers_uring.cli.serve import serve_config
+from numbers_uring.cli.serve_options import serve_options
 from numbers_uring.doctor.checks import Check, Diagnosis, Severity
 from numbers_uring.errors import ExitCode
 from numbers_uring.system.stdio import PROGRAM
@@ -19,7 +21,7 @@ The doctor tries each step of the start and undoes it at once. It creates and ch
 log, no socket file. A running server is not disturbed; its address and its log are then in use,
 which is a finding. With --resume the doctor also reads both ends of the log.
 
-Options that are set from the environment for `serve` apply to this command, too:
+Every option can also be set from the environment, by its variable of `serve`:
 NUMBERS_URING_SERVE_PORT=5000 stands for --port 5000.
 
 Exit status: 0 a server would start, 1 it would not, 2 wrong usage, 3 the findings cannot be
@@ -27,23 +29,34 @@ written.
 """
 
 
+_EXAMPLES = (
+    ("Check whether a server with the default options would start:", "doctor"),
+    (
+        "Check it for the options of your server, and print JSON:",
+        "doctor --host 0.0.0.0 --resume --json",
+    ),
+)
+
+
 @click.command(
+    cls=Command,
     help=_HELP,
-    context_settings={
-        "show_default": True,
-        # The server's variables, because the doctor checks the server's options.
-        "auto_envvar_prefix": f"{ENVIRONMENT_PREFIX}_SERVE",
-    },
+    examples=_EXAMPLES,
+    # The server's variables, because the doctor checks the server's options.
+    context_settings={"auto_envvar_prefix": f"{ENVIRONMENT_PREFIX}_SERVE"},
+)
+@option_group(
+    "Result",
+    click.option(
+        "--json",
+        "as_json",
+        is_flag=True,
+        envvar=f"{ENVIRONMENT_PREFIX}_DOCTOR_JSON",
+        allow_from_autoenv=False,
+        help="Print the findings as one JSON object.",
+    ),
 )
 @serve_options
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    envvar=f"{ENVIRONMENT_PREFIX}_DOCTOR_JSON",
-    allow_from_autoenv=False,
-    help="Print the findings as one JSON object.",
-)
 @click.version_option(__version__, prog_name=PROGRAM)
 def doctor(*, as_json: bool, **options: Any) -> int:
     """Examine the system for one server."""

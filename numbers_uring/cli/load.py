@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from numbers_uring import __version__
+from numbers_uring.cli.help import Command, HelpList, option_group
 from numbers_uring.cli.types import Fraction, Seconds
 from numbers_uring.errors import ExitCode, StartError
 from numbers_uring.limits import (
@@ -36,28 +37,12 @@ _HELP = """Send numbers to a server from many clients and measure how fast it ta
 A client sends its lines, shuts down its side and waits for the server to close the connection: its
 numbers then count as accepted. It is an error if the server closes earlier or sends anything.
 
-\b
-Mixes, which depend only on --seed, --numbers and --duplicates, not on --clients:
-  unique      each number at most once, in pseudo-random order
-  random      independent and uniform over all 10^9 numbers, repeats by chance
-  duplicate   numbers - round(numbers * duplicates) different ones; the others repeat some of these
-  sequential  0, 1, 2, ...; each client sends a contiguous part
-  hot         drawn from 1,000 numbers
-
 With FILEs, the numbers of these logs are sent instead of a mix, for example to a new cluster or
 server. All files are read once before that: if a line is no number, nothing is sent. A torn tail is
 left out and reported.
 
 All lines of a mix are prepared before the clock starts if they fit in --prepare-bytes. Otherwise
 the thread that sends makes them during the run; the result says which.
-
-\b
-Times, in milliseconds:
-  drained       from a client's last send until the server closes the connection: how far the server
-                was behind at the end. One sample per client, not per line.
-  acknowledged  from a send until the server's host acknowledged the bytes (TCP): the time in this
-                host's send queue; the server may not have read them yet. At most one sample per
-                millisecond, measured up to about 0.2 ms late.
 
 Every option can also be set from the environment: NUMBERS_URING_LOAD_PORT=5000 stands for
 --port 5000.
@@ -67,102 +52,161 @@ written, 2 wrong usage, 3 could not connect, or a FILE cannot be read or has a l
 number, 130 interrupted.
 """
 
+_EXAMPLES = (
+    ("Send ten million different numbers to the server on this host:", "load"),
+    (
+        "Send 100 million random ones, and then stop the server:",
+        "load --numbers 100000000 --mix random --terminate",
+    ),
+    ("Send the numbers of a log to another server:", "load --host numbers-1 numbers.log"),
+)
+_LISTS = (
+    HelpList(
+        "Mixes",
+        "They depend only on --seed, --numbers and --duplicates, not on --clients.",
+        (
+            ("unique", "Each number at most once, in pseudo-random order."),
+            ("random", "Independent and uniform over all 10^9 numbers; repeats by chance."),
+            (
+                "duplicate",
+                "numbers - round(numbers * duplicates) different ones; the others repeat some of "
+                "these.",
+            ),
+            ("sequential", "0, 1, 2, ...; each client sends a contiguous part."),
+            ("hot", "Drawn from 1,000 numbers."),
+        ),
+    ),
+    HelpList(
+        "Times",
+        "They are in milliseconds.",
+        (
+            (
+                "drained",
+                "From a client's last send until the server closes the connection: how far the "
+                "server was behind at the end. One sample per client, not per line.",
+            ),
+            (
+                "acknowledged",
+                "From a send until the server's host acknowledged the bytes (TCP): the time in "
+                "this host's send queue; the server may not have read them yet. At most one sample "
+                "per millisecond, measured up to about 0.2 ms late.",
+            ),
+        ),
+    ),
+)
+
 _DEFAULT = LoadParameters()
 
 
 _OPTIONS_OF_MIX = {"numbers", "mix", "duplicates", "seed", "prepare_bytes"}
 
 
-@click.command(help=_HELP, context_settings={"show_default": True})
+@click.command(cls=Command, help=_HELP, examples=_EXAMPLES, lists=_LISTS)
 @click.argument("files", metavar="[FILE]...", type=click.Path(path_type=Path), nargs=-1)
-@click.option(
-    "--host",
-    metavar="HOST",
-    default=_DEFAULT.host,
-    help="Connect to this address or name, IPv4 or IPv6.",
+@option_group(
+    "Server",
+    click.option(
+        "--port",
+        type=click.IntRange(1, 65535),
+        metavar="PORT",
+        default=_DEFAULT.port,
+        help="Connect to this port.",
+    ),
+    click.option(
+        "--host",
+        metavar="HOST",
+        default=_DEFAULT.host,
+        help="Connect to this address or name, IPv4 or IPv6.",
+    ),
+    click.option(
+        "--clients",
+        type=click.IntRange(1, LOAD_CLIENTS_MAX),
+        metavar="N",
+        default=_DEFAULT.clients,
+        help="Open this many connections at once.",
+    ),
+    click.option(
+        "--terminate",
+        is_flag=True,
+        help='At the end, stop the server by "terminate" from one more client.',
+    ),
 )
-@click.option(
-    "--port", type=click.IntRange(1, 65535), default=_DEFAULT.port, help="Connect to this port."
+@option_group(
+    "Numbers",
+    click.option(
+        "--numbers",
+        type=click.IntRange(1, LOAD_NUMBERS_MAX),
+        metavar="N",
+        default=_DEFAULT.numbers,
+        help="Send this many numbers, over all clients.",
+    ),
+    click.option(
+        "--mix",
+        type=click.Choice([mix.value for mix in Mix]),
+        default=_DEFAULT.mix.value,
+        help="Select the numbers to send; see below.",
+    ),
+    click.option(
+        "--duplicates",
+        type=Fraction(0, 1),
+        metavar="SHARE",
+        default=_DEFAULT.duplicates,
+        help="The share of repeats in the mix duplicate, from 0 to 1.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(0, LOAD_SEED_MAX),
+        metavar="N",
+        default=_DEFAULT.seed,
+        help="The seed of the random numbers or of their order.",
+    ),
 )
-@click.option(
-    "--clients",
-    type=click.IntRange(1, LOAD_CLIENTS_MAX),
-    metavar="N",
-    default=_DEFAULT.clients,
-    help="Open this many connections at once.",
+@option_group(
+    "Sending",
+    click.option(
+        "--rate",
+        type=click.IntRange(0, LOAD_RATE_MAX),
+        metavar="N",
+        default=_DEFAULT.rate,
+        help="Send this many numbers a second over all clients, evenly to the millisecond. 0: as "
+        "fast as the server reads them.",
+    ),
+    click.option(
+        "--timeout",
+        "timeout_s",
+        type=Seconds(min=0),
+        metavar="SECONDS",
+        default=0,
+        help="Stop the run after this many seconds, with exit status 1. 0: never.",
+    ),
+    click.option(
+        "--send-bytes",
+        type=click.IntRange(1, LOAD_SEND_BYTES_MAX),
+        metavar="BYTES",
+        default=_DEFAULT.send_bytes,
+        help="Pass at most this many bytes to one send call, even if that cuts a line.",
+    ),
+    click.option(
+        "--prepare-bytes",
+        type=click.IntRange(0, LOAD_PREPARE_BYTES_MAX),
+        metavar="BYTES",
+        default=_DEFAULT.prepare_bytes,
+        help="Prepare all lines in memory if they need at most this many bytes. 0: make them "
+        "during the run.",
+    ),
 )
-@click.option(
-    "--numbers",
-    type=click.IntRange(1, LOAD_NUMBERS_MAX),
-    metavar="N",
-    default=_DEFAULT.numbers,
-    help="Send this many numbers, over all clients.",
+@option_group(
+    "Result",
+    click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
+    click.option(
+        "--plot",
+        "plot_path",
+        type=click.Path(path_type=Path, dir_okay=False),
+        metavar="FILE",
+        help="Plot the rate over time to FILE, whose name ends in .svg, .png or .pdf. Requires an "
+        "extra: pip install 'numbers-uring[plot]'.",
+    ),
 )
-@click.option(
-    "--mix",
-    type=click.Choice([mix.value for mix in Mix]),
-    default=_DEFAULT.mix.value,
-    help="Select the numbers to send; see above.",
-)
-@click.option(
-    "--duplicates",
-    type=Fraction(0, 1),
-    metavar="SHARE",
-    default=_DEFAULT.duplicates,
-    help="The share of repeats in the mix duplicate, from 0 to 1.",
-)
-@click.option(
-    "--send-bytes",
-    type=click.IntRange(1, LOAD_SEND_BYTES_MAX),
-    metavar="BYTES",
-    default=_DEFAULT.send_bytes,
-    help="Pass at most this many bytes to one send call, even if that cuts a line.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(0, LOAD_SEED_MAX),
-    metavar="N",
-    default=_DEFAULT.seed,
-    help="The seed of the random numbers or of their order.",
-)
-@click.option(
-    "--rate",
-    type=click.IntRange(0, LOAD_RATE_MAX),
-    metavar="N",
-    default=_DEFAULT.rate,
-    help="Send this many numbers a second over all clients, evenly to the millisecond. 0: as fast "
-    "as the server reads them.",
-)
-@click.option(
-    "--prepare-bytes",
-    type=click.IntRange(0, LOAD_PREPARE_BYTES_MAX),
-    metavar="BYTES",
-    default=_DEFAULT.prepare_bytes,
-    help="Prepare all lines in memory if they need at most this many bytes. 0: make them during "
-    "the run.",
-)
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=Seconds(min=0),
-    metavar="SECONDS",
-    default=_DEFAULT.timeout_s,
-    help="Stop the run after this many seconds, with exit status 1. 0: never.",
-)
-@click.option(
-    "--terminate",
-    is_flag=True,
-    help='At the end, stop the server by "terminate" from one more client.',
-)
-@click.option(
-    "--plot",
-    "plot_path",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Plot the rate over time to FILE, whose name ends in .svg, .png or .pdf. Requires an "
-    "extra: pip install 'numbers-uring[plot]'.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_context
 def load(

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from numbers_uring.cli.help import option_group
 from numbers_uring.config import BrokerAccess
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -63,9 +64,7 @@ _NATS = click.option(
 
 def broker_options(command: _Command) -> _Command:
     """Decorate a command with --nats and the others."""
-    for option in reversed((_NATS, *ACCESS_OPTIONS)):
-        command = option(command)
-    return command
+    return option_group("NATS server", _NATS, *ACCESS_OPTIONS)(command)
 
 
 def access_of(options: dict[str, Any]) -> BrokerAccess:

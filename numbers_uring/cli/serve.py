@@ -1,34 +1,29 @@
-"""The options of `serve`, and the Config that they make."""
+"""The command `serve`, and the Config that its options make."""
 
-import logging
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from numbers_uring import __version__
-from numbers_uring.addresses import PORT_MAX, Address, TcpAddress, parse_address, parse_tcp_address
-from numbers_uring.cli.environment import ENVIRONMENT_PREFIX
-from numbers_uring.cli.nats_options import ACCESS_NAMES, ACCESS_OPTIONS, access_of, check_url
-from numbers_uring.cli.types import Seconds
-from numbers_uring.config import DEFAULT_ADDRESS, Config, Fsync, LogFormat, Terminate, WhenFull
-from numbers_uring.ingest.native import VARIANT_NAMES
-from numbers_uring.limits import DISCONNECT_LOG_PER_S_MAX, PARTITIONS_MAX, REACTORS_MAX
+from numbers_uring.addresses import Address, TcpAddress
+from numbers_uring.cli.help import Command
+from numbers_uring.cli.nats_options import ACCESS_NAMES, access_of
+from numbers_uring.cli.serve_options import serve_options
+from numbers_uring.config import Config, Fsync, Terminate, WhenFull
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.stdio import PROGRAM, STDERR
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
 _HELP = """
-Receive numbers over TCP until a client sends "terminate", or SIGTERM or SIGINT arrives.
+Receive numbers over TCP, and write each of them once to a log.
 
 Clients send lines of exactly nine decimal digits, each ended by a newline. The server writes every
 new number to the log file, counts repeats, and closes the connection of a client that sends any
 other line. It writes reports to standard output and all other messages to standard error.
 
-SIGHUP reopens the log after a rotation. SIGUSR1 requests a report at once.
+A server stops when a client sends "terminate", or SIGTERM or SIGINT arrives. SIGHUP reopens the log
+after a rotation. SIGUSR1 requests a report at once.
 
 Every option can also be set from the environment: NUMBERS_URING_SERVE_PORT=5000 stands for
 --port 5000.
@@ -37,257 +32,20 @@ Exit status: 0 stopped as requested and all numbers are in the log, 1 the backen
 usage, 3 could not start, 4 the log failed, or the NATS server did not acknowledge all numbers.
 """
 
-
-class _Address(click.ParamType):  # type: ignore[type-arg] # generic only in click's newest
-    """The result of `parse`, which raises ValueError for a text that is no address."""
-
-    name = "address"
-
-    def __init__(self, parse: Callable[[str], Address]) -> None:
-        self._parse = parse
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> Address:
-        try:
-            return self._parse(value)
-        except ValueError as error:
-            self.fail(f"{error}.", param, ctx)
-
-
-class _Mode(click.ParamType):  # type: ignore[type-arg] # as above
-    """The bits of chmod(1), in octal."""
-
-    name = "mode"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        if not (value.isascii() and value.isdecimal()) or set(value) & {"8", "9"}:
-            self.fail(f"{value!r} is not an octal mode such as 0660.", param, ctx)
-        mode = int(value, 8)
-        if mode > 0o777:
-            self.fail(f"{value!r} is more than 0777.", param, ctx)
-        return mode
-
-
-def _set_format(ctx: click.Context, _parameter: click.Parameter, value: str) -> str:
-    """Set the format at once, so that errors about the other options have it, too."""
-    say = ctx.find_object(Diagnostics)
-    if say is not None:
-        say.form = LogFormat(value)
-    return value
-
-
-def _set_level(ctx: click.Context, parameter: click.Parameter, value: bool) -> bool:
-    say = ctx.find_object(Diagnostics)
-    if value and say is not None:
-        say.level_min = logging.WARNING if parameter.name == "quiet" else logging.DEBUG
-    return value
-
-
-_DIAGNOSTIC_OPTIONS = (
-    click.option(
-        "--log-format",
-        type=click.Choice([choice.value for choice in LogFormat]),
-        default=LogFormat.TEXT.value,
-        is_eager=True,
-        callback=_set_format,
-        help="Format of the messages on standard error: text, or one JSON object a line.",
+_EXAMPLES = (
+    ("Serve clients on this host, on port 4000, and write numbers.log:", "serve"),
+    (
+        "Serve on every interface, and continue the log of an earlier run:",
+        "serve --host 0.0.0.0 --resume",
     ),
-    click.option(
-        "--quiet",
-        "-q",
-        is_flag=True,
-        is_eager=True,
-        callback=_set_level,
-        help="Print only warnings and errors on standard error.",
-    ),
-)
-
-metrics_option = click.option(
-    "--metrics",
-    type=_Address(parse_tcp_address),
-    metavar="HOST:PORT",
-    help="Serve metrics for Prometheus, and /healthz for probes, at HOST:PORT or [IPV6]:PORT. "
-    "Requires an extra: pip install 'numbers-uring[metrics]'.",
-)
-"""Of `serve` and `collect`."""
-
-_OPTIONS = (
-    click.option(
-        "--backend",
-        type=click.Choice(["auto", "epoll", "uring"]),
-        default="auto",
-        help="The interface of Linux that serves the sockets; auto selects the best available one.",
-    ),
-    click.option(
-        "--kernel",
-        type=click.Choice(["auto", "native", *VARIANT_NAMES, "python"]),
-        default="auto",
-        help="The code that parses and de-duplicates. auto and native: the fastest variant in C "
-        "that the CPU supports; avx2, swar, scalar: that variant; python: the slow specification.",
-    ),
-    click.option(
-        "--listen",
-        type=_Address(parse_address),
-        multiple=True,
-        metavar="ADDRESS",
-        help="Listen on HOST:PORT, [IPV6]:PORT or unix:PATH; can be given several times. With it, "
-        "the address of --host and --port is only used if one of them is given, too.",
-    ),
-    click.option(
-        "--host",
-        metavar="HOST",
-        default=DEFAULT_ADDRESS.host,
-        help="Listen on this address or name, IPv4 or IPv6. 0.0.0.0 and :: stand for every "
-        "interface.",
-    ),
-    click.option(
-        "--port",
-        type=click.IntRange(0, PORT_MAX),
-        default=DEFAULT_ADDRESS.port,
-        help="Listen on this port. 0 selects a free one, which the start line names.",
-    ),
-    click.option(
-        "--unix-mode",
-        type=_Mode(),
-        default="0660",
-        metavar="MODE",
-        help="Set the mode of the file of unix:PATH, in octal: it decides who may connect.",
-    ),
-    click.option(
-        "--unix-group",
-        metavar="GROUP",
-        help="Set the group of the file of unix:PATH, a name or a number. The default is the one "
-        "that Linux gives it.",
-    ),
-    click.option(
-        "--max-clients",
-        "--concurrent-connections",
-        "max_clients",
-        type=click.IntRange(1, 1_000_000),
-        default=5,
-        envvar=[
-            f"{ENVIRONMENT_PREFIX}_SERVE_MAX_CLIENTS",
-            f"{ENVIRONMENT_PREFIX}_SERVE_CONCURRENT_CONNECTIONS",
-        ],
-        metavar="N",
-        help="Serve at most this many clients at once.",
-    ),
-    click.option(
-        "--reactors",
-        type=click.IntRange(1, REACTORS_MAX),
-        default=1,
-        metavar="N",
-        help="Serve clients from this many threads, to use more processors. Each has its own "
-        "reactor, and clients are spread over them.",
-    ),
-    click.option(
-        "--when-full",
-        type=click.Choice([choice.value for choice in WhenFull]),
-        default=WhenFull.WAIT.value,
-        help="Make a client beyond --max-clients wait until another one leaves, or disconnect it "
-        "at once.",
-    ),
-    click.option(
-        "--terminate",
-        type=click.Choice([choice.value for choice in Terminate]),
-        default=Terminate.ANY.value,
-        help='Accept "terminate" from any client; only from local ones, on a loopback address or a '
-        "unix socket; or never. From others it is an invalid line.",
-    ),
-    click.option(
-        "--log-file",
-        type=click.Path(path_type=Path, readable=False),
-        default="numbers.log",
-        help="Write each number once, one a line, to this file. It is replaced at start unless "
-        "--resume is given.",
-    ),
-    click.option(
-        "--resume",
-        is_flag=True,
-        help="Keep the log of an earlier run: its numbers count as seen. A torn last line is cut.",
-    ),
-    click.option(
-        "--fsync",
-        type=click.Choice([choice.value for choice in Fsync]),
-        default=Fsync.INTERVAL.value,
-        help="Sync the log to disk before each wait for clients (always), about once a second "
-        "(interval), or leave it to Linux (never). A power cut loses nothing, about the last "
-        "second, or perhaps minutes; a crash of the server alone only what it had not written.",
-    ),
-    click.option(
-        "--write-behind",
-        type=click.Choice(["on", "off"]),
-        default="on",
-        help="on: write the log to disk as it grows and drop it from the page cache, which is "
-        "faster for long runs and needs little memory. off: leave that to Linux, which accepts "
-        "bursts faster than the disk while it has memory.",
-    ),
-    click.option(
-        "--forward",
-        metavar="URL",
-        callback=check_url,
-        help="Run as a node of a cluster: publish new numbers to NATS JetStream at "
-        "nats://HOST:PORT, or at a comma-separated list of them, in place of a log. Requires an "
-        "extra: pip install 'numbers-uring[cluster]'.",
-    ),
-    click.option(
-        "--partitions",
-        type=click.IntRange(1, PARTITIONS_MAX),
-        metavar="P",
-        help="The number of partitions of the cluster at --forward, as given to cluster init.",
-    ),
-    *ACCESS_OPTIONS,
-    click.option(
-        "--report-interval",
-        type=Seconds(min=0, min_open=True),
-        default=10.0,
-        help="Print a report on standard output every this many seconds.",
-    ),
-    click.option(
-        "--idle-timeout",
-        type=Seconds(min=0),
-        default=0.0,
-        help="Disconnect a client this many seconds after its last complete line. 0: never.",
-    ),
-    click.option(
-        "--profile",
-        type=click.Path(path_type=Path, dir_okay=False),
-        metavar="FILE",
-        help="Record a profile with perf, or with py-spy where perf is not allowed. After the "
-        "stop, write it to FILE as a flame graph (SVG).",
-    ),
-    metrics_option,
-    *_DIAGNOSTIC_OPTIONS,
-    click.option(
-        "--verbose",
-        "-v",
-        is_flag=True,
-        is_eager=True,
-        callback=_set_level,
-        help="Log every client that is disconnected, and why. At most "
-        f"{DISCONNECT_LOG_PER_S_MAX} a second get a line, others are counted.",
+    (
+        "Serve up to 100 clients from two threads, and publish metrics:",
+        "serve --max-clients 100 --reactors 2 --metrics 127.0.0.1:4001",
     ),
 )
 
 
-def diagnostic_options(command: _Command) -> _Command:
-    """Decorate a command with the options for messages on standard error."""
-    for option in reversed(_DIAGNOSTIC_OPTIONS):
-        command = option(command)
-    return command
-
-
-def serve_options(command: _Command) -> _Command:
-    """Decorate a command with the options of `serve`."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
-
-
-@click.command(help=_HELP, context_settings={"show_default": True})
+@click.command(cls=Command, help=_HELP, examples=_EXAMPLES)
 @serve_options
 @click.version_option(__version__, prog_name=PROGRAM)
 @click.pass_obj

@@ -10,6 +10,7 @@ import click
 
 from numbers_uring import __version__
 from numbers_uring.addresses import TcpAddress, parse_tcp_address
+from numbers_uring.cli.help import Command
 from numbers_uring.errors import ExitCode, StartError
 from numbers_uring.limits import STATUS_HEADER_LINES, STATUS_INTERVAL_S
 from numbers_uring.system.diagnostics import Diagnostics
@@ -39,7 +40,16 @@ class _MetricsUrl(click.ParamType):  # type: ignore[type-arg] # generic only in 
         return address
 
 
-@click.command(context_settings={"show_default": True})
+_EXAMPLES = (
+    ("Show what the server with `serve --metrics 127.0.0.1:4001` does:", "status"),
+    (
+        "Print a line each second, for a server on another host:",
+        "status --watch http://numbers-1:4001",
+    ),
+)
+
+
+@click.command(cls=Command, examples=_EXAMPLES)
 @click.argument(
     "url", type=_MetricsUrl(), default="http://127.0.0.1:4001", metavar="[http://HOST:PORT]"
 )

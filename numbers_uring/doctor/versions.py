@@ -11,7 +11,7 @@ from numbers_uring import __version__
 from numbers_uring.doctor.checks import Check, Severity
 from numbers_uring.doctor.host_facts import known, read_integer
 
-_DEPENDENCIES = ("click", "cffi")
+_DEPENDENCIES = ("click", "cloup", "cffi")
 _OPTIONAL = {
     "prometheus_client": "prometheus-client",
     "matplotlib": "matplotlib",

@@ -299,6 +299,7 @@ def questions() -> Iterator[tuple[str, ...]]:
     for command in all_commands():
         yield (*command, "--version")
         yield (*command, "--help")
+        yield (*command, "-h")
 
 
 def completions() -> Iterator[str]:
@@ -329,6 +330,15 @@ def run_listing(
 @pytest.mark.parametrize("arguments", list(questions()), ids=" ".join)
 def test_help_and_version_import_nothing_heavy(arguments: tuple[str, ...]) -> None:
     assert imported(run_listing(*arguments)) == []
+
+
+def test_what_lays_out_the_help_is_imported_by_no_start(tmp_path: Path) -> None:
+    done = run_listing("serve", "--listen", f"unix:{tmp_path}/missing/socket")
+    assert done.returncode == 3
+    modules = done.stderr.split()
+    assert "numbers_uring.server.run" in modules
+    assert [module for module in modules if module.startswith("cloup")] == []
+    assert "cloup" in run_listing("serve", "--help").stderr.split()
 
 
 @pytest.mark.parametrize("line", list(completions()))

@@ -13,7 +13,8 @@ from typing import Any
 import click
 import pytest
 
-from numbers_uring.cli.serve import serve_config, serve_options
+from numbers_uring.cli.serve import serve_config
+from numbers_uring.cli.serve_options import serve_options
 from numbers_uring.doctor import examination, host_facts, ring_check, step_checks
 from numbers_uring.doctor.checks import Diagnosis, Severity
 from numbers_uring.ingest.native import variants
@@ -109,7 +110,7 @@ def test_without_options_it_is_about_the_servers_defaults(tmp_path: Path) -> Non
 def test_the_help_has_the_servers_options_and_the_exit_codes(tmp_path: Path) -> None:
     done = Scene(tmp_path, ExitStack()).run("doctor", "--help")
     assert done.returncode == 0
-    for word in ("--json", "--listen", "--max-clients", "--resume", "Exit status: 0"):
+    for word in ("--json", "--listen", "--max-clients", "--resume", "Exit status:"):
         assert word in done.stdout
 
 

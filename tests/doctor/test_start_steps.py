@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 import pytest
 
-from numbers_uring.cli.serve import serve_config, serve_options
+from numbers_uring.cli.serve import serve_config
+from numbers_uring.cli.serve_options import serve_options
 from numbers_uring.config import Config
 from numbers_uring.server.steps import start_steps
 from support.scenes import DOES_NOT, FAULTS, STARTS, Scene, a_ring, prepare
