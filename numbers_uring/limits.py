@@ -270,6 +270,15 @@ HTTP_RETRY_S = 0.1
 HTTP_CLOSE_S = 0.75
 """How long a stop waits for the metrics thread."""
 
+PAGE_REFRESH_S = 1.0
+"""How often the page of the metrics port is asked for anew while it is looked at."""
+
+PAGE_RELOAD_S = 3.0
+"""How often a browser that runs no scripts loads it."""
+
+PAGE_RATES_S_MAX = 5.0
+"""Over which time it shows rates at most."""
+
 # profiling/
 
 PROFILE_HZ = 499
@@ -754,6 +763,7 @@ assert HTTP_CLIENTS_MIN <= HTTP_CLIENTS_MAX
 assert HTTP_RECEIVE_BYTES <= HTTP_REQUEST_BYTES_MAX
 assert HTTP_BURST_S / HTTP_SHARE <= 1
 assert HTTP_PAUSE_S <= HTTP_RETRY_S <= HTTP_PAUSE_MAX_S
+assert STATUS_INTERVAL_S <= PAGE_REFRESH_S < PAGE_RELOAD_S < PAGE_RATES_S_MAX
 assert 2 * HTTP_PAUSE_MAX_S < HTTP_CLOSE_S < 1
 assert PROFILE_POLL_S < PROFILE_START_S
 assert NUMBERS <= LOAD_NUMBERS_MAX

@@ -17,7 +17,7 @@ from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.stdio import PROGRAM, STDOUT, LineWriter
 
 if TYPE_CHECKING:
-    from numbers_uring.metrics.scrape import Figures
+    from numbers_uring.metrics.figures import Figures
 
 
 class _MetricsUrl(click.ParamType):  # type: ignore[type-arg] # generic only in click's newest
@@ -83,24 +83,18 @@ def status(say: Diagnostics, /, url: TcpAddress, *, watch: bool, as_json: bool) 
 # One status.
 
 
-def _rate(before: "Figures | None", now: "Figures", name: str) -> float | None:
-    """Return how fast a counter grows a second; None if the server was started in between."""
-    if before is None or now.accepted < before.accepted or now.numbers < before.numbers:
-        return None
-    grown: int = getattr(now, name) - getattr(before, name)
-    return grown / (now.read_s - before.read_s)
-
-
 def _fields(before: "Figures | None", now: "Figures") -> dict[str, object]:
+    from numbers_uring.metrics.figures import rate
+
     return {
         "state": now.state,
         "version": now.version,
         "backend": now.backend,
         "kernel": now.kernel,
         "uptime_s": now.uptime_s,
-        "numbers_per_s": _rate(before, now, "numbers"),
-        "unique_per_s": _rate(before, now, "unique"),
-        "received_bytes_per_s": _rate(before, now, "received_bytes"),
+        "numbers_per_s": rate(before, now, "numbers"),
+        "unique_per_s": rate(before, now, "unique"),
+        "received_bytes_per_s": rate(before, now, "received_bytes"),
         "unique": now.unique,
         "duplicate": now.duplicate,
         "received_bytes": now.received_bytes,
@@ -116,56 +110,12 @@ def _fields(before: "Figures | None", now: "Figures") -> dict[str, object]:
 
 
 def _text(url: TcpAddress, before: "Figures", now: "Figures") -> str:
-    numbers, unique, received = (
-        _rate(before, now, name) for name in ("numbers", "unique", "received_bytes")
-    )
-    if now.connections_waiting is None:
-        waiting = "an unknown number waiting"
-    else:
-        waiting = f"{now.connections_waiting} waiting"
-    if now.acknowledged is None:
-        stored = ("log", f"{_megabytes(now.log_written_bytes)} MB written")
-    else:
-        stored = ("forwarded", f"{now.acknowledged:,} acknowledged, {now.in_flight:,} in flight")
-    rows = [
-        ("server", f"{url}, {PROGRAM} {now.version}, backend {now.backend}, kernel {now.kernel}"),
-        ("state", f"{now.state}, up {_duration(now.uptime_s)}"),
-        (
-            "now",
-            f"{_count(numbers)} numbers/s, {_count(unique)} unique/s, "
-            f"{_megabytes(received)} MB/s received",
-        ),
-        (
-            "total",
-            f"{now.unique:,} unique, {now.duplicate:,} duplicate, "
-            f"{_megabytes(now.received_bytes)} MB received",
-        ),
-        (
-            "clients",
-            f"{now.connections} of at most {now.connections_max}, {waiting}, "
-            f"{now.accepted:,} accepted since the start",
-        ),
-        ("held back", f"{now.held_back_s:.1f} s since the start"),
-        stored,
-    ]
-    return "\n".join(f"{name:<9}  {text}" for name, text in rows)
+    from numbers_uring.metrics.glance import Row, rows
 
-
-def _count(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.0f}"
-
-
-def _megabytes(size_bytes: float | None) -> str:
-    return "-" if size_bytes is None else f"{size_bytes / 1e6:,.1f}"
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{days}d " * bool(days) + f"{hours:02}:{minutes:02}:{rest:02}"
+    used = (f"backend {now.backend}", f"kernel {now.kernel}")
+    server = Row("server", (str(url), f"{PROGRAM} {now.version}", *used))
+    shown = [server, *rows(before, now)]
+    return "\n".join(f"{row.title:<9}  {', '.join(row.parts)}" for row in shown)
 
 
 # One after the other.
@@ -206,22 +156,25 @@ def _watch(url: TcpAddress, before: "Figures | None", *, as_json: bool, say: Dia
 
 def _row(before: "Figures | None", now: "Figures") -> dict[str, str]:
     """Return what a line shows, by the titles of its columns."""
+    from numbers_uring.metrics.figures import rate
+    from numbers_uring.metrics.glance import count, duration, megabytes
+
     waiting = now.connections_waiting
     row = {
-        "numbers/s": _count(_rate(before, now, "numbers")),
-        "unique/s": _count(_rate(before, now, "unique")),
-        "MB/s": _megabytes(_rate(before, now, "received_bytes")),
-        "unique": _count(now.unique),
-        "duplicate": _count(now.duplicate),
+        "numbers/s": count(rate(before, now, "numbers")),
+        "unique/s": count(rate(before, now, "unique")),
+        "MB/s": megabytes(rate(before, now, "received_bytes")),
+        "unique": count(now.unique),
+        "duplicate": count(now.duplicate),
         "clients": f"{now.connections}/{now.connections_max}",
         "waiting": "-" if waiting is None else str(waiting),
         "held back": f"{now.held_back_s:.1f} s",
-        "log MB": _megabytes(now.log_written_bytes),
+        "log MB": megabytes(now.log_written_bytes),
     }
     if now.acknowledged is not None:
         del row["log MB"]
-        row["in flight"] = _count(now.in_flight)
-    return row | {"state": now.state, "uptime": _duration(now.uptime_s)}
+        row["in flight"] = count(now.in_flight)
+    return row | {"state": now.state, "uptime": duration(now.uptime_s)}
 
 
 def _line(words: Any) -> str:

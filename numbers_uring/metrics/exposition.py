@@ -1,9 +1,10 @@
-"""Metrics and health over HTTP: /metrics and /healthz of a server, a node or a collector."""
+"""HTTP of a server, a node or a collector: /metrics, /healthz, and / with a page for a browser."""
 
 import gzip
 import json
 import platform
 import socket
+import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from urllib.parse import parse_qs
@@ -16,9 +17,11 @@ from prometheus_client.registry import Collector
 from numbers_uring import __version__
 from numbers_uring.limits import HTTP_CLIENTS_MAX, HTTP_CLIENTS_MIN
 from numbers_uring.metrics.accept import accepted
+from numbers_uring.metrics.figures import Snapshot
 from numbers_uring.metrics.health import HEALTHY, Health
 from numbers_uring.metrics.http import HttpServer
 from numbers_uring.metrics.messages import Answer, Request, plain
+from numbers_uring.metrics.page import Page, Rows
 from numbers_uring.net.listeners import address_text
 from numbers_uring.system.descriptors import free_descriptors
 
@@ -31,9 +34,9 @@ _GZIP_LEVEL = 6
 class Exposition:
     """Serves `collector`'s metrics and `health` on `listeners`, which it takes over.
 
-    Both are read in a thread of its own, whenever a client asks. `say` takes a line for the
-    operator. `descriptors_needed` is how many descriptors the rest of the process may need: those
-    beyond are for clients of ours. Raises StartError.
+    `rows` puts them into words, for the page. All are read in a thread of its own, whenever a
+    client asks. `say` takes a line for the operator. `descriptors_needed` is how many descriptors
+    the rest of the process may need: those beyond are for clients of ours. Raises StartError.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Exposition:
         listeners: Sequence[socket.socket],
         collector: Collector,
         health: Health,
+        rows: Rows,
         *,
         say: Callable[[str], None],
         descriptors_needed: int,
@@ -52,6 +56,7 @@ class Exposition:
         self._registry = CollectorRegistry(auto_describe=True)
         self._registry.register(collector)
         ProcessCollector(registry=self._registry)
+        self._page = Page(self._snapshot, rows)
         free = free_descriptors(descriptors_needed)
         self._http = HttpServer(
             listeners,
@@ -69,7 +74,22 @@ class Exposition:
             return self._expose(request)
         if request.path == _HEALTH_PATH:
             return _health_answer(self._health)
+        if request.path == "/":
+            return self._page.answer()
         return plain(HTTPStatus.NOT_FOUND)
+
+    def _snapshot(self) -> Snapshot:
+        read_s = time.monotonic()
+        used: dict[str, str] = {}
+        samples: dict[tuple[str, ...], float] = {}
+        for family in self._registry.collect():
+            for sample in family.samples:
+                if sample.name == "numbers_uring_info":
+                    used = sample.labels
+                else:
+                    labels = (sample.labels[name] for name in sorted(sample.labels))
+                    samples[(sample.name, *labels)] = sample.value
+        return Snapshot(read_s, self._health.state(), used, samples)
 
     def _expose(self, request: Request) -> Answer:
         """Return the metrics that are asked for, as the client accepts them."""

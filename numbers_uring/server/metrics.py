@@ -13,6 +13,7 @@ from numbers_uring.limits import LINE_BYTES
 from numbers_uring.log.sink import Forwarded, Sink
 from numbers_uring.metrics.exposition import Exposition
 from numbers_uring.metrics.families import Row, TableCollector
+from numbers_uring.metrics.glance import server_rows
 from numbers_uring.metrics.health import Health
 from numbers_uring.reactor.contract import Reactor
 from numbers_uring.server.server import Server
@@ -175,7 +176,7 @@ NODE_TABLE: tuple[Row[Counters], ...] = (
 
 
 class Metrics:
-    """Serves /metrics and /healthz on `listeners`, which it takes over.
+    """Serves /, /metrics and /healthz on `listeners`, which it takes over.
 
     Until `watch` the server counts as starting, and all counters are 0. `forwards` adds the metrics
     of a node; for the other parameters see Exposition. Raises StartError.
@@ -204,6 +205,7 @@ class Metrics:
             listeners,
             self._collector,
             self.health,
+            server_rows,
             say=say,
             descriptors_needed=descriptors_needed,
         )

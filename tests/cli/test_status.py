@@ -18,7 +18,7 @@ from ports import reserve_port
 from support.broker import broker_with_cluster
 from support.clients import flood
 from support.logs import lines
-from support.metrics_client import scrape, url_of
+from support.metrics_client import scrape, shown_rows, url_of
 from support.processes import CommandProcess, ServerProcess, assert_one_line_error, run_command
 from support.waiting import DEADLINE_S, wait_until
 
@@ -130,6 +130,8 @@ def test_it_works_for_a_node_and_names_the_command_for_collectors(tmp_path: Path
         assert found["log_written_bytes"] is None
         text = run_command("status", url_of(node)).stdout
         assert "forwarded  2 acknowledged, 0 in flight" in text
+        assert shown_rows(url_of(node))["forwarded"] == "2 acknowledged, 0 in flight"
+        assert shown_rows(url_of(collector))["NATS server"].startswith("connected, ")
         done = run_command("status", url_of(collector))
         assert_one_line_error(done, 3, "collectors", "cluster status")
 

@@ -40,7 +40,7 @@ from support.collectors import (
     wait_until_collected,
 )
 from support.faults import needs_strace, stalled_sync, strace
-from support.metrics_client import Samples, get, health, samples, scrape
+from support.metrics_client import Samples, get, health, samples, scrape, shown_rows
 from support.notify_socket import NotifySocket, told
 from support.processes import CommandProcess, assert_one_line_error, run_command
 from support.waiting import wait_until
@@ -135,11 +135,15 @@ def test_collectors_that_are_not_ready_are_starting_with_every_counter_at_zero()
         status, body, _ = get(f"{url}/healthz")
         assert (status, json.loads(body)) == (503, {"status": "starting"})
         text = get(f"{url}/metrics")[1].decode()
+        shown = shown_rows(url)
     finally:
         metrics.close()
     for partition in (3, 5):
         assert f'{COLLECTOR}_numbers_total{{partition="{partition}",result="unique"}} 0.0' in text
     assert f"{COLLECTOR}_nats_connected 0.0" in text
+    assert [title for title in shown if "partition" in title] == ["partition 3", "partition 5"]
+    assert shown["state"].startswith("starting, ")
+    assert shown["NATS server"].startswith("not connected, ")
 
 
 # How they are.

@@ -173,7 +173,11 @@ def test_a_probe_takes_less_than_a_second_beside_many_connections(
 
 
 @pytest.mark.alone
-@pytest.mark.parametrize("sent", [b"", b"GET /he", b"GET /metrics HTTP/1.1\r\n\r\n"], ids=repr)
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"GET /he", b"GET /metrics HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n"],
+    ids=repr,
+)
 def test_beside_a_flood_probes_are_answered_and_the_thread_keeps_to_its_share(
     serve: Serve, sent: bytes
 ) -> None:

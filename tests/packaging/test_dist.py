@@ -226,7 +226,8 @@ def test_the_wheel_is_for_any_later_python_and_has_what_it_should_alone(wheel: P
         "top_level.txt",
     }
     package = ROOT / "numbers_uring"
-    modules = {str(path.relative_to(package)) for path in package.rglob("*.py*")}
+    files = [*package.rglob("*.py*"), *package.rglob("*.html")]
+    modules = {str(path.relative_to(package)) for path in files}
     modules = {name for name in modules if "__pycache__" not in name}
     assert found == {
         *(f"numbers_uring/{name}" for name in modules | {"_native.abi3.so", "py.typed"}),

@@ -156,7 +156,7 @@ def test_a_server_that_is_not_ready_is_starting() -> None:
         status, body, headers = get(f"{url}/healthz")
         assert (status, json.loads(body)) == (503, {"status": "starting"})
         assert headers["Content-Type"] == "application/json"
-        assert get(f"{url}/")[0] == 404
+        assert get(f"{url}/other")[0] == 404
 
 
 # A real server.

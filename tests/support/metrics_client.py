@@ -5,6 +5,7 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterable
+from html import unescape
 
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families as parse_text
@@ -47,6 +48,14 @@ def scrape(process: ServerProcess | CommandProcess) -> Samples:
     status, body, _ = get(f"{url_of(process)}/metrics")
     assert status == 200
     return samples(parse_text(body.decode()))
+
+
+def shown_rows(url: str) -> dict[str, str]:
+    """Return what the page of the metrics port shows, by title."""
+    status, body, _ = get(f"{url}/")
+    assert status == 200
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td></tr>', body.decode())
+    return {title: unescape(re.sub(r"<[^>]*>", "", text)) for title, text in rows}
 
 
 def health(process: ServerProcess | CommandProcess) -> tuple[int, str]:

@@ -371,7 +371,7 @@ class Session:
     def _probe(self) -> None:
         if not self._mode.has_metrics:
             return
-        for path in ("/healthz", "/metrics"):
+        for path in ("/healthz", "/metrics", "/"):
             answer = b""
             try:
                 with socket.create_connection(("127.0.0.1", self._metrics_port), timeout=2) as http:

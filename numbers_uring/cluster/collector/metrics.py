@@ -13,6 +13,7 @@ from numbers_uring.cluster.collector.collector import PartitionCollector
 from numbers_uring.cluster.collector.membership import Membership
 from numbers_uring.metrics.exposition import Exposition
 from numbers_uring.metrics.families import Row, TableCollector
+from numbers_uring.metrics.glance import collector_rows
 from numbers_uring.metrics.health import Health
 
 
@@ -241,7 +242,7 @@ TABLE: tuple[Row[CollectorsCounters], ...] = (
 
 
 class CollectorMetrics:
-    """Serves /metrics and /healthz of collectors on `listeners`, which it takes over.
+    """Serves /, /metrics and /healthz of collectors on `listeners`, which it takes over.
 
     Until `watch` all counters are 0; until `health` is given a loop the collectors are starting.
     For the other parameters see Exposition. Raises StartError.
@@ -263,6 +264,7 @@ class CollectorMetrics:
             listeners,
             self._collector,
             self.health,
+            collector_rows,
             say=say,
             descriptors_needed=descriptors_needed,
         )
