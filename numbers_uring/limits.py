@@ -346,6 +346,9 @@ LOAD_CHUNK_BYTES = 64 * 1024
 LOAD_SLICE_S = 0.1
 """How long signals and progress wait while C runs."""
 
+LOAD_RATE_WINDOW_S = 1.0
+"""The progress bar shows the rate of this time."""
+
 LOAD_PLOT_SLICE_S = 0.05
 """How often a plot takes a sample of the numbers sent."""
 

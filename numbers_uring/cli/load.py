@@ -1,7 +1,7 @@
-"""The command `load`: its options, its progress bar and how its result reads."""
+"""The command `load`: its options, and the load that they make."""
 
 import json
-import sys
+import os
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib import import_module
@@ -13,10 +13,10 @@ from click.core import ParameterSource
 
 from numbers_uring import __version__
 from numbers_uring.cli.help import Command, HelpList, option_group
+from numbers_uring.cli.load_output import ProgressBars, result_line, result_table
 from numbers_uring.cli.types import Fraction, Seconds
 from numbers_uring.errors import ExitCode, StartError
 from numbers_uring.limits import (
-    LINE_BYTES,
     LOAD_CLIENTS_MAX,
     LOAD_NUMBERS_MAX,
     LOAD_PLOT_SLICE_S,
@@ -25,11 +25,11 @@ from numbers_uring.limits import (
     LOAD_SEED_MAX,
     LOAD_SEND_BYTES_MAX,
 )
-from numbers_uring.load.model import Latency, LoadParameters, LoadResult, Mix
+from numbers_uring.load.model import LoadParameters, LoadResult, Mix
 from numbers_uring.load.plot import LoadPlot
 from numbers_uring.system.descriptors import raise_descriptor_limit
 from numbers_uring.system.diagnostics import Diagnostics
-from numbers_uring.system.stdio import PROGRAM
+from numbers_uring.system.stdio import PROGRAM, STDOUT
 from numbers_uring.words import counted, counted_and
 
 _HELP = """Send numbers to a server from many clients and measure how fast it takes them in.
@@ -267,7 +267,7 @@ def _load_and_print(
         raise StartError(f"cannot load the native load generator: {error}") from error
     with ExitStack() as parts:
         plot = parts.enter_context(LoadPlot(plot_path)) if plot_path is not None else None
-        with _Bars() as bars:
+        with ProgressBars() as bars:
             told = [bars.show] if bars.wanted else []
             if plot is not None:
                 told.append(plot.show)
@@ -279,7 +279,10 @@ def _load_and_print(
             slice_s = {} if plot is None else {"slice_s": LOAD_PLOT_SLICE_S}
             result: LoadResult = generator.run_load(parameters, progress, **slice_s)
         plotted = plot is None or _write(plot, result, say)
-    click.echo(json.dumps(_flat(result)) if as_json else _result_line(result))
+    if as_json:
+        click.echo(json.dumps(_flat(result)))
+    else:
+        click.echo(result_table(result) if os.isatty(STDOUT) else result_line(result))
     for text, clients in result.errors.items():
         say.error(f"{text} ({clients} of {counted(parameters.clients, 'client')})")
     if result.numbers_not_taken_min:
@@ -300,40 +303,6 @@ def _write(plot: LoadPlot, result: LoadResult, say: Diagnostics) -> bool:
     return True
 
 
-def _result_line(result: LoadResult) -> str:
-    """Return the result as one line for people."""
-    parameters = result.parameters
-    some = f" of {parameters.numbers}" if not result.complete else ""
-    source = f"mix {parameters.mix}, {'prepared' if result.prepared else 'made on the fly'}"
-    if parameters.files:
-        source = counted(len(parameters.files), "file")
-    taken = f" {counted(result.numbers_taken, 'number')} taken in," if not result.complete else ""
-    return (
-        f"Sent {result.numbers_sent}{some} numbers"
-        f" ({result.numbers_sent * LINE_BYTES / 1e6:.1f} MB, {source})"
-        f" from {counted(parameters.clients, 'client')} in {result.seconds:.3f} s:{taken}"
-        f" {_figure(result.numbers_per_s / 1e6)} M numbers/s,"
-        f" {_figure(result.bytes_per_s / 1e6)} MB/s taken in;"
-        f" drained after last send {_times(result.drained_ms)};"
-        f" acknowledged after send {_times(result.acknowledged_ms)}"
-    )
-
-
-def _figure(value: float) -> str:
-    """Three digits or more, never an exponent."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _times(latency: Latency) -> str:
-    named = zip(
-        ("p50", "p90", "p99", "p99.9", "max"),
-        (latency.p50, latency.p90, latency.p99, latency.p999, latency.max),
-        strict=True,
-    )
-    known = [f"{name} {_figure(time_ms)}" for name, time_ms in named if time_ms is not None]
-    return f"{' '.join(known)} ms" if known else "unknown"
-
-
 def _flat(result: LoadResult) -> dict[str, Any]:
     """Parameters and figures side by side."""
     fields = asdict(result)
@@ -344,28 +313,3 @@ def _flat(result: LoadResult) -> dict[str, Any]:
     for file in parameters["files"]:
         del file["fd"]
     return parameters | fields | {"complete": result.complete}
-
-
-class _Bars:
-    """One progress bar after the other on standard error, each for one stage."""
-
-    def __init__(self) -> None:
-        self.wanted = sys.stderr is not None and sys.stderr.isatty()
-        self._stage = ""
-        self._bar: Any = None
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "_Bars":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def show(self, stage: str, numbers: int, numbers_all: int) -> None:
-        """Bring the stage's bar up to `numbers`; a new stage begins a new bar."""
-        if stage != self._stage:
-            self._stack.close()
-            self._stage = stage
-            self._bar = click.progressbar(length=numbers_all, label=f"{stage:8}", file=sys.stderr)
-            self._stack.enter_context(self._bar)
-        self._bar.update(numbers - self._bar.pos)

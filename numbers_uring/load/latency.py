@@ -1,28 +1,30 @@
-"""Percentiles of what a load has measured, by nearest rank."""
+"""Percentiles of what a load has measured, by nearest rank, where there are enough samples."""
 
-import math
 from collections.abc import Sequence
 
 from numbers_uring._native import lib
 from numbers_uring.load.model import Latency
 
+_SHARES = {"p50": (1, 2), "p90": (9, 10), "p99": (99, 100), "p999": (999, 1000)}
+"""Each percentile as a fraction. It takes as many samples as the denominator says: with fewer, no
+sample would be above the percentile, and it would only be the maximum under another name."""
 
-def _ranks(samples: int) -> list[int]:
-    """The places, from 1, of the percentiles among sorted samples: nearest rank."""
-    return [max(1, math.ceil(samples * share)) for share in (0.5, 0.9, 0.99, 0.999)]
 
-
-def _latency(samples: int, found_ns: Sequence[float], max_ns: float) -> Latency:
-    p50, p90, p99, p999 = (value / 1e6 for value in found_ns)
-    return Latency(samples=samples, p50=p50, p90=p90, p99=p99, p999=p999, max=max_ns / 1e6)
+def _ranks(samples: int) -> dict[str, int]:
+    """Return the places, from 1, among sorted samples, of those there are enough samples for."""
+    return {
+        name: -(-samples * part // whole)
+        for name, (part, whole) in _SHARES.items()
+        if samples >= whole
+    }
 
 
 def exact_latency(times_ns: list[int]) -> Latency:
     if not times_ns:
         return Latency(samples=0)
     times_ns.sort()
-    found = [times_ns[rank - 1] for rank in _ranks(len(times_ns))]
-    return _latency(len(times_ns), found, times_ns[-1])
+    found = {name: times_ns[rank - 1] / 1e6 for name, rank in _ranks(len(times_ns)).items()}
+    return Latency(samples=len(times_ns), max=times_ns[-1] / 1e6, **found)
 
 
 def bucket_latency(counts: Sequence[int], max_ns: int) -> Latency:
@@ -30,11 +32,12 @@ def bucket_latency(counts: Sequence[int], max_ns: int) -> Latency:
     samples = sum(counts)
     if not samples:
         return Latency(samples=0)
-    found: list[float] = []
+    found: dict[str, float] = {}
     ranks = _ranks(samples)
     seen = 0
     for bucket, count in enumerate(counts):
         seen += count
-        while len(found) < len(ranks) and seen >= ranks[len(found)]:
-            found.append(min(lib.nu_latency_least_ns(bucket + 1), max_ns))
-    return _latency(samples, found, max_ns)
+        for name in [name for name, rank in ranks.items() if rank <= seen]:
+            del ranks[name]
+            found[name] = min(lib.nu_latency_least_ns(bucket + 1), max_ns) / 1e6
+    return Latency(samples=samples, max=max_ns / 1e6, **found)

@@ -92,7 +92,7 @@ class LoadParameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Latency:
-    """Percentiles of `samples` times, in milliseconds; all None where there are no samples."""
+    """Percentiles of `samples` times, in milliseconds; None where there are too few samples."""
 
     samples: int
     p50: float | None = None

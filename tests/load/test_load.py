@@ -1,13 +1,17 @@
 """The load generator: what it sends, and what it says has become of it."""
 
+import fcntl
+import io
 import json
 import os
 import pty
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,10 +26,12 @@ from hypothesis import strategies as st
 
 from numbers_uring._native import ffi, lib
 from numbers_uring.cli.load import load
+from numbers_uring.cli.load_output import ProgressBars
 from numbers_uring.errors import ExitCode, StartError
 from numbers_uring.limits import NUMBERS
+from numbers_uring.load.latency import bucket_latency, exact_latency
 from numbers_uring.load.lines import make_lines
-from numbers_uring.load.model import LoadParameters, Mix
+from numbers_uring.load.model import Latency, LoadParameters, Mix
 from numbers_uring.load.run import run_load
 from ports import reserve_port
 from support.peers import peer, read_all
@@ -454,8 +460,9 @@ def test_the_result_is_one_line_and_the_environment_counts(server: Server) -> No
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(
         r"Sent 12345 numbers \(0\.1 MB, mix unique, prepared\) from 5 clients in \d+\.\d+ s: "
-        r"\S+ M numbers/s, \S+ MB/s taken in; drained after last send p50 .* ms; "
-        r"acknowledged after send .*\n",
+        r"\S+ M numbers/s, \S+ MB/s taken in; "
+        r"drained after last send p50 \S+ max \S+ ms \(5 samples\); "
+        r"acknowledged after send .* \(\d+ samples?\)\n",
         done.stdout,
     )
 
@@ -594,12 +601,14 @@ def test_a_server_that_reads_nothing_ends_with_the_time_limit() -> None:
     assert "not done after 0.3 s" in done.stderr
 
 
-def test_progress_is_shown_on_a_terminal() -> None:
+def load_on_a_terminal(columns: int, *options: str, output: bool) -> tuple[str, str]:
+    """Run a load whose standard error, and output if asked, is a terminal; return what both got."""
     leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     with open(leader, "rb", buffering=0) as screen, peer(read_all) as port:  # noqa: PTH123
         load = subprocess.Popen(
-            [*COMMAND, "load", "--port", str(port), "--numbers", "1000"],
-            stdout=subprocess.PIPE,
+            [*COMMAND, "load", "--port", str(port), *options],
+            stdout=follower if output else subprocess.PIPE,
             stderr=follower,
         )
         os.close(follower)
@@ -607,8 +616,79 @@ def test_progress_is_shown_on_a_terminal() -> None:
         with suppress(OSError):  # how a terminal without users says that it is at its end
             while piece := screen.read(4096):
                 shown += piece
-        output, _ = load.communicate(timeout=DEADLINE_S)
+        printed, _ = load.communicate(timeout=DEADLINE_S)
     assert load.returncode == 0
-    assert b"send" in shown
-    assert b"100%" in shown
-    assert output.startswith(b"Sent 1000 numbers")
+    return shown.decode(), (printed or b"").decode()
+
+
+def test_progress_with_the_rate_is_shown_on_a_terminal() -> None:
+    shown, output = load_on_a_terminal(80, "--numbers", "1000", output=False)
+    assert re.search(r"send .*100% .* \d\S* M numbers/s", shown)
+    assert output.startswith("Sent 1000 numbers")
+    assert output.count("\n") == 1
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_result_is_a_table_on_a_terminal(columns: int) -> None:
+    shown, _ = load_on_a_terminal(columns, "--numbers", "12345", "--clients", "3", output=True)
+    table = shown.split("100%")[-1].splitlines()[1:]
+    assert max(map(len, table)) < columns
+    text = "\n".join(" ".join(line.split()) for line in table)
+    assert "sent 12,345 numbers, 0.1 MB\ntaken in 12,345 numbers\n" in text
+    assert "from 3 clients, mix unique, prepared\n" in text
+    assert re.search(r"\nrate \S+ M numbers/s, \S+ MB/s\n", text)
+    assert "times in ms p50 p90 p99 p99.9 max samples\n" in text
+    # One sample a client: too few for most percentiles.
+    assert re.search(r"\ndrained \S*\d - - - \S*\d 3\n", text), text
+
+
+def test_a_terminal_gets_json_if_it_is_asked_for() -> None:
+    shown, _ = load_on_a_terminal(80, "--numbers", "1000", "--json", output=True)
+    assert json.loads(shown.splitlines()[-1])["numbers_taken"] == 1000
+
+
+def test_the_progress_bar_shows_the_rate_of_the_last_second(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rate stays when all is sent, and the server is waited for."""
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    times = iter([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    with ProgressBars(lambda: next(times)) as bars:
+        for numbers in (0, 5_000_000, 25_000_000, 28_000_000, 40_000_000, 40_000_000, 40_000_000):
+            bars.show("send", numbers, 40_000_000)
+    rates = re.findall(r"(\S+) M numbers/s", screen.getvalue())
+    assert list(dict.fromkeys(rates)) == ["5", "20", "3", "12"]
+
+
+# Percentiles
+
+WHOLE = {"p50": 2, "p90": 10, "p99": 100, "p999": 1000}
+"""How many samples each percentile takes."""
+
+
+def percentiles(latency: Latency) -> dict[str, float]:
+    found = {name: getattr(latency, name) for name in WHOLE}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+@pytest.mark.parametrize("samples", [0, 1, 2, 5, 9, 10, 99, 100, 999, 1000, 12_345])
+def test_a_percentile_takes_enough_samples(samples: int) -> None:
+    times_ns = [index * 1_000_000 for index in range(1, samples + 1)]
+    counts = [0] * lib.NU_LOAD_LATENCIES
+    for time_ns in times_ns:
+        counts[lib.nu_latency_bucket(time_ns)] += 1
+    exact = exact_latency(times_ns)
+    rough = bucket_latency(counts, samples * 1_000_000)
+    for latency in (exact, rough):
+        assert latency.samples == samples
+        assert percentiles(latency).keys() == {
+            name for name, needed in WHOLE.items() if samples >= needed
+        }
+    # At least one sample is above each of them, and as many are not as it says.
+    for name, value in percentiles(exact).items():
+        assert exact.max is not None
+        assert value < exact.max
+        assert value == -(-samples * (WHOLE[name] - 1) // WHOLE[name])
+        assert value <= percentiles(rough)[name] <= value * 1.04

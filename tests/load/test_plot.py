@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import click
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numbers_uring.errors import ExitCode, StartError
@@ -161,6 +161,7 @@ def test_what_is_too_short_for_a_rate_belongs_to_its_neighbour(tmp_path: Path) -
 
 
 @given(steps=st.lists(st.tuples(st.floats(0, 0.3), st.integers(0, 10**7)), max_size=40))
+@settings(deadline=None)  # The first plot of a process imports what draws it.
 def test_the_intervals_cover_the_run_and_add_up_to_what_was_sent(
     steps: list[tuple[float, int]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

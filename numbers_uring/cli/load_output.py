@@ -1,0 +1,131 @@
+"""What `load` shows: progress while it runs, and its result, as a table or in one line."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from numbers_uring.limits import LINE_BYTES, LOAD_RATE_WINDOW_S
+from numbers_uring.load.model import Latency, LoadResult
+from numbers_uring.words import counted
+
+_TITLES = ("p50", "p90", "p99", "p99.9", "max")
+
+
+def result_table(result: LoadResult) -> str:
+    """Return the result for a terminal: what was sent, how fast, and the times."""
+    rows = [
+        ("sent", f"{_sent(result, ',')} numbers, {_megabytes(result)} MB"),
+        ("taken in", f"{result.numbers_taken:,} numbers"),
+        ("from", f"{counted(result.parameters.clients, 'client')}, {_source(result)}"),
+        ("time", f"{result.seconds:.3f} s"),
+        ("rate", _rates(result)),
+    ]
+    lines = [f"{name:<12}  {text}" for name, text in rows]
+    titles = "".join(f"{title:>7}" for title in _TITLES)
+    lines += ["", f"{'times in ms':<12}{titles}{'samples':>9}"]
+    for name, latency in (("drained", result.drained_ms), ("acknowledged", result.acknowledged_ms)):
+        cells = ("-" if each is None else _figure(each) for each in _percentiles(latency))
+        lines.append(f"{name:<12}{''.join(f'{cell:>7}' for cell in cells)}{latency.samples:>9,}")
+    return "\n".join(lines)
+
+
+def result_line(result: LoadResult) -> str:
+    """Return the result as one line, for a file or a pipe."""
+    taken = f" {counted(result.numbers_taken, 'number')} taken in," if not result.complete else ""
+    return (
+        f"Sent {_sent(result)} numbers ({_megabytes(result)} MB, {_source(result)})"
+        f" from {counted(result.parameters.clients, 'client')} in {result.seconds:.3f} s:{taken}"
+        f" {_rates(result)} taken in;"
+        f" drained after last send {_times(result.drained_ms)};"
+        f" acknowledged after send {_times(result.acknowledged_ms)}"
+    )
+
+
+def _sent(result: LoadResult, form: str = "") -> str:
+    some = "" if result.complete else f" of {result.parameters.numbers:{form}}"
+    return f"{result.numbers_sent:{form}}{some}"
+
+
+def _megabytes(result: LoadResult) -> str:
+    return f"{result.numbers_sent * LINE_BYTES / 1e6:.1f}"
+
+
+def _source(result: LoadResult) -> str:
+    parameters = result.parameters
+    if parameters.files:
+        return counted(len(parameters.files), "file")
+    return f"mix {parameters.mix}, {'prepared' if result.prepared else 'made on the fly'}"
+
+
+def _rates(result: LoadResult) -> str:
+    numbers, size = result.numbers_per_s, result.bytes_per_s
+    return f"{_figure(numbers / 1e6)} M numbers/s, {_figure(size / 1e6)} MB/s"
+
+
+def _figure(value: float) -> str:
+    """Three digits or more, never an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _percentiles(latency: Latency) -> tuple[float | None, ...]:
+    return (latency.p50, latency.p90, latency.p99, latency.p999, latency.max)
+
+
+def _times(latency: Latency) -> str:
+    named = zip(_TITLES, _percentiles(latency), strict=True)
+    known = [f"{name} {_figure(time_ms)}" for name, time_ms in named if time_ms is not None]
+    samples = counted(latency.samples, "sample")
+    return f"{' '.join(known)} ms ({samples})" if known else "unknown (0 samples)"
+
+
+class ProgressBars:
+    """One progress bar after the other on standard error, each for one stage, with the rate."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.wanted = sys.stderr is not None and sys.stderr.isatty()
+        self._clock = clock
+        self._stage = self._rate = ""
+        self._bar: Any = None
+        self._recent: deque[tuple[float, int]] = deque()
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "ProgressBars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def show(self, stage: str, numbers: int, numbers_all: int) -> None:
+        """Bring the stage's bar up to `numbers`; a new stage begins a new bar."""
+        if stage != self._stage:
+            self._stack.close()
+            self._stage = stage
+            self._recent.clear()
+            self._bar = click.progressbar(
+                length=numbers_all,
+                label=f"{stage:7}",
+                file=sys.stderr,
+                item_show_func=lambda rate: rate,
+                # As wide as the terminal.
+                width=0,
+            )
+            self._stack.enter_context(self._bar)
+        grown = numbers - self._bar.pos
+        if grown or not self._bar.finished:
+            self._rate = self._recent_rate(numbers)
+        self._bar.update(grown, self._rate)
+
+    def _recent_rate(self, numbers: int) -> str:
+        """Return the rate of the last second or so, in the same number of characters each time."""
+        now_s = self._clock()
+        while len(self._recent) > 1 and self._recent[1][0] <= now_s - LOAD_RATE_WINDOW_S:
+            self._recent.popleft()
+        self._recent.append((now_s, numbers))
+        first_s, before = self._recent[0]
+        rate = (numbers - before) / (now_s - first_s) if now_s > first_s else 0
+        return f"{_figure(rate / 1e6):>6} M numbers/s"
