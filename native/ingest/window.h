@@ -59,15 +59,16 @@ static inline uint64_t *shared_words(uint8_t *bitmap) {
 /* For a bitmap that several threads write to: of those that set a bit at once, one gets true.
  *
  * A locked instruction takes some 20 cycles and keeps later loads waiting, so a bit that is set
- * already, which it then stays, is only looked at. Nothing but the bits themselves passes from
- * thread to thread, so no order is asked for.
+ * already, which it then stays, is only looked at. A thread that finds a bit set also sees all that
+ * the one that set it did before: the loops rely on that to know whose batch has the number. On
+ * x86-64 that order is there anyway.
  */
 static inline bool test_and_set_shared(uint8_t *bitmap, uint32_t number) {
     uint64_t *word = shared_words(bitmap) + (number >> 6);
     uint64_t bit = 1ull << (number & 63);
-    if (__atomic_load_n(word, __ATOMIC_RELAXED) & bit)
+    if (__atomic_load_n(word, __ATOMIC_ACQUIRE) & bit)
         return false;
-    return !(__atomic_fetch_or(word, bit, __ATOMIC_RELAXED) & bit);
+    return !(__atomic_fetch_or(word, bit, __ATOMIC_ACQ_REL) & bit);
 }
 
 /* Probes a block: appends its new lines and returns the batch's new end. */
@@ -106,9 +107,9 @@ NU_INLINE uint8_t *probe_block_shared(uint8_t *bitmap, const uint32_t numbers[BL
     uint64_t bits = 0;
     for (int i = 0; i < BLOCK_LINES; i++)
         bits |= 1ull << (numbers[i] & 63);
-    uint64_t seen = __atomic_load_n(word, __ATOMIC_RELAXED);
+    uint64_t seen = __atomic_load_n(word, __ATOMIC_ACQUIRE);
     if ((seen & bits) != bits)
-        seen = __atomic_fetch_or(word, bits, __ATOMIC_RELAXED);
+        seen = __atomic_fetch_or(word, bits, __ATOMIC_ACQ_REL);
     for (int i = 0; i < BLOCK_LINES; i++) {
         uint64_t bit = 1ull << (numbers[i] & 63);
         memcpy(out, lines + i * NU_LINE_BYTES, COPY_BYTES);

@@ -34,14 +34,16 @@ class Workers:
     ) -> None:
         self.terminated = False
         """Whether a client of one of the workers has sent `terminate`."""
-        self.wake_at_close = False
-        """Whether a client waits for one of the workers' clients to leave."""
+        self._wake_at_close = False
         self._shared: Shared | None = None
         self._round_s = math.inf
         self._make = make
         self._make_intake = make_intake
         self._wake = wake
         self._notified = False
+        # The accepting loop sets `wake_at_close` and then looks at the counts; a worker does the
+        # opposite. One of the two sees what the other has done only if they take a lock between.
+        self._close_lock = threading.Lock()
         self._failure: BaseException | None = None
         self._loops: list[Loop] = []
         self._decided = threading.Event()
@@ -116,7 +118,9 @@ class Workers:
         self._notify()
 
     def _note_close(self) -> None:
-        if self.wake_at_close:
+        with self._close_lock:
+            wake = self._wake_at_close
+        if wake:
             self._notify()
 
     def _notify(self) -> None:
@@ -134,8 +138,22 @@ class Workers:
 
     def take_notice(self) -> bool:
         """Return whether a worker has woken the accepting loop since this was last asked."""
-        notified, self._notified = self._notified, False
-        return notified
+        if not self._notified:
+            return False
+        # Cleared only where it was set, since a worker may set it at this moment. The caller looks
+        # at the workers after this, so what such a worker has done is seen, too.
+        self._notified = False
+        return True
+
+    @property
+    def wake_at_close(self) -> bool:
+        """Whether a client waits for one of the workers' clients to leave."""
+        return self._wake_at_close
+
+    @wake_at_close.setter
+    def wake_at_close(self, wake: bool) -> None:
+        with self._close_lock:
+            self._wake_at_close = wake
 
     @property
     def ended(self) -> bool:

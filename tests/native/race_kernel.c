@@ -1,7 +1,8 @@
-/* Four threads take the same lines in to one bitmap, for ThreadSanitizer to look at.
+/* Threads take the same lines in to one bitmap, for ThreadSanitizer to look at.
  *
- * Prints nothing and returns 0 where each number was new to exactly one of them, with every variant
- * that this CPU runs.
+ * Prints nothing and returns 0 where each number was new to exactly one of four threads, and where
+ * of two threads each that met a repeat saw what the other one wrote before it took the number in,
+ * as a loop notes that its batch has something; with every variant that this CPU runs.
  */
 #include "ingest/ingest.h"
 
@@ -12,6 +13,7 @@
 #include <string.h>
 
 enum { THREADS = 4, LINES = 20000, BYTES = LINES * NU_LINE_BYTES };
+enum { PIECES = 500, PIECE_BYTES = BYTES / PIECES }; /* Several blocks each, and some lines more. */
 
 typedef int ingest_fn(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop);
 
@@ -21,25 +23,43 @@ struct taker {
     ingest_fn *function;
     const uint8_t *lines;
     struct nu_ingest ingest;
+    bool began[PIECES];
+    const bool *other_began; /* NULL where it is not known whose repeats are met */
+    bool missed;
 };
 
 static void *take_in(void *argument) {
     struct taker *taker = argument;
+    struct nu_ingest *ingest = &taker->ingest;
     pthread_barrier_wait(taker->barrier);
-    for (size_t start = 0; start < BYTES; start += BYTES / 20)
-        if (taker->function(&taker->ingest, taker->lines, start, start + BYTES / 20) != NU_MORE)
+    for (size_t piece = 0; piece < PIECES; piece++) {
+        size_t start = piece * PIECE_BYTES;
+        uint64_t duplicate = ingest->duplicate;
+        taker->began[piece] = true;
+        if (taker->function(ingest, taker->lines, start, start + PIECE_BYTES) != NU_MORE)
             abort();
+        if (taker->other_began && ingest->duplicate > duplicate && !taker->other_began[piece])
+            taker->missed = true;
+    }
     return NULL;
 }
 
-static bool each_is_new_once(ingest_fn *function, uint8_t *bitmap, const uint8_t *lines) {
-    struct taker takers[THREADS] = {0};
+/* Returns whether each number was new to one of `count` threads, and none has missed a note. */
+static bool each_is_new_once(ingest_fn *function, uint8_t *bitmap, const uint8_t *lines,
+                             int count) {
+    struct taker *takers = calloc(THREADS, sizeof *takers);
     pthread_barrier_t barrier;
     uint64_t unique = 0, duplicate = 0;
+    bool missed = false;
+    if (!takers)
+        abort();
     memset(bitmap, 0, NU_BITMAP_BYTES);
-    pthread_barrier_init(&barrier, NULL, THREADS);
-    for (int i = 0; i < THREADS; i++) {
-        takers[i] = (struct taker){.barrier = &barrier, .function = function, .lines = lines};
+    pthread_barrier_init(&barrier, NULL, (unsigned)count);
+    for (int i = 0; i < count; i++) {
+        takers[i].barrier = &barrier;
+        takers[i].function = function;
+        takers[i].lines = lines;
+        takers[i].other_began = count == 2 ? takers[1 - i].began : NULL;
         takers[i].ingest.bitmap = bitmap;
         takers[i].ingest.batch = malloc(BYTES);
         takers[i].ingest.batch_bytes = BYTES;
@@ -47,14 +67,21 @@ static bool each_is_new_once(ingest_fn *function, uint8_t *bitmap, const uint8_t
             pthread_create(&takers[i].thread, NULL, take_in, &takers[i]) != 0)
             abort();
     }
-    for (int i = 0; i < THREADS; i++) {
+    for (int i = 0; i < count; i++) {
         pthread_join(takers[i].thread, NULL);
         unique += takers[i].ingest.unique;
         duplicate += takers[i].ingest.duplicate;
+        missed |= takers[i].missed;
         free(takers[i].ingest.batch);
     }
     pthread_barrier_destroy(&barrier);
-    return unique == LINES && duplicate == (uint64_t)(THREADS - 1) * LINES;
+    free(takers);
+    return unique == LINES && duplicate == (uint64_t)(count - 1) * LINES && !missed;
+}
+
+static bool is_right(ingest_fn *function, uint8_t *bitmap, const uint8_t *lines) {
+    return each_is_new_once(function, bitmap, lines, THREADS) &&
+           each_is_new_once(function, bitmap, lines, 2);
 }
 
 int main(void) {
@@ -67,10 +94,10 @@ int main(void) {
     for (int i = 0; i < LINES; i++)
         snprintf((char *)lines + (size_t)i * NU_LINE_BYTES, NU_LINE_BYTES + 1, "%09d\n",
                  i % 100 < 50 ? i * 3 : 10000000 + i * 17);
-    bool right = each_is_new_once(nu_ingest_scalar_shared, bitmap, lines) &&
-                 each_is_new_once(nu_ingest_swar_shared, bitmap, lines);
+    bool right = is_right(nu_ingest_scalar_shared, bitmap, lines) &&
+                 is_right(nu_ingest_swar_shared, bitmap, lines);
     if (nu_cpu_has_avx2())
-        right = right && each_is_new_once(nu_ingest_avx2_shared, bitmap, lines);
+        right = right && is_right(nu_ingest_avx2_shared, bitmap, lines);
     free(lines);
     free(bitmap);
     return right ? 0 : 1;
