@@ -10,7 +10,7 @@ from numbers_uring.profiling.flame_graph import Frame, Origin, Stacks
 
 _PERF_FRAME = re.compile(r"\s*([0-9a-f]+) (.+) \((.*)\)$")
 _PY_SPY_FRAME = re.compile(r"(.+) \((.+?)(?::\d+)?\)$")
-_INTERPRETER = re.compile(r"(lib)?python\d[\d.]*(\.so[\d.]*)?$")
+_INTERPRETER = re.compile(r"(lib)?python\d[\d.]*t?d?(\.so[\d.]*)?$")
 _COMPILERS_SUFFIX = re.compile(r"(\.(part|isra|constprop|cold)(\.\d+)?)+$|@@?GLIBC_[\d.]+$")
 _KERNEL_ADDRESSES = 1 << 63
 _TRAMPOLINE = "py::"

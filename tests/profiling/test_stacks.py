@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import pytest
+
 from numbers_uring.profiling.flame_graph import Frame, Origin
 from numbers_uring.profiling.stacks import perf_stacks, py_spy_stacks
 
@@ -61,8 +63,14 @@ def test_pythons_functions_are_named_and_its_interpreter_is_left_out() -> None:
     )
 
 
-def test_without_names_the_interpreter_is_one_frame() -> None:
-    assert perf_stacks(UNNAMED.splitlines()) == Counter(
+# The letters are of the ABI: t is free-threaded, d a debug build.
+@pytest.mark.parametrize(
+    "interpreter", ["python3.11", "python3.14t", "python3.13d", "python3.15td"]
+)
+@pytest.mark.parametrize("place", ["/usr/bin/{}", "/usr/lib/lib{}.so.1.0"])
+def test_without_names_the_interpreter_is_one_frame(interpreter: str, place: str) -> None:
+    stack = UNNAMED.replace("/usr/bin/python3.11", place.format(interpreter))
+    assert perf_stacks(stack.splitlines()) == Counter(
         [
             (
                 library("__libc_start_call_main"),
