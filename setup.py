@@ -11,9 +11,10 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-sys.path[:0] = [str(ROOT), str(ROOT / "share")]
+sys.path[:0] = [str(ROOT), str(ROOT / "native"), str(ROOT / "share")]
 
-from index_readme import index_readme  # noqa: E402  (these two are found there alone)
+from check_build import unsupported  # noqa: E402  (these three are found there alone)
+from index_readme import index_readme  # noqa: E402
 from numbers_uring import __version__  # noqa: E402
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -55,6 +56,9 @@ class InstallShare(install_data):
         )
         super().run()
 
+
+if problem := unsupported():
+    sys.exit(problem)
 
 setup(
     version=__version__,

@@ -2,8 +2,9 @@
 #ifndef NUMBERS_URING_BASE_H
 #define NUMBERS_URING_BASE_H
 
+/* The arithmetic on words, the packed numbers and the ring are made for it. */
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "the word arithmetic, the packed numbers and the ring are little-endian"
+#error "numbers-uring needs a little-endian processor"
 #endif
 
 #define NU_INLINE static inline __attribute__((always_inline))

@@ -25,6 +25,13 @@ HEADERS = (
 )
 
 
+def unsupported() -> "str | None":
+    """Return why the extension can't be built on this host at all; None if it can."""
+    if sys.byteorder != "little":
+        return "numbers-uring needs a little-endian processor, and this one is big-endian"
+    return None
+
+
 def missing() -> "Iterator[tuple[str, str]]":
     """Yield what is missing, and the package that has it."""
     if sys.version_info < PYTHON_MIN:
@@ -57,7 +64,9 @@ def missing() -> "Iterator[tuple[str, str]]":
 
 
 def main() -> None:
-    """Print a line for each missing thing."""
+    """Print why it can't be built, or a line for each missing thing."""
+    if problem := unsupported():
+        sys.exit(problem)
     found = list(missing())
     for what, package in found:
         print(f"numbers-uring needs {what}: install {package}", file=sys.stderr)

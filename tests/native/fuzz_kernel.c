@@ -15,7 +15,7 @@
 
 typedef int ingest_fn(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop);
 
-enum { HEADER_BYTES = 7, VARIANTS_MAX = 3, RUNS_BETWEEN_SWEEPS = 100000 };
+enum { HEADER_BYTES = 7, VARIANTS_MAX = 6, RUNS_BETWEEN_SWEEPS = 100000 };
 
 struct stream {
     uint8_t *arena;
@@ -155,10 +155,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     static unsigned runs;
     if (size < HEADER_BYTES)
         return -1;
-    ingest_fn *variants[VARIANTS_MAX] = {nu_ingest_scalar, nu_ingest_swar};
-    int count = 2;
-    if (nu_cpu_has_avx2())
+    ingest_fn *variants[VARIANTS_MAX] = {nu_ingest_scalar, nu_ingest_swar, nu_ingest_scalar_shared,
+                                         nu_ingest_swar_shared};
+    int count = 4;
+    if (nu_cpu_has_avx2()) {
         variants[count++] = nu_ingest_avx2;
+        variants[count++] = nu_ingest_avx2_shared;
+    }
 
     struct stream stream = make_stream(data, size);
     struct outcome outcomes[VARIANTS_MAX];
