@@ -1,8 +1,10 @@
 """What pyproject.toml can't say: the extension, and files that are made of the built package."""
 
 import os
+import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from distutils.command.install_data import install_data
 from pathlib import Path
@@ -29,6 +31,11 @@ class BuildAnywhere(build_ext):
     A Python that is not the system's has its own library folder among its linker's options, and
     debug information has the folders of all sources.
     """
+
+    def get_ext_filename(self, fullname: str) -> str:
+        # Python 3.15 puts the platform behind abi3, a name that earlier ones do not look for.
+        name: str = super().get_ext_filename(fullname)  # type: ignore[no-untyped-call]
+        return re.sub(r"\.abi3-[^/]*\.so$", ".abi3.so", name)
 
     def build_extensions(self) -> None:
         linker = self.compiler.linker_so
@@ -60,10 +67,14 @@ class InstallShare(install_data):
 if problem := unsupported():
     sys.exit(problem)
 
+# One wheel for all Pythons from 3.11 on. A free-threaded Python has no limited C interface.
+FREE_THREADED = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+
 setup(
     version=__version__,
     long_description=index_readme(README, PROJECT.get("urls", {}).get("Source"), __version__),
     long_description_content_type="text/markdown",
+    options={"bdist_wheel": {} if FREE_THREADED else {"py_limited_api": "cp311"}},
     cffi_modules=["native/build_ffi.py:ffi"],
     cmdclass={"build_ext": BuildAnywhere, "install_data": InstallShare},
     data_files=[

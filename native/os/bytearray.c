@@ -1,4 +1,7 @@
-/* The one call of Python's C interface: what it has no name for in Python before 3.14. */
+/* The one call of Python's C interface: what it has no name for in Python before 3.14.
+ *
+ * pyconfig.h alone tells a free-threaded Python, which has no limited interface. */
+#include <pyconfig.h>
 #if !defined(Py_LIMITED_API) && !defined(Py_GIL_DISABLED)
 #define Py_LIMITED_API 0x030b0000
 #endif
