@@ -2,7 +2,7 @@
  *
  * The first bytes of an input say what the others are placed between: so many lines before and
  * after them, how many different ones, which byte of all that to spoil, and where in memory it
- * lies. So the fuzzer need not find whole lines by itself to reach the depths of the ring. Input
+ * lies. So the fuzzer need not find whole lines by itself to reach the depths of the window. Input
  * and batch are allocated anew, to the byte, for AddressSanitizer to see any step beyond.
  */
 #include "ingest/ingest.h"
@@ -72,7 +72,7 @@ static uint8_t *put_lines(uint8_t *place, uint32_t count, uint32_t distinct) {
 }
 
 static struct stream make_stream(const uint8_t *data, size_t size) {
-    uint32_t before = data[0] % 128, after = data[1] % 128, distinct = data[2] % 128 + 1;
+    uint32_t before = data[0], after = data[1] % 128, distinct = data[2] % 128 + 1;
     size_t start = data[3] % 32;
     size_t free_bytes = size - HEADER_BYTES;
     size_t bytes = (before + after) * (size_t)NU_LINE_BYTES + free_bytes;
