@@ -48,7 +48,7 @@ format: $(VENV)/dev.stamp
 
 # The kernel, pack and ring tests again, on an extension built with ASan and UBSan. Python itself is not built with
 # them, so their run-time library is preloaded, and leaks, which would be Python's, are not looked for.
-# Then the kernels that share a bitmap, under ThreadSanitizer, which wants addresses that are not random.
+# Then the kernels that share a bitmap, each thread with an intake of its own, under ThreadSanitizer, which wants addresses that are not random.
 SANITIZED := build/sanitize/lib
 sanitize: $(VENV)/dev.stamp
 	rm -rf build/sanitize
@@ -58,7 +58,7 @@ sanitize: $(VENV)/dev.stamp
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) TEST_NATIVE=$(SANITIZED) \
 	    $(BIN)/pytest -p no:cacheprovider tests/ingest/test_kernel.py \
 	    tests/cluster/test_collector_kernel.py tests/cluster/test_pack.py tests/reactor/test_uring.py \
-	    tests/reactor/test_ring_results.py
+	    tests/reactor/test_ring_results.py tests/server/test_taking.py
 	gcc -std=gnu11 -g -O1 -Wall -Wextra -Werror -Inative -fsanitize=thread \
 	    tests/native/race_kernel.c $(wildcard native/ingest/*.c) -pthread -o build/sanitize/race_kernel
 	setarch -R build/sanitize/race_kernel
@@ -91,18 +91,21 @@ SOAK_SECONDS ?= 1800
 soak-all: $(VENV)/dev.stamp
 	PYTHONPATH=tests $(BIN)/python -m sweep.soak --seconds $(SOAK_SECONDS) $(ARGS)
 
-# The kernels on inputs that libFuzzer makes up, guided by what they reach. What it finds is kept.
+# The kernels, and the intake that joins pieces for them, on inputs that libFuzzer makes up, guided by what they
+# reach. What it finds is kept.
 FUZZ_SECONDS ?= 30
 FUZZED := $(wildcard native/ingest/*.c)
 fuzz:
 	@command -v clang >/dev/null || \
 	    { echo "make fuzz needs: apt-get install clang libclang-rt-14-dev" >&2; exit 1; }
-	mkdir -p build/fuzz/corpus
-	clang -std=gnu11 -g -O1 -Wall -Wextra -Werror -Inative \
-	    -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
-	    tests/native/fuzz_kernel.c $(FUZZED) -o build/fuzz/kernel
-	build/fuzz/kernel -max_total_time=$(FUZZ_SECONDS) -max_len=256 -verbosity=0 -print_final_stats=1 \
-	    -artifact_prefix=build/fuzz/ build/fuzz/corpus
+	for target in kernel intake; do \
+	    mkdir -p build/fuzz/$$target-corpus; \
+	    clang -std=gnu11 -g -O1 -Wall -Wextra -Werror -Inative \
+	        -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all \
+	        tests/native/fuzz_$$target.c $(FUZZED) -o build/fuzz/$$target && \
+	    build/fuzz/$$target -max_total_time=$(FUZZ_SECONDS) -max_len=256 -verbosity=0 \
+	        -print_final_stats=1 -artifact_prefix=build/fuzz/ build/fuzz/$$target-corpus || exit; \
+	done
 
 # The contract's suites again, with several reactors.
 REACTORS ?= 2 4

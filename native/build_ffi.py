@@ -9,6 +9,8 @@ NATIVE = Path(__file__).resolve().parent
 HEADERS = [
     "base.h",
     "ingest/ingest.h",
+    "ingest/intake.h",
+    "epoll/epoll.h",
     "load/lines.h",
     "load/send.h",
     "os/memory.h",

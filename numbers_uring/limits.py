@@ -30,6 +30,9 @@ RECEIVE_BYTES_PYTHON = 64 * 1024
 CHUNK_BYTES_MAX = TAIL_BYTES_MAX + RECEIVE_BYTES
 """The most that a kernel is given at once, and so the most that one call adds to the batch."""
 
+TAKE_BYTES_MAX = 1024 * 1024
+"""What a compiled pass takes in, the last piece aside, before Python sees whether to stop."""
+
 BATCH_BYTES = 2304 * 1024
 """Lines that wait for the log: appended before each wait, and when a piece might not fit."""
 

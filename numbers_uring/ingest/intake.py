@@ -1,7 +1,7 @@
 """The core without I/O: pieces of streams in, a batch of new lines and counters out."""
 
 from numbers_uring.ingest.kernel import Kernel, Memory, Verdict
-from numbers_uring.limits import CHUNK_BYTES_MAX, LINE_BYTES
+from numbers_uring.limits import CHUNK_BYTES_MAX, LINE_BYTES, TAIL_BYTES_MAX
 
 _MORE, _INVALID = int(Verdict.MORE), int(Verdict.INVALID)
 
@@ -29,13 +29,16 @@ class Intake:
         self._batch = memoryview(batch)
         self._kernel = kernel.bind(arena, bitmap, batch)
         self._ingest = self._kernel.ingest
-        self._tails = [b""] * connections_max
+        self._tails = bytearray(connections_max * LINE_BYTES)
+        """For each connection TAIL_BYTES_MAX bytes, and a byte that says how many are used."""
+        self.compiled = self._kernel.compile_intake(self._tails)
+        """The same for compiled passes; None where the kernel is not compiled."""
         self.rejected = b""
         """The first bytes of the line that was INVALID last, at most LINE_BYTES of them."""
 
     def open(self, connection: int) -> None:
         """Drop what an earlier connection left in this slot."""
-        self._tails[connection] = b""
+        self._tails[connection * LINE_BYTES + TAIL_BYTES_MAX] = 0
 
     def receive(self, connection: int, start: int, size: int) -> int:
         """Take in arena[start:start + size], the next piece of this connection's stream.
@@ -45,24 +48,45 @@ class Intake:
         where `free_bytes` is below CHUNK_BYTES_MAX and the piece does not fit.
         """
         stop = start + size
-        tail = self._tails[connection]
-        if tail:
-            begin = start - len(tail)
-            self._arena[begin:start] = tail
-            start = begin
+        place = connection * LINE_BYTES
+        tail_bytes = self._tails[place + TAIL_BYTES_MAX]
+        if tail_bytes:
+            self._arena[start - tail_bytes : start] = self._tails[place : place + tail_bytes]
+            start -= tail_bytes
         verdict = self._ingest(start, stop)
         end = start + self._kernel.consumed
         if verdict == _MORE and end != stop:
-            self._tails[connection] = bytes(self._arena[end:stop])
-        elif tail:
-            self._tails[connection] = b""
+            self._tails[place : place + stop - end] = self._arena[end:stop]
+            self._tails[place + TAIL_BYTES_MAX] = stop - end
+        elif tail_bytes:
+            self._tails[place + TAIL_BYTES_MAX] = 0
         if verdict == _INVALID:
-            self.rejected = bytes(self._arena[end : min(end + LINE_BYTES, stop)])
+            self._reject(end, stop)
         return verdict
+
+    def note_taken(self, verdict: int) -> None:
+        """Note what a call of a compiled pass has ended with, before the next one."""
+        assert verdict >= 0, "the pass did not look for room in the batch"
+        if verdict == _INVALID:
+            assert self.compiled is not None
+            self._reject(*self.compiled.rejected)
+
+    def note_complete(self) -> None:
+        """Make `complete` tell something."""
+        if self.compiled is not None:
+            self.compiled.note_complete()
+
+    @property
+    def complete(self) -> list[int]:
+        """The connections of which the last compiled call took in at least one whole line."""
+        return [] if self.compiled is None else self.compiled.complete
+
+    def _reject(self, start: int, stop: int) -> None:
+        self.rejected = bytes(self._arena[start : min(start + LINE_BYTES, stop)])
 
     def has_tail(self, connection: int) -> bool:
         """Return whether the connection's stream, as received so far, ends within a line."""
-        return bool(self._tails[connection])
+        return self._tails[connection * LINE_BYTES + TAIL_BYTES_MAX] > 0
 
     @property
     def completed_a_line(self) -> bool:

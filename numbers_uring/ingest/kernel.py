@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 from enum import IntEnum
 from mmap import mmap
 from threading import Lock
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from numbers_uring.limits import LINE_BYTES
 
@@ -37,6 +37,24 @@ class Result(NamedTuple):
     duplicate: int
 
 
+class CompiledIntake(Protocol):
+    """What compiled passes take many pieces in with, on the memory of an Intake."""
+
+    pointer: Any
+    """The `struct nu_intake`."""
+
+    def note_complete(self) -> None:
+        """Make `complete` tell something."""
+
+    @property
+    def complete(self) -> list[int]:
+        """The connections of which the last call has taken in at least one whole line."""
+
+    @property
+    def rejected(self) -> tuple[int, int]:
+        """Where in the arena the line begins that was INVALID, and where its piece ends."""
+
+
 class BoundKernel(Protocol):
     """A kernel bound to its arena, bitmap and batch, for the hot path.
 
@@ -57,6 +75,12 @@ class BoundKernel(Protocol):
         """Take in arena[start:stop] and return a Verdict, or a plain int equal to one.
 
         Raises ValueError where the batch has less room than stop - start bytes.
+        """
+
+    def compile_intake(self, tails: bytearray, /) -> "CompiledIntake | None":
+        """Return what compiled passes take in with; None where the kernel is not compiled.
+
+        `tails` is LINE_BYTES long for each connection: its tail, and in the last byte the length.
         """
 
 
@@ -129,6 +153,9 @@ class _BoundPythonKernel:
         self._bitmap = bitmap
         self._batch = memoryview(batch)
         self.batch_used = self.consumed = self.unique = self.duplicate = 0
+
+    def compile_intake(self, _: bytearray, /) -> None:
+        return None
 
     def ingest(self, start: int, stop: int) -> int:
         with self._lock:

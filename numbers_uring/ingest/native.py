@@ -5,10 +5,17 @@ from typing import Any
 
 from numbers_uring._native import ffi, lib
 from numbers_uring.ingest.kernel import BoundKernel, Kernel, Memory, Result, Verdict
-from numbers_uring.limits import BITMAP_BYTES, LINE_BYTES
+from numbers_uring.limits import (
+    BITMAP_BYTES,
+    CHUNK_BYTES_MAX,
+    LINE_BYTES,
+    TAIL_BYTES_MAX,
+    TAKE_BYTES_MAX,
+)
 
 assert (lib.NU_LINE_BYTES, lib.NU_BITMAP_BYTES) == (LINE_BYTES, BITMAP_BYTES)
 assert tuple(Verdict) == (lib.NU_MORE, lib.NU_INVALID, lib.NU_TERMINATE)
+assert ffi.sizeof("struct nu_tail") == TAIL_BYTES_MAX + 1
 
 
 class _BoundNativeKernel:
@@ -39,6 +46,10 @@ class _BoundNativeKernel:
             raise ValueError("the batch has no room for the lines")
         return verdict
 
+    def compile_intake(self, tails: bytearray, /) -> "CompiledIntake":
+        name = self._function.__name__
+        return CompiledIntake(ffi.addressof(lib, name), self._ingest, self._arena, tails)
+
     @property
     def consumed(self) -> int:
         return self._ingest.consumed  # type: ignore[no-any-return]
@@ -58,6 +69,42 @@ class _BoundNativeKernel:
     @batch_used.setter
     def batch_used(self, used_bytes: int) -> None:
         self._ingest.batch_used = used_bytes
+
+
+class CompiledIntake:
+    """What compiled passes take in with: a `struct nu_intake`, see native/ingest/intake.h.
+
+    `ingest` and `arena` are the bound kernel's, which has to live as long as this.
+    """
+
+    def __init__(self, kernel: Any, ingest: Any, arena: Any, tails: bytearray) -> None:
+        self._tails: Any = ffi.from_buffer("struct nu_tail[]", tails, require_writable=True)
+        self._complete: Any = ffi.new("uint32_t[]", len(self._tails))
+        self.pointer: Any = ffi.new(
+            "struct nu_intake *",
+            {
+                "kernel": kernel,
+                "ingest": ingest,
+                "arena": arena,
+                "tails": self._tails,
+                "chunk_bytes_max": CHUNK_BYTES_MAX,
+                "call_bytes_max": TAKE_BYTES_MAX,
+            },
+        )
+
+    def note_complete(self) -> None:
+        """Make `complete` tell something."""
+        self.pointer.complete = self._complete
+
+    @property
+    def complete(self) -> list[int]:
+        """The connections of which the last call has taken in at least one whole line."""
+        return list(self._complete[0 : self.pointer.complete_count])
+
+    @property
+    def rejected(self) -> tuple[int, int]:
+        """Where in the arena the line begins that was INVALID, and where its piece ends."""
+        return self.pointer.rejected_start, self.pointer.rejected_stop
 
 
 class NativeKernel:

@@ -1,10 +1,11 @@
 """The contract of a reactor: what has happened on the sockets, handed out as completions."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from typing import Protocol
 
 from numbers_uring.addresses import Peer
+from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.kernel import Memory
 
 
@@ -17,6 +18,9 @@ class Kind(IntEnum):
     """`size` > 0 bytes of the client's stream lie in the arena from `start` on."""
     CLOSED = 2
     """The connection is over. `start` is an End; the caller must then call `finish_close`."""
+    TAKEN = 3
+    """`size` bytes, of any connections, were received and taken in: see `take_in`. The last piece
+    is this connection's, and `start` is the Verdict on it; on all before it, that is MORE."""
 
 
 class End(IntEnum):
@@ -61,6 +65,16 @@ class Reactor(Protocol):
 
         The CLOSED of a connection that its client has ended comes with a later wait than its last
         bytes.
+        """
+
+    def take_in(self, intake: Intake, begin: Callable[[], None]) -> None:
+        """Let `wait` take in what it receives, in few calls, where reactor and intake can do so.
+
+        It then hands out TAKEN instead of RECEIVED, in few completions, and calls `begin` before it
+        takes in anything: before the first TAKEN of a wait, and again behind each one. Whenever the
+        batch has less than CHUNK_BYTES_MAX free, a TAKEN comes first, of 0 bytes if need be: the
+        caller must then make room, or leave the iterator. To be called before the first wait.
+        `drain` hands out RECEIVED all the same.
         """
 
     def drain(self, end_s: float) -> Iterator[Completion]:

@@ -1,6 +1,7 @@
-"""The reactor over epoll(7): standard library only.
+"""The reactor over epoll(7).
 
-What it stands on:
+`_receive_each` is the plain loop, in Python with the standard library alone; `_take_all` does the
+same in few calls of native/epoll/pass.c. What both stand on:
 
 - Level-triggered: a socket that still holds data is reported again by the next wait (epoll(7)), so
   one receive per ready connection per pass is fair and forgets nothing, and a pass may be left
@@ -13,6 +14,8 @@ What it stands on:
   is accepted before the last event of a pass was dealt with, so none is stale.
 - Accepted sockets inherit SO_KEEPALIVE, the TCP_KEEP* times and SO_OOBINLINE from their listener on
   Linux (socket(7), tcp(7)), and what arrived before a reset can still be read after it.
+- A receive tells an error of a socket once; the next one finds the end of the stream (SO_ERROR in
+  socket(7)).
 - FIONREAD is what a socket holds (tcp(7), SIOCINQ).
 """
 
@@ -27,6 +30,7 @@ from contextlib import suppress
 
 from numbers_uring.addresses import Peer
 from numbers_uring.config import WhenFull
+from numbers_uring.ingest.intake import Intake
 from numbers_uring.limits import (
     ACCEPTS_PER_PASS_MAX,
     DRAIN_BYTES_MAX,
@@ -42,12 +46,14 @@ from numbers_uring.reactor.accept_backoff import StopAccepts
 from numbers_uring.reactor.contract import Completion, End, Kind
 from numbers_uring.reactor.drain_bound import DrainBound
 from numbers_uring.reactor.epoll_listeners import Accepted, EpollListeners
+from numbers_uring.reactor.epoll_pass import EpollPass, Step
 from numbers_uring.reactor.epoll_set import EpollSet
 from numbers_uring.reactor.pacing import Pacing
 from numbers_uring.reactor.receive_errors import ReceiveWarnings
 
 # Plain integers: comparing and building with enumeration members costs on the hot path.
 _OPENED, _RECEIVED, _CLOSED = int(Kind.OPENED), int(Kind.RECEIVED), int(Kind.CLOSED)
+_TAKEN = int(Kind.TAKEN)
 _EOF, _RESET, _DISCONNECTED = int(End.EOF), int(End.RESET), int(End.DISCONNECTED)
 
 _CONNECTION_EVENTS = select.EPOLLIN | select.EPOLLRDHUP
@@ -86,7 +92,8 @@ class EpollReactor:
         self._adopted: list[tuple[int, Peer]] = []
         self._newcomers: deque[tuple[Accepted, float]] = deque()
         """Accepted while all slots are taken, each with the time when it is refused."""
-        self._disconnected: list[int] = []
+        self._ended: list[tuple[int, int]] = []
+        """Connections that are taken out, and how they ended, until that is handed out."""
         self._closing: dict[int, socket.socket] = {}
         """Those that `finish_close` has to come for."""
         self._draining: DrainBound | None = None
@@ -95,6 +102,7 @@ class EpollReactor:
         self._stop_accepts = StopAccepts(warn)
         self._pacing = Pacing()
         self._receive_warnings = ReceiveWarnings(warn)
+        self._pass: EpollPass | None = None
         self._epoll = EpollSet()
         self._epoll.register(wakeup_fd, select.EPOLLIN)
         self._wakeup = select.poll()
@@ -107,8 +115,8 @@ class EpollReactor:
     def wait(self, timeout_s: float) -> Iterator[Completion]:
         if self._listeners.paused:
             timeout_s = self._end_pause(timeout_s)
-        if self._disconnected:
-            yield from self._take_disconnected()
+        if self._ended:
+            yield from self._take_ended()
             timeout_s = 0
         if self._adopted:
             yield from self._take_adopted()
@@ -116,8 +124,28 @@ class EpollReactor:
         if self._newcomers:
             yield from self._take_newcomers()
             timeout_s = min(timeout_s, self._newcomers_due_s())
-        acceptable = []
-        events = self._poll(max(timeout_s, 0))
+        self._pace()
+        acceptable: list[socket.socket] = []
+        take = self._receive_each if self._pass is None else self._take_all
+        events, received_bytes = yield from take(max(timeout_s, 0), acceptable)
+        yield from self._take_ended()
+        for listener in acceptable:
+            yield from self._accept(listener)
+        self._pacing.note_pass(time.monotonic(), events, received_bytes)
+
+    def _pace(self) -> None:
+        sleep_s = self._pacing.sleep_s()
+        if sleep_s:
+            time.sleep(sleep_s)
+
+    def _receive_each(
+        self, timeout_s: float, acceptable: list[socket.socket]
+    ) -> Generator[Completion, None, tuple[int, int]]:
+        """Receive from each connection that is ready; add listeners that are to `acceptable`.
+
+        Returns how many were ready, and how much was received.
+        """
+        events = self._epoll.poll(timeout_s, self._events_max)
         received_bytes = 0
         for fd, _ in events:
             connection = self._slots.get(fd)
@@ -128,16 +156,45 @@ class EpollReactor:
                     yield completion
             elif (listener := self._listeners.find(fd)) is not None:
                 acceptable.append(listener)
-        yield from self._take_disconnected()
-        for listener in acceptable:
-            yield from self._accept(listener)
-        self._pacing.note_pass(time.monotonic(), len(events), received_bytes)
+        return len(events), received_bytes
 
-    def _poll(self, timeout_s: float) -> list[tuple[int, int]]:
-        sleep_s = self._pacing.sleep_s()
-        if sleep_s:
-            time.sleep(sleep_s)
-        return self._epoll.poll(timeout_s, self._events_max)
+    def _take_all(
+        self, timeout_s: float, acceptable: list[socket.socket]
+    ) -> Generator[Completion, None, tuple[int, int]]:
+        """Do the same by a compiled pass, which takes in what it receives."""
+        assert self._pass is not None
+        events = self._pass.wait(timeout_s)
+        received_bytes = 0
+        for step in self._pass.steps() if events else ():
+            connection, verdict, size = self._pass.taken
+            if step == Step.ENDED:
+                # Its end is known: an error is told once. So it is kept if the pass is left here.
+                self._note_end(*self._pass.ended)
+            elif step == Step.OTHER:
+                listener = self._listeners.find(self._pass.other_fd)
+                if listener is not None:
+                    acceptable.append(listener)
+            if size or step == Step.TAKEN:
+                received_bytes += size
+                yield _TAKEN, connection, verdict, size
+            yield from self._take_ended()
+        return events, received_bytes
+
+    def _note_end(self, connection: int, error: int) -> None:
+        if error:
+            self._receive_warnings.note(error)
+        self._take_out(connection)
+        self._ended.append((connection, _RESET if error else _EOF))
+
+    def take_in(self, intake: Intake, begin: Callable[[], None]) -> None:
+        if intake.compiled is not None:
+            self._pass = EpollPass(
+                self._epoll.fileno(),
+                intake.compiled,
+                begin,
+                events_max=self._events_max,
+                receive_bytes=len(self._payload),
+            )
 
     def sleep(self, timeout_s: float) -> None:
         self._wakeup.poll(max(timeout_s, 0) * 1000)
@@ -184,7 +241,7 @@ class EpollReactor:
 
     def disconnect(self, connection: int) -> None:
         self._take_out(connection)
-        self._disconnected.append(connection)
+        self._ended.append((connection, _DISCONNECTED))
 
     def peer(self, connection: int) -> Peer:
         return self._peers[connection]
@@ -198,6 +255,8 @@ class EpollReactor:
 
     def _forget(self, connection: int, sock: socket.socket) -> None:
         del self._slots[sock.fileno()]
+        if self._pass is not None:
+            self._pass.remove(sock.fileno())
         self._sockets[connection] = None
         # If it stayed open and unread, it would always be ready.
         self._ignore(sock.fileno())
@@ -210,9 +269,10 @@ class EpollReactor:
             if self._draining is None:
                 raise
 
-    def _take_disconnected(self) -> Iterator[Completion]:
-        while self._disconnected:
-            yield _CLOSED, self._disconnected.pop(), _DISCONNECTED, 0
+    def _take_ended(self) -> Iterator[Completion]:
+        while self._ended:
+            connection, end = self._ended.pop()
+            yield _CLOSED, connection, end, 0
 
     # Accepting.
 
@@ -261,6 +321,8 @@ class EpollReactor:
         self._sockets[connection] = sock
         self._peers[connection] = peer
         self._slots[sock.fileno()] = connection
+        if self._pass is not None:
+            self._pass.add(sock.fileno(), connection)
         return connection
 
     def _take_newcomers(self) -> Iterator[Completion]:
@@ -346,12 +408,12 @@ class EpollReactor:
             with suppress(OSError):
                 self._listeners.ignore()
             self._ignore(self._wakeup_fd)
-        yield from self._take_disconnected()
+        yield from self._take_ended()
         yield from self._take_adopted()
         closed_any = bool(self._closing)
         while True:
             failed = yield from self._accept_waiting()
-            if not (self._slots or self._disconnected):
+            if not (self._slots or self._ended):
                 if closed_any or not self._stop_accepts.wait_to_try_again(failed):
                     return
                 continue
@@ -359,7 +421,7 @@ class EpollReactor:
             yield from self._drain_connected(self._draining)
             for connection in list(self._slots.values()):
                 self.disconnect(connection)
-            yield from self._take_disconnected()
+            yield from self._take_ended()
 
     def _drain_connected(self, bound: DrainBound) -> Iterator[Completion]:
         """Receive what each socket holds now, and what its client still sends within `bound`.

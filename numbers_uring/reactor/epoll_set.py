@@ -12,6 +12,7 @@ class EpollSet:
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self.poll = self._epoll.poll
+        self.fileno = self._epoll.fileno
         self.close = self._epoll.close
 
     def register(self, fd: int | socket.socket, events: int) -> None:

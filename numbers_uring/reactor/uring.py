@@ -23,6 +23,7 @@ from typing import Any
 from numbers_uring._native import ffi, lib
 from numbers_uring.addresses import Peer, host_text
 from numbers_uring.config import WhenFull
+from numbers_uring.ingest.intake import Intake
 from numbers_uring.limits import (
     ACCEPT_FAILURES_MAX,
     ACCEPTS_PER_PASS_MAX,
@@ -49,7 +50,7 @@ from numbers_uring.reactor.pacing import Pacing
 from numbers_uring.reactor.receive_errors import ReceiveWarnings
 from numbers_uring.reactor.ring_retries import RingRetries
 
-assert tuple(Kind) == (lib.NU_OPENED, lib.NU_RECEIVED, lib.NU_CLOSED)
+assert tuple(Kind)[:3] == (lib.NU_OPENED, lib.NU_RECEIVED, lib.NU_CLOSED)
 assert tuple(End) == (lib.NU_EOF, lib.NU_RESET, lib.NU_DISCONNECTED)
 
 _RECEIVED, _CLOSED, _DISCONNECTED = int(Kind.RECEIVED), int(Kind.CLOSED), int(End.DISCONNECTED)
@@ -188,6 +189,9 @@ class UringReactor:
                 yield _CLOSED, row[1], _DISCONNECTED, 0
             else:
                 yield row
+
+    def take_in(self, intake: Intake, begin: Callable[[], None]) -> None:
+        """Not here."""
 
     def sleep(self, timeout_s: float) -> None:
         self._wakeup.poll(max(timeout_s, 0) * 1000)

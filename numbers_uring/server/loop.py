@@ -29,7 +29,7 @@ from numbers_uring.server.disconnect_log import DisconnectLog
 from numbers_uring.server.idle import IdleTimeouts
 from numbers_uring.server.statistics import Statistics
 
-_OPENED, _RECEIVED = int(Kind.OPENED), int(Kind.RECEIVED)
+_OPENED, _RECEIVED, _TAKEN = int(Kind.OPENED), int(Kind.RECEIVED), int(Kind.TAKEN)
 _MORE, _TERMINATE = int(Verdict.MORE), int(Verdict.TERMINATE)
 
 
@@ -101,6 +101,9 @@ class Loop:
         self.statistics = Statistics()
         self.terminated = False
         """Whether one of its clients has sent `terminate`."""
+        if self._idle is not None:
+            intake.note_complete()
+        reactor.take_in(intake, self._begin_to_take)
 
     @property
     def taken(self) -> Counts:
@@ -167,25 +170,42 @@ class Loop:
 
     def _handle(self, kind: int, connection: int, start: int, size: int) -> bool:
         """Act on one completion; return False where no further chunk may be received."""
-        if kind == _RECEIVED:
+        if kind == _TAKEN:
+            self._taken(connection, start, size)
+        elif kind == _RECEIVED:
             self._receive(connection, start, size)
-            # The next chunk must fit whole, or not be received at all.
-            return self._intake.free_bytes >= CHUNK_BYTES_MAX or self.append()
-        if kind == _OPENED:
+        elif kind == _OPENED:
             if not self._runner.take_over(connection):
                 self._opened(connection)
+            return True
         else:
             self._closed(connection, start)
-        return True
+            return True
+        # The next chunk must fit whole, or not be received at all.
+        return self._intake.free_bytes >= CHUNK_BYTES_MAX or self.append()
+
+    def _begin_to_take(self) -> None:
+        self.batch.unwritten = True
+
+    def _taken(self, connection: int, verdict: int, size: int) -> None:
+        self.statistics.received_bytes += size
+        self._intake.note_taken(verdict)
+        if self._idle is not None:
+            for each in self._intake.complete:
+                self._idle.touch(each)
+        if verdict != _MORE:
+            self._stop_receiving(connection, verdict)
 
     def _receive(self, connection: int, start: int, size: int) -> None:
         self.statistics.received_bytes += size
-        self.batch.unwritten = True
+        self._begin_to_take()
         verdict = self._intake.receive(connection, start, size)
         if self._idle is not None and self._intake.completed_a_line:
             self._idle.touch(connection)
-        if verdict == _MORE:
-            return
+        if verdict != _MORE:
+            self._stop_receiving(connection, verdict)
+
+    def _stop_receiving(self, connection: int, verdict: int) -> None:
         if verdict == _TERMINATE and self._may_terminate(connection):
             self.terminated = True
             self._disconnect(connection, "stop")

@@ -4,7 +4,7 @@
  * of two threads each that met a repeat saw what the other one wrote before it took the number in,
  * as a loop notes that its batch has something; with every variant that this CPU runs.
  */
-#include "ingest/ingest.h"
+#include "ingest/pieces.h"
 
 #include <pthread.h>
 #include <stdbool.h>
@@ -22,6 +22,7 @@ struct taker {
     pthread_barrier_t *barrier;
     ingest_fn *function;
     const uint8_t *lines;
+    size_t cut; /* bytes of each piece that are taken in before the others */
     struct nu_ingest ingest;
     bool began[PIECES];
     const bool *other_began; /* NULL where it is not known whose repeats are met */
@@ -31,16 +32,29 @@ struct taker {
 static void *take_in(void *argument) {
     struct taker *taker = argument;
     struct nu_ingest *ingest = &taker->ingest;
+    struct nu_tail tail = {0};
+    uint8_t *arena = malloc(sizeof tail + PIECE_BYTES);
+    struct nu_intake intake = {
+        .kernel = taker->function, .ingest = ingest, .arena = arena, .tails = &tail};
+    if (!arena)
+        abort();
     pthread_barrier_wait(taker->barrier);
     for (size_t piece = 0; piece < PIECES; piece++) {
-        size_t start = piece * PIECE_BYTES;
         uint64_t duplicate = ingest->duplicate;
         taker->began[piece] = true;
-        if (taker->function(ingest, taker->lines, start, start + PIECE_BYTES) != NU_MORE)
+        nu_intake_begin(&intake);
+        for (size_t start = 0, size; start < PIECE_BYTES && intake.verdict == NU_MORE;
+             start += size) {
+            size = start ? PIECE_BYTES - start : taker->cut;
+            memcpy(arena + sizeof tail, taker->lines + piece * PIECE_BYTES + start, size);
+            nu_intake_take(&intake, 0, sizeof tail, size);
+        }
+        if (intake.verdict != NU_MORE)
             abort();
         if (taker->other_began && ingest->duplicate > duplicate && !taker->other_began[piece])
             taker->missed = true;
     }
+    free(arena);
     return NULL;
 }
 
@@ -59,6 +73,7 @@ static bool each_is_new_once(ingest_fn *function, uint8_t *bitmap, const uint8_t
         takers[i].barrier = &barrier;
         takers[i].function = function;
         takers[i].lines = lines;
+        takers[i].cut = (size_t)i + 1;
         takers[i].other_began = count == 2 ? takers[1 - i].began : NULL;
         takers[i].ingest.bitmap = bitmap;
         takers[i].ingest.batch = malloc(BYTES);

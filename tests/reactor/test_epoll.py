@@ -29,6 +29,7 @@ class _KeepsOne:
         self._epoll = _EPOLL()
         self.register = self._epoll.register
         self.poll = self._epoll.poll
+        self.fileno = self._epoll.fileno
         self.close = self._epoll.close
 
     def unregister(self, fd: int | socket.socket) -> None:

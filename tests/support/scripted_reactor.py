@@ -47,6 +47,9 @@ class ScriptedReactor:
     def clock(self) -> float:
         return self.now_s
 
+    def take_in(self, intake: Intake, begin: Callable[[], None]) -> None:
+        """Not here."""
+
     def wait(self, timeout_s: float) -> Iterator[Completion]:
         self.waits.append(timeout_s)
         self.on_wait()

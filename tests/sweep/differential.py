@@ -1,7 +1,8 @@
 """One random script of clients against every kind of server and a plain model: all must agree.
 
 A script is made from a seed. It is played to a server with epoll and with io_uring, with one
-reactor and with two; the model is a set in Python. Equal must be: the log as a set of numbers, the
+reactor and with two, by compiled passes and, with the kernel in Python, by the plain loop; the
+model is a set in Python. Equal must be: the log as a set of numbers, the
 reports, the counters, and what each client sees by the contract. `make differential SECONDS=600`
 goes on for so long, with a new seed each time, and prints the seed that fails.
 """
@@ -29,7 +30,10 @@ from support.metrics_client import scrape
 from support.processes import ServerProcess
 from support.waiting import DEADLINE_S, wait_until
 
-SERVERS = [("epoll", 1), ("epoll", 2), ("uring", 1), ("uring", 2)]
+SERVERS = [
+    *(("epoll", 1, "auto"), ("epoll", 2, "auto"), ("uring", 1, "auto"), ("uring", 2, "auto")),
+    *(("epoll", 1, "python"), ("uring", 1, "python")),
+]
 _LINE = re.compile(rb"[0-9]{9}\n")
 _IDLE_S = 2.0
 _WAITING_BYTES_MAX = 20_000
@@ -352,14 +356,15 @@ def differences(play: Play) -> list[str]:
     """Play to every kind of server; return what differs from the model, each with its server."""
     found = []
 
-    def one(kind: tuple[str, int]) -> list[str]:
-        backend, reactors = kind
+    def one(kind: tuple[str, int, str]) -> list[str]:
+        backend, reactors, kernel = kind
         with tempfile.TemporaryDirectory(prefix="differential-") as directory:
             options = ["--backend", backend, "--reactors", str(reactors), *play.options]
+            options += ["--kernel", kernel]
             options += ["--max-clients", str(play.connections_max), "--log-format", "json"]
             options += ["--metrics", "127.0.0.1:0"]
             with ServerProcess(Path(directory) / "numbers.log", *options) as server:
-                return [f"{backend}, {reactors}: {each}" for each in run(play, server)]
+                return [f"{backend}, {reactors}, {kernel}: {each}" for each in run(play, server)]
 
     with ThreadPoolExecutor(2) as pool:
         for each in pool.map(one, SERVERS):

@@ -1,0 +1,49 @@
+/* A pass of the epoll reactor: receives from all ready connections and takes in what comes.
+ *
+ * This header is the whole contract between C and Python, as ingest.h is. The plain loop of
+ * numbers_uring/reactor/epoll.py does the same, one connection after the other, and says what it
+ * stands on.
+ */
+#ifndef NUMBERS_URING_EPOLL_H
+#define NUMBERS_URING_EPOLL_H
+
+#include "ingest/intake.h"
+
+enum nu_epoll_sizes {
+    NU_EPOLL_EVENT_BYTES = 16 /* at least those of a struct epoll_event */
+};
+
+/* Why nu_epoll_take has returned. */
+enum nu_epoll_step {
+    NU_PASS_OVER = 0,  /* every event was dealt with */
+    NU_PASS_TAKEN = 1, /* see the intake: a verdict, no room in the batch, or enough for a call */
+    NU_PASS_ENDED = 2, /* nothing more comes from `connection`, because of `error` or, at 0, EOF */
+    NU_PASS_OTHER = 3  /* `fd` is ready, which is no connection */
+};
+
+/* The caller sets all above the results, and keeps the memory. */
+struct nu_epoll_pass {
+    int32_t epoll_fd;
+    void *events; /* aligned to 8 bytes, room for events_max times NU_EPOLL_EVENT_BYTES */
+    uint32_t events_max;
+    int32_t *connections;   /* by descriptor: its slot, or -1 */
+    uint32_t descriptors;   /* entries of that */
+    uint32_t receive_start; /* in the arena */
+    uint32_t receive_bytes;
+    uint32_t count; /* events that the last wait has found */
+    uint32_t next;  /* the first of them that was not dealt with */
+
+    /* Of the last step. */
+    int32_t fd;
+    uint32_t connection;
+    int32_t error;
+};
+
+/* Waits for events, at most timeout_ms. Returns their count, 0 also after a signal; or -errno. */
+int nu_epoll_wait(struct nu_epoll_pass *pass, int timeout_ms);
+
+/* Goes on with the events of the last wait, one receive for each connection that is ready, until
+ * Python is to decide on something. Returns an nu_epoll_step. */
+int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake);
+
+#endif

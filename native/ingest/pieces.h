@@ -1,0 +1,22 @@
+/* What the passes of native/epoll/ and native/uring/ take pieces in with. */
+#ifndef NUMBERS_URING_PIECES_H
+#define NUMBERS_URING_PIECES_H
+
+#include "ingest/intake.h"
+
+#include <stdbool.h>
+
+/* To be called at the beginning of a call of a pass. */
+void nu_intake_begin(struct nu_intake *intake);
+
+/* Returns false while the batch may not have room for the next piece. */
+static inline bool nu_intake_has_room(const struct nu_intake *intake) {
+    return intake->ingest->batch_bytes - intake->ingest->batch_used >= intake->chunk_bytes_max;
+}
+
+/* Takes in arena[start..start + size), the next piece of this connection; the bytes in front of it,
+ * as many as its tail has, are overwritten. There must be room. Returns true if the pass may go on,
+ * false where its caller is to look at the verdict, or at how much was taken in. */
+bool nu_intake_take(struct nu_intake *intake, uint32_t connection, size_t start, size_t size);
+
+#endif

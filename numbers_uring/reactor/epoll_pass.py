@@ -1,0 +1,109 @@
+"""A pass over the ready connections in few calls: see native/epoll/epoll.h."""
+
+import os
+from array import array
+from collections.abc import Callable, Iterator
+from enum import IntEnum
+from math import ceil
+from typing import Any
+
+from numbers_uring._native import ffi, lib
+from numbers_uring.ingest.kernel import CompiledIntake
+from numbers_uring.limits import HEADROOM_BYTES
+
+
+class Step(IntEnum):
+    """Why a call has returned."""
+
+    OVER = 0
+    """Every event was dealt with."""
+    TAKEN = 1
+    """There is a verdict, or no room in the batch, or enough was taken in for a call."""
+    ENDED = 2
+    """Nothing more comes from `connection`, because of `error`; 0 is the end of its stream."""
+    OTHER = 3
+    """`fd` is ready, which is no connection."""
+
+
+assert tuple(Step) == (lib.NU_PASS_OVER, lib.NU_PASS_TAKEN, lib.NU_PASS_ENDED, lib.NU_PASS_OTHER)
+_OVER = int(Step.OVER)
+
+
+class EpollPass:
+    """Receives into an arena, behind its headroom, and takes in with `intake`.
+
+    `begin` is called before each call that may take in something.
+    """
+
+    def __init__(
+        self,
+        epoll_fd: int,
+        intake: CompiledIntake,
+        begin: Callable[[], None],
+        *,
+        events_max: int,
+        receive_bytes: int,
+    ) -> None:
+        self._intake = intake
+        self._begin = begin
+        self._events: Any = ffi.new("uint64_t[]", events_max * lib.NU_EPOLL_EVENT_BYTES // 8)
+        self._pass: Any = ffi.new(
+            "struct nu_epoll_pass *",
+            {
+                "epoll_fd": epoll_fd,
+                "events": self._events,
+                "events_max": events_max,
+                "receive_start": HEADROOM_BYTES,
+                "receive_bytes": receive_bytes,
+            },
+        )
+        self._connections = array("i")
+        self._make_room(events_max)
+
+    def _make_room(self, descriptors: int) -> None:
+        """Make the table of connections so long."""
+        more = descriptors - len(self._connections)
+        self._connections = self._connections + array("i", [-1]) * more
+        self._table: Any = ffi.from_buffer("int32_t[]", self._connections, require_writable=True)
+        self._pass.connections, self._pass.descriptors = self._table, descriptors
+
+    def add(self, fd: int, connection: int) -> None:
+        """Receive from this descriptor for the connection."""
+        if fd >= len(self._connections):
+            self._make_room(2 * fd)
+        self._connections[fd] = connection
+
+    def remove(self, fd: int) -> None:
+        """Receive from this descriptor no more."""
+        self._connections[fd] = -1
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait, and return how many descriptors are ready; 0 also after a signal."""
+        count: int = lib.nu_epoll_wait(self._pass, ceil(timeout_s * 1000))
+        if count < 0:
+            raise OSError(-count, os.strerror(-count))
+        return count
+
+    def steps(self) -> Iterator[int]:
+        """Hand out, as Steps, what is to be decided of the ready descriptors; OVER comes last."""
+        step = -1
+        while step != _OVER:
+            self._begin()
+            step = lib.nu_epoll_take(self._pass, self._intake.pointer)
+            yield step
+
+    @property
+    def taken(self) -> tuple[int, int, int]:
+        """The connection whose piece was taken in last, the verdict, the bytes since the step."""
+        intake = self._intake.pointer
+        return intake.connection, intake.verdict, intake.taken_bytes
+
+    @property
+    def ended(self) -> tuple[int, int]:
+        """The connection that has ended, and the errno."""
+        return self._pass.connection, self._pass.error
+
+    @property
+    def other_fd(self) -> int:
+        """The descriptor that is no connection."""
+        return self._pass.fd  # type: ignore[no-any-return]

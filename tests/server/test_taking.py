@@ -1,0 +1,542 @@
+"""A compiled pass does what the plain loop does, whatever receives and appends come to.
+
+Both play the same script: what each receive gives, call by call, and where the log has no space.
+"""
+
+import errno
+import os
+import random
+import select
+import shutil
+import socket
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from cffi import FFI
+
+from numbers_uring._native import ffi as real_ffi
+from numbers_uring._native import lib as real_lib
+from numbers_uring.addresses import Peer
+from numbers_uring.config import Terminate, WhenFull
+from numbers_uring.ingest.intake import Intake
+from numbers_uring.ingest.native import variants
+from numbers_uring.limits import BITMAP_BYTES, CHUNK_BYTES_MAX, RECEIVE_BYTES
+from numbers_uring.log.calls import FileCalls
+from numbers_uring.log.writer import NumbersLog
+from numbers_uring.reactor import epoll_pass
+from numbers_uring.reactor.epoll import EpollReactor
+from numbers_uring.server.backpressure import Backpressure
+from numbers_uring.server.closes import BatchState
+from numbers_uring.server.disconnect_log import DisconnectLog
+from numbers_uring.server.loop import Loop, Shared
+from support.logs import lines, logged_once
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIENTS = 6
+BITMAP = bytearray(BITMAP_BYTES)
+"""One for all: each play leaves it empty."""
+HOOKS = """
+void scripted_hooks(int (*wait)(int32_t *, int), int (*receive)(int, uint8_t *, int));
+"""
+SANITIZERS = ["-fsanitize=address,undefined"] if "TEST_NATIVE" in os.environ else []
+END = b""
+STOP = "stop"
+"""A result of a receive: the stop of the server comes with the bytes behind it."""
+
+Result = bytes | int | tuple[str, bytes]
+"""Bytes that are received, b"" for the end of the stream, an errno, or STOP with bytes."""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[FFI, Any]:
+    """Build the pass with the script in the place of the two system calls."""
+    compiler = shutil.which("gcc") or pytest.skip("gcc is not installed")
+    path = tmp_path_factory.mktemp("scripted") / "pass.so"
+    sources = ["native/epoll/pass.c", "native/ingest/intake.c", "tests/native/scripted_calls.c"]
+    subprocess.run(
+        [
+            *(compiler, "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC"),
+            *("-shared", f"-I{ROOT / 'native'}", "-o", str(path), *SANITIZERS),
+            *("-Depoll_wait=scripted_wait", "-Drecv=scripted_receive"),
+            *(str(ROOT / source) for source in sources),
+        ],
+        check=True,
+    )
+    ffi = FFI()
+    for header in ("base.h", "ingest/ingest.h", "ingest/intake.h", "epoll/epoll.h"):
+        text = (ROOT / "native" / header).read_text().splitlines()
+        ffi.cdef("\n".join(line for line in text if not line.startswith(("#", "NU_INLINE"))))
+    ffi.cdef(HOOKS)
+    return ffi, ffi.dlopen(str(path))
+
+
+class Outcome(NamedTuple):
+    """What came of a script."""
+
+    numbers: set[int]
+    unique: int
+    duplicate: int
+    received_bytes: int
+    accepted: int
+    ended: Counter[str]
+    closes: dict[int, bool]
+    """By client: whether the close was orderly."""
+    said: list[str]
+    """Of what was left out or rejected; the order within a pass is left open."""
+    warned: bool
+    """Whether it was said that a receive failed for another reason than the network."""
+    terminated: bool
+    touched: Counter[int]
+    """By client: how often its idle time began anew."""
+
+
+@dataclass
+class Script:
+    """What the receives of each client give, and after how many bytes the log lacks space."""
+
+    results: list[list[Result]]
+    space_bytes: list[int] = field(default_factory=list)
+    """Of each write that fails for lack of space, in turn, how much the log takes before that."""
+    terminate: Terminate = Terminate.ANY
+
+
+class Play:
+    """A loop with an epoll reactor over scripted calls."""
+
+    def __init__(self, script: Script, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._script = script
+        self._path = path
+        self._results = [list(each) for each in script.results]
+        self._space = list(script.space_bytes)
+        self._clients: dict[int, int] = {}
+        self._kept: list[Any] = []
+        self._now_s = 1000.0
+        self._closes: dict[int, bool] = {}
+        self._watched: set[int] = set()
+        self.touched: Counter[int] = Counter()
+        self.stopping = False
+        self.batch = BatchState()
+        self.waits = 0
+        self.receives = 0
+        monkeypatch.setattr(select, "epoll", self._make_epoll)
+        monkeypatch.setattr(socket, "socket", self._make_socket_class())
+
+    # The two system calls, for both.
+
+    def ready(self) -> list[int]:
+        """Return the descriptors with something to receive: level-triggered, as epoll does it."""
+        self.waits += 1
+        assert self.waits < 10_000, "it spins"
+        clients = self._clients.items()
+        found = [fd for fd, client in clients if fd in self._watched and self._results[client]]
+        self.stopping = self.stopping or not found
+        return found
+
+    def receive(self, fd: int) -> bytes | int:
+        """Return the next bytes, or -errno."""
+        self.receives += 1
+        queue = self._results[self._clients[fd]]
+        if not queue:
+            return -errno.EAGAIN
+        result = queue[0] if queue[0] == END else queue.pop(0)
+        if isinstance(result, tuple):
+            self.stopping = True
+            return result[1]
+        return -result if isinstance(result, int) else result
+
+    def _make_epoll(self) -> "Play":
+        self._watched.clear()
+        return self
+
+    def register(self, fd: int | socket.socket, _: int) -> None:
+        self._watched.add(fd if isinstance(fd, int) else fd.fileno())
+
+    def unregister(self, fd: int | socket.socket) -> None:
+        self._watched.remove(fd if isinstance(fd, int) else fd.fileno())
+
+    def poll(self, _: float, maximum: int) -> list[tuple[int, int]]:
+        return [(fd, select.EPOLLIN) for fd in self.ready()[:maximum]]
+
+    def fileno(self) -> int:
+        return -1
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _make_socket_class(self) -> type[socket.socket]:
+        play = self
+
+        class Scripted(socket.socket):
+            def recv_into(self, buffer: Any, *_: Any) -> int:
+                result = play.receive(self.fileno())
+                while result == -errno.EINTR:
+                    # As Python does it: see PEP 475.
+                    result = play.receive(self.fileno())
+                if isinstance(result, int):
+                    raise OSError(-result, os.strerror(-result))
+                buffer[: len(result)] = result
+                return len(result)
+
+        return Scripted
+
+    def use(self, library: tuple[FFI, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        """Make the compiled pass play the script, too."""
+        ffi, lib = library
+
+        @ffi.callback("int(int32_t *, int)")
+        def wait(fds: Any, maximum: int) -> int:
+            found = self.ready()[:maximum]
+            for i, fd in enumerate(found):
+                fds[i] = fd
+            return len(found)
+
+        @ffi.callback("int(int, uint8_t *, int)")
+        def receive(fd: int, place: Any, size: int) -> int:
+            assert self.batch.unwritten, "other loops' closes do not wait for what comes now"
+            result = self.receive(fd)
+            if isinstance(result, int):
+                return result
+            assert len(result) <= size
+            ffi.memmove(place, result, len(result))
+            return len(result)
+
+        self._kept = [wait, receive]
+        lib.scripted_hooks(wait, receive)
+
+        def same(kind: str, pointer: Any) -> Any:
+            return ffi.cast(kind, int(real_ffi.cast("uintptr_t", pointer)))
+
+        class Lib:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(real_lib, name)
+
+            def nu_epoll_wait(self, pass_: Any, timeout_ms: int) -> int:
+                count: int = lib.nu_epoll_wait(same("struct nu_epoll_pass *", pass_), timeout_ms)
+                return count
+
+            def nu_epoll_take(self, pass_: Any, intake: Any) -> int:
+                step: int = lib.nu_epoll_take(
+                    same("struct nu_epoll_pass *", pass_), same("struct nu_intake *", intake)
+                )
+                return step
+
+        monkeypatch.setattr(epoll_pass, "lib", Lib())
+
+    # The log, and time.
+
+    def _write(self, fd: int, data: memoryview) -> int:
+        if self._space:
+            space = self._space[0]
+            if len(data) > space:
+                self._space.pop(0)
+                if space:
+                    return os.write(fd, data[:space])
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._space[0] -= len(data)
+        return os.write(fd, data)
+
+    def _sleep(self, timeout_s: float) -> None:
+        self._now_s += max(timeout_s, 0.001)
+
+    # A runner.
+
+    def due_s(self) -> float:
+        return self._now_s + 1
+
+    def take_over(self, _: int) -> bool:
+        return False
+
+    def connection_closed(self) -> None:
+        """Nothing to do."""
+
+    def run(self, *, compiled: bool) -> Outcome:
+        """Play to the end."""
+        said: list[str] = []
+        warned: list[str] = []
+        with ExitStack() as stack:
+            reactor = EpollReactor(
+                [],
+                stack.enter_context(open(os.devnull)).fileno(),  # noqa: PTH123
+                connections_max=CLIENTS,
+                when_full=WhenFull.WAIT,
+                warn=warned.append,
+            )
+            stack.callback(reactor.close)
+            reactor.sleep = self._sleep  # type: ignore[method-assign]
+            finish_close = reactor.finish_close
+
+            def note_close(connection: int, *, orderly: bool) -> None:
+                self._closes[reactor.peer(connection).port] = orderly
+                finish_close(connection, orderly=orderly)
+
+            reactor.finish_close = note_close  # type: ignore[method-assign]
+            log = NumbersLog(
+                self._path,
+                say=lambda _: None,
+                calls=replace(FileCalls(), write=self._write),
+            )
+            stack.callback(log.close)
+            log.truncate()
+            intake = Intake(
+                variants()[0],
+                reactor.arena,
+                BITMAP,
+                connections_max=CLIENTS,
+                # So small that there is often no room for the next piece.
+                batch_bytes=CHUNK_BYTES_MAX + 45,
+            )
+            if not compiled:
+                intake.compiled = None
+            shared = Shared(
+                sink=log,
+                backpressure=Backpressure(log, lambda _: None, lambda: self._now_s),
+                connections_max=CLIENTS,
+                idle_timeout_s=1e9,
+                terminate=self._script.terminate,
+                disconnects=DisconnectLog(lambda text, **_: said.append(text)),
+            )
+            loop = Loop(reactor, intake, shared, self, clock=lambda: self._now_s, sleep=self._sleep)
+            shared.batches.states.append(loop.batch)
+            self.batch = loop.batch
+            assert loop._idle is not None
+            touch = loop._idle.touch
+
+            def note_touch(connection: int) -> None:
+                self.touched[reactor.peer(connection).port] += 1
+                touch(connection)
+
+            loop._idle.touch = note_touch  # type: ignore[method-assign]
+            for client in range(CLIENTS):
+                near, far = socket.socketpair()
+                stack.callback(far.close)
+                fd = near.detach()
+                self._clients[fd] = client
+                reactor.adopt(fd, Peer(f"10.0.0.{client}", client))
+            while not (self.stopping or loop.terminated):
+                loop.turn()
+            loop.drain(0.0)
+            log.finish()
+            numbers = logged_once(self._path)
+            for number in numbers:
+                BITMAP[number >> 3] = 0
+            return Outcome(
+                numbers=numbers,
+                unique=intake.unique,
+                duplicate=intake.duplicate,
+                received_bytes=loop.statistics.received_bytes,
+                accepted=loop.statistics.accepted,
+                ended=loop.statistics.ended,
+                closes=dict(sorted(self._closes.items())),
+                said=sorted(said),
+                warned=bool(warned),
+                terminated=loop.terminated,
+                touched=self.touched,
+            )
+
+
+PlayBoth = Callable[[Script], Outcome]
+
+
+@pytest.fixture
+def play_both(library: tuple[FFI, Any], tmp_path: Path) -> PlayBoth:
+    """Play a script to the plain loop and to the compiled pass, which must come to the same.
+
+    Returns that.
+    """
+
+    def play(script: Script) -> Outcome:
+        outcomes = []
+        for compiled in (False, True):
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                one = Play(script, tmp_path / "numbers.log", monkeypatch)
+                one.use(library, monkeypatch)
+                outcomes.append(one.run(compiled=compiled))
+        plain, fast = outcomes
+        assert fast == plain
+        return fast
+
+    return play
+
+
+def silent(results: dict[int, list[Result]], **settings: Any) -> Script:
+    """Return a script in which the other clients leave without a word."""
+    return Script([results.get(client, [END]) for client in range(CLIENTS)], **settings)
+
+
+ERRORS = [
+    *("ECONNRESET", "ETIMEDOUT", "EHOSTUNREACH", "EPIPE"),
+    *("ENOMEM", "EIO", "EBADF", "EINVAL", "ENOTSOCK", "EPERM"),
+]
+
+
+@pytest.mark.parametrize("name", ERRORS)
+@pytest.mark.parametrize("before", [b"", lines([1, 2]), lines([1]) + b"0000"])
+def test_a_receive_that_fails_resets_its_client_and_no_other(
+    play_both: PlayBoth, name: str, before: bytes
+) -> None:
+    failing: list[Result] = [*([before] if before else []), getattr(errno, name), lines([9]), END]
+    outcome = play_both(silent({1: failing, 2: [lines([3]), lines([4]), END]}))
+    assert outcome.closes == {client: client != 1 for client in range(CLIENTS)}
+    assert outcome.numbers == {
+        3,
+        4,
+        *([1, 2] if before == lines([1, 2]) else [1] if before else []),
+    }
+    assert outcome.ended["eof"] == CLIENTS - 1
+    assert outcome.warned == (name in ERRORS[4:])
+
+
+@pytest.mark.parametrize("name", ["EAGAIN", "EINTR"])
+def test_a_receive_that_gives_nothing_is_made_again(play_both: PlayBoth, name: str) -> None:
+    nothing = getattr(errno, name)
+    several: list[Result] = [
+        nothing,
+        lines([1]),
+        nothing,
+        nothing,
+        b"00000",
+        nothing,
+        b"0002\n",
+        END,
+    ]
+    outcome = play_both(silent({0: several, 1: [nothing, END]}))
+    assert outcome.numbers == {1, 2}
+    assert outcome.ended == {"eof": CLIENTS}
+
+
+def test_an_end_within_a_line_is_told_from_one_behind_it(play_both: PlayBoth) -> None:
+    outcome = play_both(
+        silent({0: [lines([1]), END], 1: [lines([2]) + b"00", END], 2: [b"term", END]})
+    )
+    assert outcome.ended == {"eof": CLIENTS - 2, "incomplete": 2}
+    assert all(outcome.closes.values())
+
+
+@pytest.mark.parametrize("cut", range(1, 10))
+def test_a_terminate_in_the_middle_of_a_pass_stops_the_loop(play_both: PlayBoth, cut: int) -> None:
+    stops: list[Result] = [b"terminate\n"[:cut], b"terminate\n"[cut:] + lines([99])]
+    others: dict[int, list[Result]] = {
+        client: [lines([client]), lines([10 + client]), lines([20 + client]), END]
+        for client in range(CLIENTS)
+    }
+    outcome = play_both(silent({**others, 3: stops}))
+    assert outcome.terminated
+    assert 99 not in outcome.numbers
+    assert {25, 15, 5} <= outcome.numbers, "not all was taken in that had come"
+
+
+def test_an_invalid_line_ends_its_client_alone(play_both: PlayBoth) -> None:
+    bad: list[Result] = [lines([1]) + b"12345678", b"x\n" + lines([2])]
+    outcome = play_both(silent({2: bad, 3: [lines([3]), lines([4]), END], 4: [b"\n"]}))
+    assert outcome.numbers == {1, 3, 4}
+    assert outcome.ended == {"invalid": 2, "eof": CLIENTS - 2}
+    assert any("b'12345678x'" in line or "'12345678x" in line for line in outcome.said)
+
+
+def test_terminate_of_a_client_that_may_not_is_an_invalid_line(play_both: PlayBoth) -> None:
+    outcome = play_both(
+        silent({0: [lines([1]) + b"terminate\n"], 1: [lines([2]), END]}, terminate=Terminate.LOCAL)
+    )
+    assert not outcome.terminated
+    assert outcome.ended["invalid"] == 1
+    assert outcome.numbers == {1, 2}
+
+
+def test_a_batch_without_room_is_appended_where_the_pass_stopped(play_both: PlayBoth) -> None:
+    full: dict[int, list[Result]] = {
+        client: [lines(range(100 * client + 7 * i, 100 * client + 7 * i + 7)) for i in range(9)]
+        for client in range(CLIENTS)
+    }
+    outcome = play_both(silent({client: [*each, END] for client, each in full.items()}))
+    assert len(outcome.numbers) == CLIENTS * 63
+    assert outcome.ended == {"eof": CLIENTS}
+
+
+def test_a_piece_that_the_batch_has_no_room_for_is_not_received_before_an_append(
+    play_both: PlayBoth,
+) -> None:
+    count = RECEIVE_BYTES // 10
+    flood: dict[int, list[Result]] = {
+        client: [lines(range(client * count, (client + 1) * count)), END] for client in range(3)
+    }
+    assert len(play_both(silent(flood)).numbers) == 3 * count
+
+
+@pytest.mark.parametrize("taken_bytes", [0, 10, 60, 65, 70, 130])
+def test_a_log_without_space_holds_back_and_loses_nothing(
+    play_both: PlayBoth, taken_bytes: int
+) -> None:
+    sending: dict[int, list[Result]] = {
+        client: [*(lines([10 * client + i]) for i in range(6)), END] for client in range(CLIENTS)
+    }
+    outcome = play_both(silent(sending, space_bytes=[taken_bytes, 0, 0, 5, 0]))
+    assert len(outcome.numbers) == CLIENTS * 6
+    assert all(outcome.closes.values())
+
+
+def test_a_stop_in_the_middle_of_a_pass_takes_in_what_has_come(play_both: PlayBoth) -> None:
+    sending: dict[int, list[Result]] = {
+        client: [lines([client]), lines([10 + client])] for client in range(CLIENTS)
+    }
+    sending[2].insert(1, (STOP, lines([50])))
+    outcome = play_both(silent(sending))
+    assert len(outcome.numbers) == 2 * CLIENTS + 1
+    assert outcome.ended == {"stop": CLIENTS}
+
+
+def test_an_error_is_not_forgotten_where_the_pass_is_left_before_it(play_both: PlayBoth) -> None:
+    """Linux tells it once: the next receive would give the end of the stream."""
+    reset: list[Result] = [errno.ECONNRESET, END]
+    for client in range(CLIENTS):
+        others: dict[int, list[Result]] = {
+            each: [(STOP, lines([each])), END] for each in range(CLIENTS) if each != client
+        }
+        outcome = play_both(silent({**others, client: reset}))
+        assert outcome.closes == {each: each != client for each in range(CLIENTS)}
+        assert outcome.ended["reset"] == 1
+
+
+def random_script(seed: int) -> Script:
+    """Return the script of this seed: streams of lines, cut at will, with all kinds of faults."""
+    chance = random.Random(seed)
+    span = chance.choice([5, 60, 10**9])
+    faults = chance.choice([0.0, 0.1, 0.4])
+
+    def fault() -> list[Result]:
+        return [chance.choice([errno.EAGAIN, errno.EINTR])] if chance.random() < faults else []
+
+    def results() -> list[Result]:
+        stream = lines(chance.randrange(span) for _ in range(chance.choice([0, 1, 5, 40])))
+        if chance.random() < 0.3:
+            stream += chance.choice([b"x", b"\n", b"1234567890\n", b"terminatf\n", b"\0" * 30])
+        elif chance.random() < 0.3:
+            stream += b"%09d\n" % chance.randrange(span)
+            stream = stream[: -chance.randrange(1, 10)]
+        if chance.random() < 0.05:
+            stream += b"terminate\n" + lines([10**9 - 1])
+        cuts = sorted({0, len(stream), *(chance.randrange(len(stream) + 1) for _ in range(8))})
+        found: list[Result] = []
+        for begin, end in pairwise(cuts):
+            found += fault()
+            piece = stream[begin:end]
+            found.append((STOP, piece) if chance.random() < 0.01 else piece)
+        error = getattr(errno, chance.choice(ERRORS))
+        return [*found, *chance.choice([[END], [END], [error], []])]
+
+    space = [
+        chance.choice([0, 0, 3, 10, 50, 100, 1000]) for _ in range(chance.choice([0, 0, 3, 6]))
+    ]
+    return Script([results() for _ in range(CLIENTS)], space)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_happens_does_not_depend_on_who_receives(play_both: PlayBoth, seed: int) -> None:
+    for each in range(5):
+        play_both(random_script(5 * seed + each))
