@@ -1,4 +1,4 @@
-"""Measures a cluster and its parts on this machine: engine, node, collectors, and all at once.
+"""Measures a cluster and its parts on this machine: NATS server, node, collectors, all at once.
 
     python perf/cluster_bench.py                        all tables
     python perf/cluster_bench.py node collector --rounds 3
@@ -7,13 +7,13 @@
 
 Tables, each with a NATS server (nats-server) of its own for each run, on loopback and on this disk:
 
-- engine: no code of ours but its packed batches: they are stored, delivered and both at once, by
-  the same client library, in messages as large and with as many in flight as nodes and collectors
-  have;
+- nats-server: no code of ours but its packed batches: they are stored, delivered and both at once,
+  by the same client library, in messages as large and with as many in flight as nodes and
+  collectors have;
 - node: a node that gets unique numbers in random order until all are acknowledged, then the same
   ones again, which it drops by itself;
 - collector: collectors that drain streams which were filled before, until all is synced;
-- all: load, node, engine and collectors at once, until all is synced.
+- all: load, node, NATS server and collectors at once, until all is synced.
 
 In the last three there is one NATS server, which syncs always. Processor time is that of all
 threads of all processes of a part. Streams or logs that are not exactly the set of the numbers
@@ -37,8 +37,8 @@ import click
 
 from background import PYTHON
 from bench import LogCheck, machine
-from engine_client import consume, publish
-from engines import SETUPS, SYNCED, Setup
+from broker_client import consume, publish
+from brokers import SETUPS, SYNCED, Setup
 from measured import Contender, Measurement, Row, take_turns
 from numbers_uring.cluster.connection import require_nats_library
 from numbers_uring.errors import StartError
@@ -65,14 +65,14 @@ class ClusterBench:
         self._check = LogCheck()
         self._clients: ProcessPoolExecutor
 
-    def engine(self, partitions: int, setups: Sequence[Setup] = SETUPS) -> None:
+    def broker(self, partitions: int, setups: Sequence[Setup] = SETUPS) -> None:
         contenders = [
-            Contender(setup.name, partial(self._engine, setup, partitions), setups[0].name)
+            Contender(setup.name, partial(self._broker, setup, partitions), setups[0].name)
             for setup in setups
         ]
         # A process for each of them, as nodes and collectors are.
         with ProcessPoolExecutor(2, get_context("spawn")) as self._clients:
-            self._take_turns("engine", partitions, contenders)
+            self._take_turns("nats-server", partitions, contenders)
 
     def node(self, partitions: int, reactors: Sequence[int] = REACTORS) -> None:
         runs = {f"reactors {count}": partial(self._node, partitions, count) for count in reactors}
@@ -105,32 +105,32 @@ class ClusterBench:
 
     # One run each.
 
-    def _engine(self, setup: Setup, partitions: int) -> Measurements:
+    def _broker(self, setup: Setup, partitions: int) -> Measurements:
         return {
-            **self._engine_in_turn(setup, partitions),
-            **self._engine_at_once(setup, partitions),
+            **self._broker_in_turn(setup, partitions),
+            **self._broker_at_once(setup, partitions),
         }
 
-    def _engine_in_turn(self, setup: Setup, partitions: int) -> Measurements:
+    def _broker_in_turn(self, setup: Setup, partitions: int) -> Measurements:
         found = {}
         numbers = self._load.numbers
         with self._cluster(setup, partitions) as cluster:
             for what, work in (
-                ("stored", partial(publish, cluster.engine.url, self._load, partitions)),
-                ("delivered", partial(consume, cluster.engine.url, numbers, partitions)),
+                ("stored", partial(publish, cluster.broker.url, self._load, partitions)),
+                ("delivered", partial(consume, cluster.broker.url, numbers, partitions)),
             ):
-                cpu = Cpu(engine=cluster.engine.pids)
+                cpu = Cpu(nats_server=cluster.broker.pids)
                 span = self._clients.submit(work).result()
                 spent = cpu.per_number(numbers) | {"client": 1e9 * span.cpu_s / numbers}
                 found[what] = Measurement(numbers / (span.end_s - span.begin_s), spent)
             cluster.check_streams(self._check, self._load)
         return found
 
-    def _engine_at_once(self, setup: Setup, partitions: int) -> Measurements:
+    def _broker_at_once(self, setup: Setup, partitions: int) -> Measurements:
         numbers = self._load.numbers
         with self._cluster(setup, partitions) as cluster:
-            url = cluster.engine.url
-            cpu = Cpu(engine=cluster.engine.pids)
+            url = cluster.broker.url
+            cpu = Cpu(nats_server=cluster.broker.pids)
             consumer = self._clients.submit(consume, url, numbers, partitions)
             stored = self._clients.submit(publish, url, self._load, partitions).result()
             delivered = consumer.result()
@@ -150,7 +150,7 @@ class ClusterBench:
         with self._cluster(SYNCED, partitions, python) as cluster:
             node = cluster.add_node("--reactors", str(reactors))
             for what in ("unique", "repeats"):
-                cpu = Cpu(node=node.pids, engine=cluster.engine.pids)
+                cpu = Cpu(node=node.pids, nats_server=cluster.broker.pids)
                 begin_s = node.send(self._load)
                 node.wait_for_acknowledged(numbers)
                 rate = numbers / (time.monotonic() - begin_s)
@@ -161,10 +161,10 @@ class ClusterBench:
 
     def _collector(self, partitions: int, collectors: int, python: str) -> Measurements:
         with self._cluster(SYNCED, partitions, python) as cluster:
-            publish(cluster.engine.url, self._load, partitions)
+            publish(cluster.broker.url, self._load, partitions)
             cluster.add_collectors(collectors)
             begin_s, begun = time.monotonic(), cluster.logged
-            cpu = Cpu(collectors=cluster.collector_pids, engine=cluster.engine.pids)
+            cpu = Cpu(collectors=cluster.collector_pids, nats_server=cluster.broker.pids)
             cluster.wait_for_logs(self._load.numbers)
             # A few numbers may be through before that.
             numbers = max(self._load.numbers - begun, 1)
@@ -180,7 +180,7 @@ class ClusterBench:
             node = cluster.add_node()
             pids = {
                 "node": node.pids,
-                "engine": cluster.engine.pids,
+                "nats_server": cluster.broker.pids,
                 "collectors": cluster.collector_pids,
             }
             cpu = Cpu(**pids)
@@ -204,7 +204,7 @@ class ClusterBench:
 
 
 @click.command(context_settings={"show_default": True}, help=__doc__)
-@click.argument("tables", nargs=-1, type=click.Choice(["engine", "node", "collector", "all"]))
+@click.argument("tables", nargs=-1, type=click.Choice(["nats-server", "node", "collector", "all"]))
 @click.option("--rounds", type=click.IntRange(1, 100), default=5)
 @click.option("--numbers", type=click.IntRange(1000, 100_000_000), default=20_000_000)
 @click.option(
@@ -246,7 +246,7 @@ def main(
     with tempfile.TemporaryDirectory(prefix="cluster-", dir=folder) as stores:
         bench = ClusterBench(rounds, numbers, Path(stores), before)
         run: dict[str, Callable[[int], None]] = {
-            "engine": bench.engine,
+            "nats-server": bench.broker,
             "node": bench.node,
             "collector": bench.collector,
             "all": bench.all,

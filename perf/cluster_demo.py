@@ -23,8 +23,8 @@ from pathlib import Path
 import click
 
 from background import DEADLINE_S, PYTHON, Background, run, words
-from engine_client import until_synced
-from engines import SYNCED, running_engine
+from broker_client import until_synced
+from brokers import SYNCED, running_broker
 from numbers_uring.cluster.partitions import index_name, log_name, stream_name
 
 PARTITIONS = 4
@@ -43,8 +43,8 @@ class Demo:
         self._running = running
         self.folder = Path(running.enter_context(tempfile.TemporaryDirectory(prefix="cluster-")))
         store_bytes = (PARTITIONS + 1) * STREAM_BYTES
-        self.engine = running.enter_context(running_engine(SYNCED, self.folder, store_bytes))
-        self.url = self.engine.url
+        self.broker = running.enter_context(running_broker(SYNCED, self.folder, store_bytes))
+        self.url = self.broker.url
         streams = ("--partitions", str(PARTITIONS), "--max-bytes", str(STREAM_BYTES))
         run("cluster", "init", "--nats", self.url, *streams)
 
@@ -176,7 +176,7 @@ def _flip_stream(demo: Demo) -> None:
     )
     _flip(blocks[0], blocks[0].stat().st_size // 2)
     # What it has in its memory is not damaged.
-    demo.engine.restart()
+    demo.broker.restart()
     click.echo(
         f"\nflipped a bit in the NATS server's file {blocks[0].name} of {stream}, killed the NATS "
         "server and started it again"

@@ -14,8 +14,8 @@ import click
 
 from background import DEADLINE_S, LOOK_S, PYTHON, Background, run, words
 from bench import LogCheck, cpu_ns
-from engine_client import stored, until_synced
-from engines import Engine, Setup, running_engine
+from broker_client import stored, until_synced
+from brokers import Broker, Setup, running_broker
 from numbers_uring.cluster.partitions import NUMBER_BYTES, log_name
 from numbers_uring.limits import LINE_BYTES
 from numbers_uring.load.model import LoadParameters
@@ -29,7 +29,7 @@ class Cpu:
     """Processor time of the parts of a cluster from now on."""
 
     def __init__(self, **pids: tuple[int, ...]) -> None:
-        self._pids = pids
+        self._pids = {part.replace("_", "-"): each for part, each in pids.items()}
         self._before = self._ns()
 
     def per_number(self, numbers: int) -> dict[str, float]:
@@ -82,9 +82,9 @@ class RunningCluster:
     """
 
     def __init__(
-        self, engine: Engine, partitions: int, folder: Path, running: ExitStack, python: str
+        self, broker: Broker, partitions: int, folder: Path, running: ExitStack, python: str
     ) -> None:
-        self.engine = engine
+        self.broker = broker
         self.partitions = partitions
         self.collectors: list[Background] = []
         self._folder = folder
@@ -98,7 +98,7 @@ class RunningCluster:
 
     def add_node(self, *options: str) -> Node:
         """Start a node, and return once it listens."""
-        forward = ("--forward", self.engine.url, "--partitions", str(self.partitions))
+        forward = ("--forward", self.broker.url, "--partitions", str(self.partitions))
         program = self._start("node", "serve", "--port", "0", *forward, *options)
         return Node(program, int(program.wait_for(r"listening on \S+?:(\d+)[, ]")[1]))
 
@@ -108,7 +108,7 @@ class RunningCluster:
         for number in range(count):
             names = ",".join(map(str, range(number * share, (number + 1) * share)))
             logs = ("--log-dir", str(self._folder / "logs"))
-            collected = ("--nats", self.engine.url, "--partitions", names, *logs)
+            collected = ("--nats", self.broker.url, "--partitions", names, *logs)
             self.collectors.append(self._start(f"collector-{number}", "collect", *collected))
         for collector in self.collectors:
             collector.wait_for("collecting partitions")
@@ -134,11 +134,11 @@ class RunningCluster:
                 said = "".join(collector.said.read_text() for collector in self.collectors)
                 raise RuntimeError(f"the logs have {self.logged} of {numbers} numbers: {said}")
             time.sleep(LOOK_S)
-        until_synced(self.engine.url, self.logs)
+        until_synced(self.broker.url, self.logs)
 
     def check_streams(self, check: LogCheck, parameters: LoadParameters) -> None:
         """Raise RuntimeError unless the streams hold each number of the load, once."""
-        found, repeats = stored(self.engine.url, self.partitions)
+        found, repeats = stored(self.broker.url, self.partitions)
         if repeats or found != check.expected(parameters):
             raise RuntimeError("the streams are not the set of the numbers sent")
 
@@ -157,10 +157,10 @@ def running_cluster(
         raise click.ClickException(f"there is no room in {folder} for the streams and the logs")
     with (
         tempfile.TemporaryDirectory(dir=folder) as own_folder,
-        running_engine(setup, Path(own_folder), store_bytes) as engine,
+        running_broker(setup, Path(own_folder), store_bytes) as broker,
         ExitStack() as running,
     ):
         size = ("--partitions", str(partitions), "--max-bytes", str(stream_bytes))
         replicas = ("--replicas", str(setup.replicas))
-        run("cluster", "init", "--nats", engine.url, *size, *replicas)
-        yield RunningCluster(engine, partitions, Path(own_folder), running, python)
+        run("cluster", "init", "--nats", broker.url, *size, *replicas)
+        yield RunningCluster(broker, partitions, Path(own_folder), running, python)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench import LogCheck
+from brokers import SYNCED
 from cluster_bench import ClusterBench
-from engines import SYNCED
 from numbers_uring.load.lines import make_lines
 from numbers_uring.load.model import LoadParameters
 from support.waiting import DEADLINE_S
@@ -37,7 +37,7 @@ def test_a_whole_cluster_is_measured_and_its_logs_are_checked(tmp_path: Path) ->
     (row,) = json.loads(figures.read_text())["rows"]
     (measured,) = row["rounds"]
     assert measured["numbers_per_s"] > 0
-    assert set(measured["cpu_ns_per_number"]) == {"node", "engine", "collectors"}
+    assert set(measured["cpu_ns_per_number"]) == {"node", "nats-server", "collectors"}
     assert all(spent > 0 for spent in measured["cpu_ns_per_number"].values())
     assert list(stores.iterdir()) == []
 
@@ -46,7 +46,7 @@ def test_the_parts_of_a_cluster_are_measured_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bench = ClusterBench(1, NUMBERS, tmp_path, None)
-    bench.engine(2, [SYNCED])
+    bench.broker(2, [SYNCED])
     bench.node(2, reactors=(2,))
     bench.collector(2, collectors=(2,))
     assert [row.what for row in bench.rows] == [

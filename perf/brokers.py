@@ -1,4 +1,4 @@
-"""Engines of a cluster on loopback: one server, or three that replicate among themselves."""
+"""NATS servers of a cluster on loopback: one, or three that replicate among themselves."""
 
 import asyncio
 import shutil
@@ -39,8 +39,8 @@ SETUPS = (
 )
 
 
-class Engine:
-    """A running engine: its URL, and its servers, of which each may be killed and started again."""
+class Broker:
+    """NATS servers that run: their URL, and each may be killed and started again."""
 
     def __init__(self, url: str, folder: Path, running: ExitStack) -> None:
         self.url = url
@@ -56,8 +56,8 @@ class Engine:
         """Start the servers, and return once streams can be made. Raises ClickException."""
         begun = time.monotonic_ns()
         for member in range(replicas):
-            config = self._folder / f"engine-{member}.conf"
-            said = self._folder / f"engine-{member}-{begun}.txt"
+            config = self._folder / f"broker-{member}.conf"
+            said = self._folder / f"broker-{member}-{begun}.txt"
             self._servers.append(Background([binary(), "--config", str(config)], said))
         for server in self._servers:
             server.wait_for("Server is ready")
@@ -84,7 +84,7 @@ def binary() -> str:
 
 
 @contextmanager
-def running_engine(setup: Setup, folder: Path, store_bytes: int) -> Iterator[Engine]:
+def running_broker(setup: Setup, folder: Path, store_bytes: int) -> Iterator[Broker]:
     """Run a NATS server with room for `store_bytes` of streams; it is gone with the context.
 
     Raises ClickException where it does not start, or the disk has no room for that.
@@ -95,8 +95,8 @@ def running_engine(setup: Setup, folder: Path, store_bytes: int) -> Iterator[Eng
         raise click.ClickException(f"{folder} has {free_bytes} bytes free, of {needed_bytes}")
     ports, routes = ([reserve_port() for _ in range(setup.replicas)] for _ in range(2))
     for member, port in enumerate(ports):
-        (folder / f"engine-{member}.conf").write_text(
-            f'server_name: "engine-{member}"\nlisten: "127.0.0.1:{port}"\n'
+        (folder / f"broker-{member}.conf").write_text(
+            f'server_name: "broker-{member}"\nlisten: "127.0.0.1:{port}"\n'
             f'jetstream {{ store_dir: "{folder / f"store-{member}"}"\n'
             f"  max_file_store: {store_bytes}\n"
             + ("  sync_interval: always }\n" if setup.synced else "}\n")
@@ -104,9 +104,9 @@ def running_engine(setup: Setup, folder: Path, store_bytes: int) -> Iterator[Eng
         )
     with ExitStack() as running:
         url = ",".join(f"nats://127.0.0.1:{port}" for port in ports)
-        engine = Engine(url, folder, running)
-        engine.start(setup.replicas)
-        yield engine
+        broker = Broker(url, folder, running)
+        broker.start(setup.replicas)
+        yield broker
 
 
 def _cluster(routes: list[int], member: int) -> str:
