@@ -223,7 +223,7 @@ static int read_lines(const struct nu_load *load, uint64_t first, uint64_t count
 static const uint8_t *lines_at(struct nu_load *load, const struct nu_client *client, uint64_t at,
                                size_t bytes, int *error) {
     if (load->prepared != NULL)
-        return load->prepared + client->first * NU_LINE_BYTES + at;
+        return load->prepared + (client->first * NU_LINE_BYTES + at);
     uint32_t index = (uint32_t)(client - load->clients);
     uint32_t slot = index % load->chunk_count;
     struct nu_chunk *chunk = &load->chunks[slot];
@@ -316,6 +316,21 @@ static void check_samples(struct nu_load *load, uint32_t checks, int64_t now) {
     }
 }
 
+/* Gives the client, which has sent its lines or has no time left, more of them: the next block;
+ * after the time, the rest of the line that it has begun; after the last block, nothing. */
+static void take_block(struct nu_load *load, struct nu_client *client, int64_t now) {
+    uint64_t begun = (client->sent + NU_LINE_BYTES - 1) / NU_LINE_BYTES;
+    if (now >= load->stop_ns) {
+        client->bytes = begun * NU_LINE_BYTES;
+        return;
+    }
+    uint64_t left = load->lines - load->lines_taken;
+    uint64_t lines = left < load->block_lines ? left : load->block_lines;
+    client->first = load->lines_taken - begun;
+    client->bytes += lines * NU_LINE_BYTES;
+    load->lines_taken += lines;
+}
+
 static enum sent finish_client(struct nu_load *load, struct nu_client *client, int64_t now) {
     if (shutdown(client->fd, SHUT_WR) != 0)
         fail_client(load, client, errno, now);
@@ -326,6 +341,8 @@ static enum sent finish_client(struct nu_load *load, struct nu_client *client, i
 
 static enum sent send_chunk(struct nu_load *load, struct nu_client *client, int64_t now) {
     uint64_t at = client->sent;
+    if (load->block_lines != 0 && (at == client->bytes || now >= load->stop_ns))
+        take_block(load, client, now);
     uint64_t left = client->bytes - at;
     if (left == 0)
         return finish_client(load, client, now);
@@ -351,7 +368,7 @@ static enum sent send_chunk(struct nu_load *load, struct nu_client *client, int6
     load->bytes_sent += (uint64_t)sent;
     load->budget_bytes -= (double)sent;
     start_sample(load, client, now);
-    if (client->sent == client->bytes)
+    if (client->sent == client->bytes && load->block_lines == 0)
         return finish_client(load, client, now);
     return (size_t)sent < bytes ? SENT_PART : SENT_ALL;
 }

@@ -23,15 +23,17 @@ enum nu_client_state {
     NU_CLIENT_FAILED
 };
 
-/* One connection. The caller sets fd, state, first and bytes, and the rest to 0. */
+/* One connection. The caller sets fd and state, without blocks also first and bytes, and the rest
+ * to 0. */
 struct nu_client {
     int fd; /* non-blocking; closed, and set to -1, once drained or failed */
     int state;
     int error; /* of the failed: an errno, 0 where the server closed too early, or -errno where a
                 * file could not be read: -ENODATA where it is shorter than it was */
     int queued;
-    uint64_t first;          /* place of its first number in the sequence */
-    uint64_t bytes;          /* to send in all */
+    uint64_t first;          /* place of its first number in the sequence; with blocks, modulo 2^64,
+                              * what to add to the place of a line among those that it sends */
+    uint64_t bytes;          /* to send in all; with blocks, up to the end of the last one */
     uint64_t sent;           /* bytes that send() took */
     uint64_t unacknowledged; /* of the failed: sent bytes that the server's host did not confirm */
     int64_t last_send_ns;    /* begin of the last send() */
@@ -79,6 +81,10 @@ struct nu_load {
     uint32_t client_count;
     uint64_t send_bytes;  /* the most for one send() */
     uint64_t bytes_per_s; /* for all clients; 0: no limit */
+    uint64_t block_lines; /* 0: each client sends the part that it has. Else clients take blocks of
+                           * this size in turn, so that what is sent is a prefix of the sequence */
+    uint64_t lines;       /* with blocks: how many there are to take */
+    int64_t stop_ns;      /* with blocks: after this time no client begins another line */
 
     /* What has come of it so far. */
     uint32_t connecting; /* clients, as are the next three */
@@ -92,6 +98,7 @@ struct nu_load {
     int64_t acknowledged_max_ns;
 
     /* Its own. */
+    uint64_t lines_taken; /* by clients, in blocks */
     uint32_t queue_first;
     uint32_t queue_count;
     double budget_bytes;

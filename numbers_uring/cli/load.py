@@ -25,7 +25,7 @@ from numbers_uring.limits import (
     LOAD_SEED_MAX,
     LOAD_SEND_BYTES_MAX,
 )
-from numbers_uring.load.model import LoadParameters, LoadResult, Mix
+from numbers_uring.load.model import LoadParameters, LoadResult, Mix, numbers_max
 from numbers_uring.load.plot import LoadPlot
 from numbers_uring.system.descriptors import raise_descriptor_limit
 from numbers_uring.system.diagnostics import Diagnostics
@@ -55,8 +55,8 @@ number, 130 interrupted.
 _EXAMPLES = (
     ("Send ten million different numbers to the server on this host:", "load"),
     (
-        "Send 100 million random ones, and then stop the server:",
-        "load --numbers 100000000 --mix random --terminate",
+        "Send random ones for a minute, and then stop the server:",
+        "load --mix random --duration 60 --terminate",
     ),
     ("Send the numbers of a log to another server:", "load --host numbers-1 numbers.log"),
 )
@@ -72,7 +72,11 @@ _LISTS = (
                 "numbers - round(numbers * duplicates) different ones; the others repeat some of "
                 "these.",
             ),
-            ("sequential", "0, 1, 2, ...; each client sends a contiguous part."),
+            (
+                "sequential",
+                "0, 1, 2, ...; each client sends a contiguous part, or with --duration blocks, in "
+                "turn with the others.",
+            ),
             ("hot", "Drawn from 1,000 numbers."),
         ),
     ),
@@ -98,7 +102,7 @@ _LISTS = (
 _DEFAULT = LoadParameters()
 
 
-_OPTIONS_OF_MIX = {"numbers", "mix", "duplicates", "seed", "prepare_bytes"}
+_OPTIONS_OF_MIX = {"numbers", "duration_s", "mix", "duplicates", "seed", "prepare_bytes"}
 
 
 @click.command(cls=Command, help=_HELP, examples=_EXAMPLES, lists=_LISTS)
@@ -138,7 +142,17 @@ _OPTIONS_OF_MIX = {"numbers", "mix", "duplicates", "seed", "prepare_bytes"}
         type=click.IntRange(1, LOAD_NUMBERS_MAX),
         metavar="N",
         default=_DEFAULT.numbers,
-        help="Send this many numbers, over all clients.",
+        help="Send this many numbers, over all clients. With --duration, the default is as many as "
+        "the mix has.",
+    ),
+    click.option(
+        "--duration",
+        "duration_s",
+        type=Seconds(min=0),
+        metavar="SECONDS",
+        default=0,
+        help="Send for this many seconds, and then wait until the server has read everything. "
+        "0: until all numbers are sent.",
     ),
     click.option(
         "--mix",
@@ -229,16 +243,20 @@ def load(
 
             lines = opened.enter_context(open_line_files(files, say))
             options |= {"files": lines, "numbers": sum(file.numbers for file in lines)}
+        elif options["duration_s"] and not _given(context, "numbers"):
+            options["numbers"] = numbers_max(Mix(options["mix"]), options["duplicates"])
         parameters = _parameters(options)
         return _load_and_print(parameters, as_json=as_json, say=say, plot_path=plot_path)
 
 
 def _refuse_options_of_mix(context: click.Context) -> None:
     for parameter in context.command.params:
-        if parameter.name in _OPTIONS_OF_MIX and (
-            context.get_parameter_source(parameter.name) is not ParameterSource.DEFAULT
-        ):
+        if parameter.name in _OPTIONS_OF_MIX and _given(context, parameter.name):
             raise click.UsageError(f"{parameter.opts[0]} cannot be used with FILE.")
+
+
+def _given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def _parameters(options: dict[str, Any]) -> LoadParameters:
@@ -267,7 +285,7 @@ def _load_and_print(
         raise StartError(f"cannot load the native load generator: {error}") from error
     with ExitStack() as parts:
         plot = parts.enter_context(LoadPlot(plot_path)) if plot_path is not None else None
-        with ProgressBars() as bars:
+        with ProgressBars(parameters.duration_s) as bars:
             told = [bars.show] if bars.wanted else []
             if plot is not None:
                 told.append(plot.show)
@@ -288,6 +306,11 @@ def _load_and_print(
     if result.numbers_not_taken_min:
         missing = counted_and(result.numbers_not_taken_min, "number", "was", "were")
         say(f"at least {missing} not taken in")
+    if result.ended_early:
+        say(
+            f"all {parameters.numbers} numbers of mix {parameters.mix} were sent before --duration "
+            "had passed"
+        )
     if result.interrupted:
         say("interrupted")
         return 128 + 2

@@ -23,7 +23,7 @@ def result_table(result: LoadResult) -> str:
         ("taken in", f"{result.numbers_taken:,} numbers"),
         ("from", f"{counted(result.parameters.clients, 'client')}, {_source(result)}"),
         ("time", f"{result.seconds:.3f} s"),
-        ("rate", _rates(result)),
+        ("rate", f"{_rate(result.numbers_per_s)}, {_figure(result.bytes_per_s / 1e6)} MB/s"),
     ]
     lines = [f"{name:<12}  {text}" for name, text in rows]
     titles = "".join(f"{title:>7}" for title in _TITLES)
@@ -40,14 +40,17 @@ def result_line(result: LoadResult) -> str:
     return (
         f"Sent {_sent(result)} numbers ({_megabytes(result)} MB, {_source(result)})"
         f" from {counted(result.parameters.clients, 'client')} in {result.seconds:.3f} s:{taken}"
-        f" {_rates(result)} taken in;"
+        f" {_figure(result.numbers_per_s / 1e6)} M numbers/s,"
+        f" {_figure(result.bytes_per_s / 1e6)} MB/s taken in;"
         f" drained after last send {_times(result.drained_ms)};"
         f" acknowledged after send {_times(result.acknowledged_ms)}"
     )
 
 
 def _sent(result: LoadResult, form: str = "") -> str:
-    some = "" if result.complete else f" of {result.parameters.numbers:{form}}"
+    parameters = result.parameters
+    known = result.complete or parameters.duration_s
+    some = "" if known else f" of {parameters.numbers:{form}}"
     return f"{result.numbers_sent:{form}}{some}"
 
 
@@ -62,9 +65,10 @@ def _source(result: LoadResult) -> str:
     return f"mix {parameters.mix}, {'prepared' if result.prepared else 'made on the fly'}"
 
 
-def _rates(result: LoadResult) -> str:
-    numbers, size = result.numbers_per_s, result.bytes_per_s
-    return f"{_figure(numbers / 1e6)} M numbers/s, {_figure(size / 1e6)} MB/s"
+def _rate(numbers_per_s: float) -> str:
+    if numbers_per_s < 1e6:
+        return f"{numbers_per_s:,.0f} numbers/s"
+    return f"{_figure(numbers_per_s / 1e6)} M numbers/s"
 
 
 def _figure(value: float) -> str:
@@ -86,10 +90,12 @@ def _times(latency: Latency) -> str:
 class ProgressBars:
     """One progress bar after the other on standard error, each for one stage, with the rate."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, duration_s: float = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._duration_ms = round(duration_s * 1000)
         self.wanted = sys.stderr is not None and sys.stderr.isatty()
         self._clock = clock
         self._stage = self._rate = ""
+        self._begin_s = 0.0
         self._bar: Any = None
         self._recent: deque[tuple[float, int]] = deque()
         self._stack = ExitStack()
@@ -101,13 +107,19 @@ class ProgressBars:
         self._stack.close()
 
     def show(self, stage: str, numbers: int, numbers_all: int) -> None:
-        """Bring the stage's bar up to `numbers`; a new stage begins a new bar."""
+        """Bring the stage's bar up to `numbers`; a new stage begins a new bar.
+
+        With a duration, the bar of the stage `send` shows how much of it has passed.
+        """
+        now_s = self._clock()
+        timed = stage == "send" and self._duration_ms > 0
         if stage != self._stage:
             self._stack.close()
             self._stage = stage
             self._recent.clear()
+            self._begin_s = now_s
             self._bar = click.progressbar(
-                length=numbers_all,
+                length=self._duration_ms if timed else numbers_all,
                 label=f"{stage:7}",
                 file=sys.stderr,
                 item_show_func=lambda rate: rate,
@@ -115,17 +127,17 @@ class ProgressBars:
                 width=0,
             )
             self._stack.enter_context(self._bar)
-        grown = numbers - self._bar.pos
+        passed_ms = min(round((now_s - self._begin_s) * 1000), self._duration_ms)
+        grown = (passed_ms if timed else numbers) - self._bar.pos
         if grown or not self._bar.finished:
-            self._rate = self._recent_rate(numbers)
+            self._rate = self._recent_rate(numbers, now_s)
         self._bar.update(grown, self._rate)
 
-    def _recent_rate(self, numbers: int) -> str:
+    def _recent_rate(self, numbers: int, now_s: float) -> str:
         """Return the rate of the last second or so, in the same number of characters each time."""
-        now_s = self._clock()
         while len(self._recent) > 1 and self._recent[1][0] <= now_s - LOAD_RATE_WINDOW_S:
             self._recent.popleft()
         self._recent.append((now_s, numbers))
         first_s, before = self._recent[0]
         rate = (numbers - before) / (now_s - first_s) if now_s > first_s else 0
-        return f"{_figure(rate / 1e6):>6} M numbers/s"
+        return f"{_rate(rate):>17}"

@@ -1,10 +1,13 @@
 """What a load is asked to do, and what has become of it: no sockets and no compiled code."""
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from numbers_uring.limits import (
     LINE_BYTES,
+    LOAD_CHUNK_BYTES,
+    LOAD_NUMBERS_MAX,
     LOAD_PREPARE_BYTES,
     LOAD_SEND_BYTES,
     NUMBERS,
@@ -50,7 +53,8 @@ class LoadParameters:
     port: int = 4000
     clients: int = 5
     numbers: int = 10_000_000
-    """Of all clients; client k of n sends those from numbers * k // n on."""
+    """Of all clients; client k of n sends those from numbers * k // n on. With a duration, at most
+    so many, and clients take blocks in turn."""
     mix: Mix = Mix.UNIQUE
     duplicates: float = 0.5
     """Share of repeats, for the mix `duplicate` alone."""
@@ -61,6 +65,9 @@ class LoadParameters:
     prepare_bytes: int = LOAD_PREPARE_BYTES
     """Lines are made before the clock starts where all of them need no more than this."""
     terminate: bool = False
+    duration_s: float = 0.0
+    """After this time, counted from the first send, no client begins another line; 0: when all are
+    sent."""
     timeout_s: float = 0.0
     """Ends the run, counted from its first connection; 0: never."""
     files: tuple[LineFile, ...] = ()
@@ -68,6 +75,7 @@ class LoadParameters:
 
     def __post_init__(self) -> None:
         if self.files:
+            assert not self.duration_s, self
             assert self.numbers == sum(file.numbers for file in self.files), self
             return
         if self.mix in (Mix.UNIQUE, Mix.SEQUENTIAL) and self.numbers > NUMBERS:
@@ -85,9 +93,34 @@ class LoadParameters:
         return max(1, self.numbers - round(self.numbers * self.duplicates))
 
     @property
+    def block_numbers(self) -> int:
+        """How many numbers clients take in turn; 0 without a duration.
+
+        Neither does the end of a block cut a send, nor is one client given all numbers.
+        """
+        if not self.duration_s:
+            return 0
+        sends = self.send_bytes // math.gcd(self.send_bytes, LINE_BYTES)
+        wanted = -(-LOAD_CHUNK_BYTES // (LINE_BYTES * sends)) * sends
+        return min(wanted, -(-self.numbers // self.clients))
+
+    @property
     def prepared(self) -> bool:
         """Whether all lines are made before the clock starts; those of files never are."""
         return not self.files and self.numbers * LINE_BYTES <= self.prepare_bytes
+
+
+def numbers_max(mix: Mix, duplicates: float) -> int:
+    """Return how many numbers the mix has at most."""
+    if mix in (Mix.UNIQUE, Mix.SEQUENTIAL):
+        return NUMBERS
+    if mix is not Mix.DUPLICATE or duplicates >= 1 - NUMBERS / LOAD_NUMBERS_MAX:
+        return LOAD_NUMBERS_MAX
+    most = int(NUMBERS / (1 - duplicates))
+    # Rounding may have left one different number too many.
+    while most - round(most * duplicates) > NUMBERS:
+        most -= 1
+    return most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +168,14 @@ class LoadResult:
     interrupted: bool = False
 
     @property
+    def ended_early(self) -> bool:
+        """Whether there were no more numbers to send for all of the duration."""
+        parameters = self.parameters
+        return self.numbers_sent == parameters.numbers and self.seconds < parameters.duration_s
+
+    @property
     def complete(self) -> bool:
         """Whether everything that was asked for was done."""
-        return self.numbers_taken == self.parameters.numbers and not self.errors
+        asked = self.numbers_sent if self.parameters.duration_s else self.parameters.numbers
+        ended = not self.clients_unfinished
+        return self.numbers_taken == asked and ended and not self.errors

@@ -86,7 +86,7 @@ def _figure(intervals: list[Interval], result: LoadResult) -> Any:
         axes.stairs(rates, edges, color="#0072b2", label="sent")
         axes.axhline(median, color="#d55e00", linestyle="--", label=f"median {median:.3g} {name}/s")
         figure.suptitle(
-            f"numbers-uring load: {parameters.numbers:,} numbers, mix {parameters.mix}, "
+            f"numbers-uring load: {result.numbers_sent:,} numbers, mix {parameters.mix}, "
             f"{parameters.clients:,} clients, sends of {parameters.send_bytes:,} bytes"
         )
         axes.set_title(

@@ -137,6 +137,10 @@ class _Run:
         load.queue = self._queue
         load.send_bytes = parameters.send_bytes
         load.bytes_per_s = parameters.rate * LINE_BYTES
+        load.block_lines = parameters.block_numbers
+        load.lines = parameters.numbers
+        if parameters.duration_s:
+            return
         for index in range(parameters.clients):
             first = parameters.numbers * index // parameters.clients
             end = parameters.numbers * (index + 1) // parameters.clients
@@ -222,13 +226,18 @@ class _Run:
 
     def _send(self) -> None:
         load, numbers = self._load, self._parameters.numbers
+        if self._parameters.duration_s:
+            load.stop_ns = time.monotonic_ns() + int(self._parameters.duration_s * 1e9)
         self._progress("send", 0, numbers)
         while load.open:
             if time.monotonic_ns() >= self._deadline_ns:
                 self._timed_out = True
                 self._count_error(f"not done after {self._parameters.timeout_s:g} s", load.open)
                 return
-            _demand(lib.nu_load_run(load, self._slice_end_ns(self._deadline_ns)))
+            until_ns = self._deadline_ns
+            if load.stop_ns > time.monotonic_ns():
+                until_ns = min(until_ns, load.stop_ns)
+            _demand(lib.nu_load_run(load, self._slice_end_ns(until_ns)))
             self._progress("send", load.bytes_sent // LINE_BYTES, numbers)
 
     def _say_terminate(self) -> None:
@@ -265,9 +274,9 @@ class _Run:
             if client.state == lib.NU_CLIENT_FAILED:
                 self._count_error(_failure(client.error))
                 reached_bytes = client.sent - client.unacknowledged
-                lost += client.bytes // LINE_BYTES - reached_bytes // LINE_BYTES
+                lost += self._asked_bytes(client) // LINE_BYTES - reached_bytes // LINE_BYTES
             elif client.state != lib.NU_CLIENT_DRAINED:
-                lost += client.bytes // LINE_BYTES - client.sent // LINE_BYTES
+                lost += self._asked_bytes(client) // LINE_BYTES - client.sent // LINE_BYTES
         return LoadResult(
             parameters=parameters,
             prepared=parameters.prepared,
@@ -290,6 +299,10 @@ class _Run:
             timed_out=self._timed_out,
             interrupted=self._interrupted,
         )
+
+    def _asked_bytes(self, client: Any) -> int:
+        """Return how much the client was to send; with a duration, what it did send."""
+        return int(client.sent if self._parameters.duration_s else client.bytes)
 
     def _count_error(self, text: str, clients: int = 1) -> None:
         self._errors[text] = self._errors.get(text, 0) + clients

@@ -121,7 +121,14 @@ def test_a_file_that_cannot_be_read_is_a_failed_start(tmp_path: Path, what: str)
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("numbers", 10), ("mix", "hot"), ("duplicates", 0.5), ("seed", 1), ("prepare-bytes", 0)],
+    [
+        ("numbers", 10),
+        ("duration", 1),
+        ("mix", "hot"),
+        ("duplicates", 0.5),
+        ("seed", 1),
+        ("prepare-bytes", 0),
+    ],
 )
 @pytest.mark.parametrize("from_environment", [False, True])
 def test_an_option_of_a_mix_is_wrong_usage_beside_files(

@@ -12,10 +12,12 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +33,7 @@ from numbers_uring.errors import ExitCode, StartError
 from numbers_uring.limits import NUMBERS
 from numbers_uring.load.latency import bucket_latency, exact_latency
 from numbers_uring.load.lines import make_lines
-from numbers_uring.load.model import Latency, LoadParameters, Mix
+from numbers_uring.load.model import Latency, LoadParameters, Mix, numbers_max
 from numbers_uring.load.run import run_load
 from ports import reserve_port
 from support.peers import peer, read_all
@@ -225,6 +227,7 @@ def test_the_mix_random_repeats_as_chance_has_it() -> None:
         ("--timeout", -1),
         ("--timeout", "nan"),
         ("--timeout", "inf"),
+        ("--duration", -1),
     ],
 )
 def test_a_value_out_of_range_is_wrong_usage(option: str, value: object) -> None:
@@ -556,8 +559,8 @@ def test_a_killed_server_is_an_error_and_no_hang(tmp_path: Path) -> None:
         assert b"Traceback" not in said
 
 
-def slow_load(port: int) -> subprocess.Popen[bytes]:
-    options = ["--port", str(port), "--numbers", "100000000", "--rate", "100000", "--json"]
+def slow_load(port: int, *others: str) -> subprocess.Popen[bytes]:
+    options = ["--port", str(port), "--numbers", "100000000", "--rate", "100000", "--json", *others]
     return subprocess.Popen(
         [*COMMAND, "load", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -623,7 +626,7 @@ def load_on_a_terminal(columns: int, *options: str, output: bool) -> tuple[str, 
 
 def test_progress_with_the_rate_is_shown_on_a_terminal() -> None:
     shown, output = load_on_a_terminal(80, "--numbers", "1000", output=False)
-    assert re.search(r"send .*100% .* \d\S* M numbers/s", shown)
+    assert re.search(r"send .*100% .* \d\S* (M )?numbers/s", shown)
     assert output.startswith("Sent 1000 numbers")
     assert output.count("\n") == 1
 
@@ -636,7 +639,7 @@ def test_the_result_is_a_table_on_a_terminal(columns: int) -> None:
     text = "\n".join(" ".join(line.split()) for line in table)
     assert "sent 12,345 numbers, 0.1 MB\ntaken in 12,345 numbers\n" in text
     assert "from 3 clients, mix unique, prepared\n" in text
-    assert re.search(r"\nrate \S+ M numbers/s, \S+ MB/s\n", text)
+    assert re.search(r"\nrate \S+ (M )?numbers/s, \S+ MB/s\n", text)
     assert "times in ms p50 p90 p99 p99.9 max samples\n" in text
     # One sample a client: too few for most percentiles.
     assert re.search(r"\ndrained \S*\d - - - \S*\d 3\n", text), text
@@ -654,12 +657,152 @@ def test_the_progress_bar_shows_the_rate_of_the_last_second(
     screen = io.StringIO()
     monkeypatch.setattr(screen, "isatty", lambda: True)
     monkeypatch.setattr(sys, "stderr", screen)
-    times = iter([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    with ProgressBars(lambda: next(times)) as bars:
+    times = iter([0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    with ProgressBars(clock=lambda: next(times)) as bars:
         for numbers in (0, 5_000_000, 25_000_000, 28_000_000, 40_000_000, 40_000_000, 40_000_000):
             bars.show("send", numbers, 40_000_000)
     rates = re.findall(r"(\S+) M numbers/s", screen.getvalue())
     assert list(dict.fromkeys(rates)) == ["5", "20", "3", "12"]
+
+
+def test_the_bar_of_a_duration_shows_how_much_of_it_has_passed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", screen)
+    times = iter([100.0, 100.5, 101.0, 103.0])
+    with ProgressBars(duration_s=2.0, clock=lambda: next(times)) as bars:
+        for numbers in (0, 10, 20, 20):
+            bars.show("send", numbers, NUMBERS)
+    shown = re.findall(r"(\d+)%", screen.getvalue())
+    assert list(dict.fromkeys(shown)) == ["0", "25", "50", "100"]
+
+
+# For a time
+
+
+@pytest.mark.parametrize("send_bytes", [7, 10, 1_003, 65_536])
+@pytest.mark.parametrize("prepare_bytes", [0, 10**9])
+@pytest.mark.parametrize("clients", [1, 3])
+def test_with_a_duration_clients_send_each_number_once_in_blocks(
+    send_bytes: int, prepare_bytes: int, clients: int
+) -> None:
+    received: list[bytes] = []
+    with peer(lambda connection: received.append(read_all(connection))) as port:
+        load = LoadParameters(
+            port=port,
+            clients=clients,
+            numbers=20_000,
+            send_bytes=send_bytes,
+            prepare_bytes=prepare_bytes,
+            duration_s=2 * DEADLINE_S,
+            timeout_s=DEADLINE_S,
+        )
+        result = run_load(load)
+    assert result.complete, result
+    assert result.ended_early
+    sent = numbers_of(b"".join(received))
+    assert sorted(sent) == sorted(made(load))
+    assert load.block_numbers <= 20_000 // clients + 1
+    places = {number: place for place, number in enumerate(made(load))}
+    for each in received:
+        followed = [places[number] for number in numbers_of(each)]
+        jumps = [place for place, after in pairwise(followed) if after != place + 1]
+        assert all((place + 1) % load.block_numbers == 0 for place in jumps)
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("rate", [0, 2_000_000])
+def test_a_duration_ends_the_load_after_whole_lines(server: Server, mix: Mix, rate: int) -> None:
+    seconds = 0.3 if rate else 0.1
+    load = parameters(
+        mix,
+        numbers_max(mix, 0.5),
+        port=server.port,
+        rate=rate,
+        send_bytes=1_003,
+        duration_s=seconds,
+        timeout_s=DEADLINE_S,
+    )
+    result = run_load(load)
+    assert result.complete, result
+    assert not result.ended_early
+    assert result.seconds >= seconds
+    assert 0 < result.numbers_sent == result.numbers_taken
+    assert not rate or result.numbers_sent <= rate * (result.seconds + 0.1)
+    unique, duplicates, _ = reported(server.stop())
+    assert unique + duplicates == result.numbers_taken
+    if not rate:  # Too many numbers for Python to look at each.
+        return
+    # It was the first part of the sequence, but for the last blocks.
+    first = set(made(load, 0, result.numbers_sent))
+    blocks = load.clients * load.block_numbers
+    assert len(set(logged(server)) ^ first) <= 2 * blocks
+    if mix is Mix.DUPLICATE:
+        assert abs(duplicates / result.numbers_taken - 0.5) < 0.1
+
+
+def test_a_duration_ends_clients_that_wait_for_a_slow_server() -> None:
+    """They have no room for another byte, and end when the server reads."""
+    with peer(lambda connection: (threading.Event().wait(0.5), read_all(connection))) as port:
+        load = parameters(
+            Mix.UNIQUE, NUMBERS, port=port, duration_s=0.2, clients=3, timeout_s=DEADLINE_S
+        )
+        result = run_load(load)
+    assert result.complete, result
+    assert result.numbers_sent > 0
+
+
+def test_a_duration_ends_no_load_that_the_server_never_reads() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        done = load_command("--port", port, "--duration", 0.1, "--timeout", 0.5, "--json")
+    assert done.returncode == ExitCode.FAILED
+    result = json.loads(done.stdout)
+    assert (result["timed_out"], result["complete"]) == (True, False)
+    assert result["numbers_not_taken_min"] == 0
+
+
+def test_with_a_duration_all_that_the_mix_has_may_be_sent(server: Server) -> None:
+    options = ("--port", server.port, "--duration", 0.2, "--rate", 10_000)
+    done = load_command(*options, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads(done.stdout)
+    assert (result["duration_s"], result["numbers"]) == (0.2, NUMBERS)
+    assert result["complete"] is True
+    done = load_command(*options)
+    assert re.match(r"Sent \d+ numbers \(", done.stdout)
+
+
+def test_a_mix_that_ends_before_the_duration_says_so(server: Server) -> None:
+    done = load_command("--port", server.port, "--duration", 1000, "--numbers", 100)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Sent 100 numbers (")
+    said = "numbers-uring: all 100 numbers of mix unique were sent before --duration had passed\n"
+    assert done.stderr == said
+
+
+def test_an_interrupted_duration_is_not_complete(tmp_path: Path) -> None:
+    with closing(Server(tmp_path, "--report-interval", "0.05")) as server:
+        load = slow_load(server.port, "--duration", "1000")
+        await_numbers(server)
+        load.send_signal(signal.SIGINT)
+        output, _ = load.communicate(timeout=DEADLINE_S)
+        assert load.returncode == 130
+        assert json.loads(output)["complete"] is False
+
+
+@given(st.sampled_from(MIXES), st.floats(0, 1))
+@example(Mix.DUPLICATE, 0.0)
+@example(Mix.DUPLICATE, 1.0)
+@example(Mix.DUPLICATE, 1 - NUMBERS / 2**53)
+def test_a_mix_has_as_many_numbers_as_are_accepted(mix: Mix, duplicates: float) -> None:
+    most = numbers_max(mix, duplicates)
+    assert LoadParameters(mix=mix, numbers=most, duplicates=duplicates).numbers == most
+    if mix in (Mix.UNIQUE, Mix.SEQUENTIAL) or (mix is Mix.DUPLICATE and most < 2**50):
+        with pytest.raises(ValueError, match=str(NUMBERS)):
+            LoadParameters(mix=mix, numbers=most + most // 1000, duplicates=duplicates)
 
 
 # Percentiles
