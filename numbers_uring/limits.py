@@ -582,6 +582,9 @@ INDEX_LOG_BYTES_PER_RECORD = 16 * 1024 * 1024
 READ_AHEAD_BYTES = 8 * 1024 * 1024
 """Messages of one partition that a collector asks for, and has, before it takes them in."""
 
+HEAP_KEPT_BYTES = 4 * READ_AHEAD_BYTES
+"""Freed memory that a collector's C library keeps, for the next messages."""
+
 READ_AHEAD_MESSAGES = 8192
 """The same, where they are small."""
 

@@ -1,7 +1,9 @@
-/* Huge pages for memory that Python allocates, see madvise(2). */
+/* Huge pages for memory that Python allocates, see madvise(2), and how much is given back. */
 #include "os/memory.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <malloc.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -26,4 +28,15 @@ int nu_collapse_huge(void *memory, size_t bytes) {
     /* Not needed by the second call, but khugepaged then mends what that can't do now. */
     (void)advise_huge(memory, bytes, MADV_HUGEPAGE);
     return advise_huge(memory, bytes, NU_MADV_COLLAPSE);
+}
+
+void nu_keep_freed(size_t bytes) {
+#ifdef __GLIBC__
+    const int kept = bytes < INT_MAX ? (int)bytes : INT_MAX;
+    (void)mallopt(M_TRIM_THRESHOLD, kept);
+    /* Blocks of that size have a mapping of their own, which goes when they are freed. */
+    (void)mallopt(M_MMAP_THRESHOLD, NU_HEAP_BLOCK_BYTES);
+#else
+    (void)bytes;
+#endif
 }

@@ -5,7 +5,8 @@
 #include <stddef.h>
 
 enum nu_memory_limits {
-    NU_HUGE_PAGE_BYTES = 2097152 /* x86-64; arm64 with 4 KiB pages; elsewhere a mere hint */
+    NU_HUGE_PAGE_BYTES = 2097152,  /* x86-64; arm64 with 4 KiB pages; elsewhere a mere hint */
+    NU_HEAP_BLOCK_BYTES = 33554432 /* the largest value that glibc takes, see mallopt(3) */
 };
 
 /* Makes an empty bytearray, given as its address, `bytes` long without touching the new memory.
@@ -29,5 +30,12 @@ int nu_zero_huge(void *memory, size_t bytes);
  * do it by and by; -EAGAIN or -ENOMEM where no huge page is free, some parts may be done even so.
  */
 int nu_collapse_huge(void *memory, size_t bytes);
+
+/* Has the C library keep up to `bytes` of freed memory at the end of its heap, for the next blocks.
+ *
+ * By itself glibc gives them back to Linux at 128 KiB, and every block of some hundred KiB costs
+ * the faults of all its pages again. Does nothing where the C library is another one.
+ */
+void nu_keep_freed(size_t bytes);
 
 #endif

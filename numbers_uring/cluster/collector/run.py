@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from numbers_uring._native import lib
 from numbers_uring.addresses import TcpAddress
 from numbers_uring.cluster.collector.collector import PartitionCollector
 from numbers_uring.cluster.collector.membership import Membership
@@ -37,6 +38,7 @@ from numbers_uring.ingest.native import variants
 from numbers_uring.ingest.report import Counts, next_due_s, report_line
 from numbers_uring.limits import (
     COLLECTOR_THREADS_MAX,
+    HEAP_KEPT_BYTES,
     HEARTBEAT_INTERVAL_S,
     LAST_REPORT_WAIT_S,
     PARTITIONS_MAX,
@@ -91,6 +93,7 @@ def _run(config: CollectConfig, say: Diagnostics, manager: ServiceManager) -> No
     collectors = None
     try:
         require_nats_library()
+        lib.nu_keep_freed(HEAP_KEPT_BYTES)
         with ExitStack() as parts:
             requests = parts.enter_context(Requests(say))
             metrics = None
