@@ -72,7 +72,7 @@ def _unknown_text(name: str, known: Collection[str]) -> str:
     # Here, because it is only needed for an error.
     from difflib import get_close_matches
 
-    nearest = get_close_matches(name, sorted(known), n=1, cutoff=0.8)
+    nearest = get_close_matches(name.upper(), sorted(known), n=1, cutoff=0.8)
     hint = f" Did you mean {nearest[0]}?" if nearest else ""
     return f"{name} in the environment is no option of {PROGRAM}.{hint}"
 
