@@ -74,6 +74,8 @@ class Config:
     verbose: bool
     log_path: Path
     resume: bool
+    seen: Sequence[Path]
+    """Files, or patterns of them, with numbers that count as repeats."""
     fsync: Fsync
     write_behind: bool
     report_interval_s: float

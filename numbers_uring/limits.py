@@ -94,7 +94,7 @@ WATCHDOG_HEARTBEATS = 4
 """How often the loop tells the service manager that it lives, in the time that it is given."""
 
 RESUME_EXTEND_S = 60.0
-"""What a resume asks the service manager for, each time that it says how far it is."""
+"""What a start asks the service manager for, each time that it says how far it is."""
 
 SYNC_EXTEND_S = 300.0
 """What a reload and a stop ask the service manager for: they may have to wait for the disk."""
@@ -220,10 +220,22 @@ LOG_SCAN_CHUNK_BYTES = 256 * 1024
 """What one read of a scan takes: chunk and batch stay in the second-level cache."""
 
 PROBE_CHUNK_BYTES = 1_000_000
-"""What `doctor` reads of a log at either end, to see whether --resume would take it."""
+"""What `doctor` reads of a log at either end, to see whether a start would take it."""
 
 RESUME_PROGRESS_S = 2.0
-"""How often a long resume says how far it is."""
+"""How often a long start says how far it is."""
+
+GZIP_READ_BYTES = 128 * 1024
+"""What one read of a compressed log takes: a few chunks of lines."""
+
+SEEN_THREADS_MAX = 8
+"""How many compressed files of --seen are read at once, on as many processors."""
+
+SEEN_POLL_S = 0.05
+"""How often the main thread looks whether a stop is requested while others read."""
+
+SEEN_LISTINGS_MAX = 100
+"""How often the files of --seen are listed anew because a rotation renames them meanwhile."""
 
 # metrics/
 

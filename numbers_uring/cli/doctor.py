@@ -19,7 +19,8 @@ Check whether `serve` with the same options would start on this host.
 
 The doctor tries each step of the start and undoes it at once. It creates and changes nothing: no
 log, no socket file. A running server is not disturbed; its address and its log are then in use,
-which is a finding. With --resume the doctor also reads both ends of the log.
+which is a finding. With --resume the doctor also reads both ends of the log, and with --seen those
+of its plain files.
 
 Every option can also be set from the environment, by its variable of `serve`:
 NUMBERS_URING_SERVE_PORT=5000 stands for --port 5000.

@@ -39,6 +39,10 @@ _EXAMPLES = (
         "serve --host 0.0.0.0 --resume",
     ),
     (
+        "The same, after its log was rotated:",
+        "serve --host 0.0.0.0 --resume --seen 'numbers.log*'",
+    ),
+    (
         "Serve up to 100 clients from two threads, and publish metrics:",
         "serve --max-clients 100 --reactors 2 --metrics 127.0.0.1:4001",
     ),
@@ -87,6 +91,7 @@ def serve_config(options: dict[str, Any]) -> Config:
         verbose=options["verbose"],
         log_path=absolute(options["log_file"]),
         resume=options["resume"],
+        seen=list(map(absolute, options["seen"])),
         fsync=Fsync(options["fsync"]),
         write_behind=options["write_behind"] == "on",
         report_interval_s=options["report_interval"],
@@ -109,7 +114,7 @@ def _check_forward(options: dict[str, Any]) -> None:
     if options["partitions"] is None:
         raise click.UsageError("--forward needs --partitions, as many as the cluster has.")
     context = click.get_current_context()
-    for name in ("log_file", "resume", "fsync", "write_behind"):
+    for name in ("log_file", "resume", "seen", "fsync", "write_behind"):
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             option = "--" + name.replace("_", "-")
             raise click.UsageError(

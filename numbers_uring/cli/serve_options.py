@@ -192,6 +192,15 @@ _LOG = option_group(
         help="Keep the log of an earlier run: its numbers count as seen. A torn last line is cut.",
     ),
     click.option(
+        "--seen",
+        type=click.Path(path_type=Path, readable=False),
+        multiple=True,
+        metavar="FILE",
+        help="Count the numbers of this file as seen, too, such as a rotated log, plain or "
+        "compressed by gzip; can be given several times. Its name may be a pattern in quotes, such "
+        "as 'numbers.log*', which may match no file. The log itself is left out.",
+    ),
+    click.option(
         "--fsync",
         type=click.Choice([choice.value for choice in Fsync]),
         default=Fsync.INTERVAL.value,

@@ -163,6 +163,21 @@ def _log(parts: Parts, probe: Callable[[], None], values: dict[str, Value]) -> C
     )
 
 
+def _seen(parts: Parts, probe: Callable[[], None], values: dict[str, Value]) -> Check:
+    patterns = list(map(str, parts.config.seen))
+    values |= {"patterns": patterns, "files": None, "size_bytes": None}
+    probe()
+    text = "not asked for"
+    if parts.seen_files is not None:
+        files = parts.seen_files.files
+        size = sum(file.size_bytes for file in files)
+        values |= {"files": len(files), "size_bytes": size}
+        text = "no file matches --seen"
+        if files:
+            text = f"{counted(len(files), 'file')}, {counted(size, 'byte')}, would be read"
+    return Check(name="seen", severity=Severity.OK, text=text, values=values)
+
+
 def _broker(parts: Parts, probe: Callable[[], None], values: dict[str, Value]) -> Check:
     assert parts.config.forward is not None
     url, partitions = url_text(parts.config.forward), parts.config.partitions
@@ -187,6 +202,7 @@ STEP_CHECKS: Mapping[str, StepCheck] = {
     "listen": _listen,
     "buffers": _buffers,
     "log": _log,
+    "seen": _seen,
     "nats": _broker,
 }
 """By the step's name."""

@@ -93,7 +93,10 @@ class Kernel(Protocol):
 
     @property
     def shared(self) -> "Kernel":
-        """The same for several threads with one bitmap: each number is new to exactly one."""
+        """The same for several threads with one bitmap: each number is new to exactly one.
+
+        Itself where it is such a kernel.
+        """
 
     def __call__(self, lines: memoryview, bitmap: Memory, batch: memoryview) -> Result:
         """Take in `lines`, set their bits in `bitmap`, put the new ones into `batch`.
@@ -176,7 +179,7 @@ class PythonKernel:
 
     @property
     def shared(self) -> "PythonKernel":
-        return PythonKernel(Lock())
+        return PythonKernel(Lock()) if self._lock is None else self
 
     def __call__(self, lines: memoryview, bitmap: Memory, batch: memoryview) -> Result:
         return ingest(lines, bitmap, batch)

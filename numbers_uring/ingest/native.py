@@ -108,7 +108,7 @@ class CompiledIntake:
 
 
 class NativeKernel:
-    """One compiled variant, and its twin for a bitmap that several threads write to."""
+    """One compiled variant, and its twin, if it is not that, for several threads."""
 
     def __init__(self, variant: str, function: Any, shared: Any = None) -> None:
         self.variant = variant
@@ -117,7 +117,8 @@ class NativeKernel:
 
     @property
     def shared(self) -> Kernel:
-        assert self._shared is not None
+        if self._shared is None:
+            return self
         return NativeKernel(f"{self.variant}-shared", self._shared)
 
     def __call__(self, lines: memoryview, bitmap: Memory, batch: memoryview) -> Result:

@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from numbers_uring.errors import StartError
 from numbers_uring.ingest.kernel import Kernel
 from numbers_uring.limits import BITMAP_BYTES
+from numbers_uring.log.opening import open_regular
 from numbers_uring.log.scan import Scan, scan
 
 Progress = Callable[[int], None]
@@ -62,26 +62,12 @@ def open_logs(paths: Sequence[Path], *, lock: bool) -> Iterator[list[Log]]:
     with ExitStack() as opened:
         logs = []
         for path in paths:
-            fd = _open(path, os.O_RDWR if lock else os.O_RDONLY)
+            fd = open_regular(path, os.O_RDWR if lock else os.O_RDONLY)
             opened.callback(os.close, fd)
             if lock:
                 _lock(path, fd)
             logs.append(Log(path, fd, os.fstat(fd).st_size))
         yield logs
-
-
-def _open(path: Path, access: int) -> int:
-    """Open a regular file; O_NONBLOCK, so that a FIFO without a peer does not hold us up."""
-    try:
-        # Asked first, because opening a device can act on it.
-        if stat.S_ISREG(path.stat().st_mode):
-            fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-            if stat.S_ISREG(os.fstat(fd).st_mode):
-                return fd
-            os.close(fd)
-    except OSError as error:
-        raise StartError(f"cannot open {path}: {error.strerror}") from error
-    raise StartError(f"cannot open {path}: it is not a regular file")
 
 
 def _lock(path: Path, fd: int) -> None:

@@ -1,4 +1,4 @@
-"""Opens and locks the file that a log's path names."""
+"""Opens logs, and locks the one that is appended to."""
 
 import fcntl
 import os
@@ -35,6 +35,24 @@ def open_locked(path: Path, fsync: Fsync, call: Callable[[Path, int, int], int] 
         os.close(fd)
         raise
     return fd
+
+
+def open_regular(path: Path, access: int = os.O_RDONLY) -> int:
+    """Open a file that has to be there, and to be a regular one.
+
+    O_NONBLOCK, so that a FIFO without a peer does not hold us up. Raises StartError, whose cause is
+    the OSError if there was one.
+    """
+    try:
+        # Asked first, because opening a device can act on it.
+        if stat.S_ISREG(path.stat().st_mode):
+            fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                return fd
+            os.close(fd)
+    except OSError as error:
+        raise StartError(f"cannot open {path}: {error.strerror}") from error
+    raise StartError(f"cannot open {path}: it is not a regular file")
 
 
 def _open(path: Path, call: Callable[[Path, int, int], int]) -> int:

@@ -62,28 +62,24 @@ def _try_reading(path: Path) -> None:
         raise StartError(f"cannot read the log {path}: {error.strerror}") from error
 
 
-def bad_line_near_ends(path: Path, kernel: Kernel, bitmap: bytearray) -> int | None:
-    """Return the offset of a line that --resume would refuse, looked for at both ends alone.
+def bad_line_near_ends(fd: int, kernel: Kernel, bitmap: bytearray) -> int | None:
+    """Return the offset of a line that a start would refuse, looked for at both ends alone.
 
-    That is PROBE_CHUNK_BYTES at each, so all of a file that is not longer than both. Numbers found
-    are set in `bitmap`. Raises OSError where the file can't be read.
+    That is PROBE_CHUNK_BYTES at each, so all of a file that is not longer than both. It is open as
+    `fd`. Numbers found are set in `bitmap`. Raises OSError where the file can't be read.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        size = os.fstat(fd).st_size
-        starts = [0]
-        if size > PROBE_CHUNK_BYTES:
-            behind = max(size - PROBE_CHUNK_BYTES, PROBE_CHUNK_BYTES)
-            starts.append(behind - behind % LINE_BYTES)
-        for start in starts:
-            piece = os.pread(fd, PROBE_CHUNK_BYTES + LINE_BYTES, start)
-            if start + len(piece) < size:
-                piece = piece[:PROBE_CHUNK_BYTES]
-            offset = _bad_line(piece, kernel, bitmap)
-            if offset is not None:
-                return start + offset
-    finally:
-        os.close(fd)
+    size = os.fstat(fd).st_size
+    starts = [0]
+    if size > PROBE_CHUNK_BYTES:
+        behind = max(size - PROBE_CHUNK_BYTES, PROBE_CHUNK_BYTES)
+        starts.append(behind - behind % LINE_BYTES)
+    for start in starts:
+        piece = os.pread(fd, PROBE_CHUNK_BYTES + LINE_BYTES, start)
+        if start + len(piece) < size:
+            piece = piece[:PROBE_CHUNK_BYTES]
+        offset = _bad_line(piece, kernel, bitmap)
+        if offset is not None:
+            return start + offset
     return None
 
 

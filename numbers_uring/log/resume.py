@@ -4,9 +4,9 @@ import os
 import time
 from collections.abc import Callable
 
-from numbers_uring.errors import StartError, StopRequestedError
+from numbers_uring.errors import StartError
 from numbers_uring.ingest.kernel import Kernel, Memory
-from numbers_uring.limits import RESUME_PROGRESS_S
+from numbers_uring.log.progress import StartProgress
 from numbers_uring.log.scan import Scan, scan
 from numbers_uring.log.writer import NumbersLog
 from numbers_uring.words import counted
@@ -30,11 +30,11 @@ def resume(
     end; StopRequestedError, likewise, when `stop_requested` says so on the way.
     """
     begin_s = time.monotonic()
-    progress = _Progress(log, say, stop_requested)
     try:
         fd = log.open_for_reading()
         try:
-            progress.size_bytes = os.fstat(fd).st_size
+            size_bytes = os.fstat(fd).st_size
+            progress = StartProgress(f"resuming {log.path}", size_bytes, say, stop_requested)
             found = scan(fd, kernel, bitmap, progress=progress.note)
         finally:
             os.close(fd)
@@ -52,30 +52,9 @@ def resume(
 
 
 def _summary(found: Scan) -> str:
-    parts = [counted(found.unique, "number")]
+    parts = [counted(found.lines, "number")]
     if found.duplicates:
         parts.append(f"{found.duplicates} of them again")
     if found.torn_bytes:
         parts.append(f"a torn tail of {counted(found.torn_bytes, 'byte')} cut off")
     return ", ".join(parts)
-
-
-class _Progress:
-    def __init__(
-        self, log: NumbersLog, say: Callable[[str], None], stop_requested: Callable[[], bool]
-    ) -> None:
-        self.size_bytes = 0
-        self._log = log
-        self._say = say
-        self._stop_requested = stop_requested
-        self._read_bytes = 0
-        self._due_s = time.monotonic() + RESUME_PROGRESS_S
-
-    def note(self, chunk_bytes: int) -> None:
-        if self._stop_requested():
-            raise StopRequestedError
-        self._read_bytes += chunk_bytes
-        if time.monotonic() >= self._due_s:
-            self._due_s += RESUME_PROGRESS_S
-            share = 100 * self._read_bytes // max(self.size_bytes, 1)
-            self._say(f"resuming {self._log.path}: {share} % of {self.size_bytes / 1e9:.1f} GB")

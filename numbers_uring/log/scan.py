@@ -61,11 +61,33 @@ def scan(
     descriptor's position is neither used nor moved. Raises OSError where the file can't be read,
     and what the two functions raise.
     """
-    scanner = _Scanner(kernel, bitmap, chunk_bytes, on_new)
     with suppress(OSError):  # It is advice.
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-    buffers = [scanner.chunk]
-    while size := os.preadv(fd, buffers, scanner.read_bytes):
+
+    def read(chunk: memoryview, offset: int) -> int:
+        return os.preadv(fd, [chunk], offset)
+
+    return scan_chunks(
+        read, kernel, bitmap, chunk_bytes=chunk_bytes, on_new=on_new, progress=progress
+    )
+
+
+def scan_chunks(
+    read: Callable[[memoryview, int], int],
+    kernel: Kernel,
+    bitmap: Memory,
+    *,
+    chunk_bytes: int = LOG_SCAN_CHUNK_BYTES,
+    on_new: Callable[[memoryview], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Scan:
+    """Do what `scan` does with the bytes that `read` puts into a chunk.
+
+    It is given the chunk and the offset at which the bytes are, and returns how many they are, 0 at
+    the end. Raises what it raises.
+    """
+    scanner = _Scanner(kernel, bitmap, chunk_bytes, on_new)
+    while size := read(scanner.chunk, scanner.read_bytes):
         scanner.take(size)
         if progress is not None:
             progress(size)

@@ -130,10 +130,14 @@ class NumbersLog:
         self._durability.switch(self._place.file)
         return dropped_bytes
 
+    def has_state(self, state: os.stat_result) -> bool:
+        """Return whether the state is that of its file, whatever the name. Raises OSError."""
+        return os.path.samestat(state, os.fstat(self._place.file.fd))
+
     def open_for_reading(self) -> int:
         """Return a new descriptor of the file, to read from. Raises OSError."""
         fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        if not os.path.samestat(os.fstat(fd), os.fstat(self._place.file.fd)):
+        if not self.has_state(os.fstat(fd)):
             os.close(fd)
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return fd

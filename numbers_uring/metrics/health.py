@@ -12,7 +12,7 @@ class State(StrEnum):
     """What the loop does."""
 
     STARTING = "starting"
-    """It does not run yet, for example during a long --resume."""
+    """It does not run yet, for example during a long --resume or --seen."""
     OK = "ok"
     HELD_BACK = "held back"
     """It runs, and receives nothing: no space for the log, or no NATS server."""

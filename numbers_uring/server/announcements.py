@@ -15,11 +15,12 @@ def tell_start(parts: Parts, took_s: float) -> None:
     dropped = ""
     if parts.dropped_bytes:
         dropped = f" ({counted(parts.dropped_bytes, 'byte')} of an earlier run dropped)"
+    seen = f"{counted(parts.seen.numbers, 'number')} of --seen, " if config.seen else ""
     parts.say.info(
         f"listening on {' and '.join(parts.addresses)}, backend {parts.backend}, "
         f"kernel {kernel}, {reactors}{_bitmap_text(parts.bitmap)}, "
         f"at most {counted(config.connections_max, 'client')}, "
-        f"{sink.name.removeprefix('the ')}{dropped}, "
+        f"{sink.name.removeprefix('the ')}{dropped}, {seen}"
         f"started in {took_s:.2f} s"
         f"{', metrics on ' if urls else ''}{' and '.join(urls)}",
         event="started",
@@ -29,6 +30,8 @@ def tell_start(parts: Parts, took_s: float) -> None:
         reactors=config.reactors,
         **sink.fields,
         dropped_bytes=parts.dropped_bytes,
+        seen_files=parts.seen.files,
+        seen_numbers=parts.seen.numbers,
         metrics=urls,
     )
 

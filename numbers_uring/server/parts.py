@@ -1,5 +1,6 @@
 """The parts of a server, and the steps of its start, which take or try one part each."""
 
+import os
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -11,6 +12,8 @@ from numbers_uring.ingest.bitmap import Bitmap
 from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.kernel import Kernel
 from numbers_uring.ingest.report import Counts
+from numbers_uring.log.seen import Seen
+from numbers_uring.log.seen_files import SeenFiles
 from numbers_uring.log.sink import Sink
 from numbers_uring.net.listeners import Listeners
 from numbers_uring.reactor.contract import Reactor
@@ -42,6 +45,8 @@ class Parts:
     intake: Intake
     workers: Workers | None
     sink: Sink
+    has_log_state: Callable[[os.stat_result], bool]
+    """Returns whether a file with this state is the log."""
     log_bytes: int | None
     """The size of the log that is there; None where there is none. Known when it was tried."""
 
@@ -63,6 +68,9 @@ class Parts:
         """Makes what an earlier run has left the beginning of this one's log, or drops it."""
         self.dropped_bytes = 0
         """Of an earlier run's log."""
+        self.seen_files: SeenFiles | None = None
+        self.seen = Seen()
+        """What was read of them."""
         self.watch: Callable[[Callable[[], Counts], Callable[[], int]], None] = lambda *_: None
         """Gives the sink the server's counts and the number of its clients."""
 

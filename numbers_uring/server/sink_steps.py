@@ -1,13 +1,18 @@
-"""The last step of a start: opens the log, or connects to the NATS server that takes its place."""
+"""The last steps of a start: open the log and the files of --seen, or connect to a NATS server."""
 
+import os
+from contextlib import suppress
 from functools import partial
 
 from numbers_uring.errors import StartError
 from numbers_uring.log.background import LogBackground
 from numbers_uring.log.probe import bad_line_near_ends, try_log
 from numbers_uring.log.resume import resume
+from numbers_uring.log.seen import bad_line_text, read_seen
+from numbers_uring.log.seen_files import SeenFiles
 from numbers_uring.log.writer import NumbersLog
 from numbers_uring.server.parts import Parts, Step
+from numbers_uring.system.descriptors import raise_descriptor_limit
 
 
 def _open_log(parts: Parts) -> None:
@@ -22,24 +27,44 @@ def _open_log(parts: Parts) -> None:
     )
     parts.stack.callback(log.close)
     parts.sink = log
-    parts.take_over = partial(_resume if config.resume else _truncate, log, parts)
+    parts.has_log_state = log.has_state
+    parts.take_over = partial(_take_over, log, parts)
 
 
-def _truncate(log: NumbersLog, parts: Parts) -> None:
-    parts.dropped_bytes = log.truncate()
+def _take_over(log: NumbersLog, parts: Parts) -> None:
+    # What can fail comes before the log is changed.
+    if parts.seen_files is not None:
+        _read_seen(parts.seen_files, parts)
+    if parts.config.resume:
+        _resume(log, parts)
+    else:
+        parts.dropped_bytes = log.truncate()
+
+
+def _say_progress(parts: Parts, text: str) -> None:
+    parts.say.info(text)
+    parts.manager.starting(text)
+
+
+def _read_seen(seen: SeenFiles, parts: Parts) -> None:
+    parts.manager.starting("reading the files of --seen")
+    parts.seen = read_seen(
+        seen.files,
+        parts.kernel,
+        parts.bitmap.memory,
+        say=partial(_say_progress, parts),
+        stop_requested=lambda: parts.requests.stop is not None,
+    )
+    seen.close()
 
 
 def _resume(log: NumbersLog, parts: Parts) -> None:
-    def say_progress(text: str) -> None:
-        parts.say.info(text)
-        parts.manager.starting(text)
-
     parts.manager.starting(f"resuming {log.path}")
     resume(
         log,
         parts.kernel,
         parts.bitmap.memory,
-        say=say_progress,
+        say=partial(_say_progress, parts),
         warn=parts.say,
         stop_requested=lambda: parts.requests.stop is not None,
     )
@@ -57,7 +82,11 @@ def _try_log(parts: Parts) -> None:
 def _try_resuming(parts: Parts) -> None:
     path = parts.config.log_path
     try:
-        offset = bad_line_near_ends(path, parts.kernel, parts.bitmap.memory)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            offset = bad_line_near_ends(fd, parts.kernel, parts.bitmap.memory)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise StartError(f"cannot read the log {path}: {error.strerror}") from error
     if offset is not None:
@@ -72,6 +101,52 @@ LOG_STEP = Step(
     take=_open_log,
     probe=_try_log,
     advice="give another file with --log-file, or fix the error of this one",
+)
+
+
+def _open_seen(parts: Parts) -> None:
+    config = parts.config
+    if not config.seen:
+        return
+
+    def make_room(files: int) -> None:
+        raise_descriptor_limit(
+            config.connections_max + files, f"--seen with {files} files", reactors=config.reactors
+        )
+
+    parts.seen_files = SeenFiles(config.seen, is_log=parts.has_log_state, make_room=make_room)
+    parts.stack.callback(parts.seen_files.close)
+
+
+def _try_seen(parts: Parts) -> None:
+    def has_log_state(state: os.stat_result) -> bool:
+        with suppress(OSError):  # There is none.
+            return os.path.samestat(state, parts.config.log_path.stat())
+        return False
+
+    parts.has_log_state = has_log_state
+    _open_seen(parts)
+    if parts.seen_files is not None and parts.have("kernel", "bitmap"):
+        _try_reading(parts.seen_files, parts)
+
+
+def _try_reading(seen: SeenFiles, parts: Parts) -> None:
+    for file in seen.files:
+        if file.compressed:
+            continue
+        try:
+            offset = bad_line_near_ends(file.fd, parts.kernel, parts.bitmap.memory)
+        except OSError as error:
+            raise StartError(f"cannot read {file.path}: {error.strerror}") from error
+        if offset is not None:
+            raise StartError(bad_line_text(file, offset))
+
+
+SEEN_STEP = Step(
+    name="seen",
+    take=_open_seen,
+    probe=_try_seen,
+    advice="correct the names or patterns of --seen, or fix the error of this file",
 )
 
 

@@ -12,7 +12,7 @@ from numbers_uring.net.listeners import address_text, listen, listen_for_metrics
 from numbers_uring.server.parts import Parts, Step
 from numbers_uring.server.reactors import open_reactors
 from numbers_uring.server.select import choose_backend, choose_kernel
-from numbers_uring.server.sink_steps import BROKER_STEP, LOG_STEP
+from numbers_uring.server.sink_steps import BROKER_STEP, LOG_STEP, SEEN_STEP
 from numbers_uring.system.descriptors import (
     SpareDescriptor,
     descriptors_needed,
@@ -87,7 +87,7 @@ def start_steps(config: Config) -> list[Step]:
             advice=_MEMORY_AND_TASKS,
             needs=("kernel", "make_reactor", "bitmap"),
         ),
-        LOG_STEP if config.forward is None else BROKER_STEP,
+        *([LOG_STEP, SEEN_STEP] if config.forward is None else [BROKER_STEP]),
     ]
 
 

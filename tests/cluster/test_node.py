@@ -449,6 +449,7 @@ def test_a_node_needs_a_cluster_that_was_made(tmp_path: Path) -> None:
             for option in (
                 ["--log-file", "x"],
                 ["--resume"],
+                ["--seen", "numbers.log.1"],
                 ["--fsync", "always"],
                 ["--write-behind", "off"],
             )

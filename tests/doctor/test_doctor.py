@@ -71,7 +71,7 @@ def test_the_json_has_every_finding_under_its_name(tmp_path: Path) -> None:
     assert list(told["findings"]) == [
         *("descriptors", "kernel", "io_uring", "backend", "signals", "profile", "metrics"),
         *("memory", "huge_pages", "listen"),
-        *("buffers", "log", "disk", "file_size", "memlock", "backlog", "receive_window"),
+        *("buffers", "log", "seen", "disk", "file_size", "memlock", "backlog", "receive_window"),
         *("processors", "confinement", "linux", "python", "program"),
     ]
     for finding in told["findings"].values():

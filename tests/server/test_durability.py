@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from support.clients import is_closed
 from support.faults import needs_strace, strace
 from support.logs import GrowingLog, lines
 from support.processes import ServerProcess
+from support.unit_sandbox import unit_arguments
 from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
@@ -82,46 +84,65 @@ def test_rotated_under_load_the_files_hold_every_number_once(
     assert server.stderr.count("is reopened") == 10
 
 
+NAMES = {"by number": "", "by date": "dateext\n    dateformat -%Y%m%d-%s"}
+"""What a system's own logrotate.conf may set for all."""
+
+
 @pytest.mark.same_with_reactors
 @pytest.mark.skipif(shutil.which("logrotate") is None, reason="logrotate is not installed")
-def test_the_example_for_logrotate_works(serve: Serve, tmp_path: Path) -> None:
-    server = serve()
-    example = (ROOT / "deploy" / "logrotate.conf").read_text()
+@pytest.mark.parametrize("names", NAMES)
+def test_with_the_shipped_files_no_number_is_written_again_after_rotations_and_restarts(
+    tmp_path: Path, names: str
+) -> None:
+    """The unit's command, and logrotate with our configuration; each server is killed but one."""
+    log = tmp_path / "numbers-uring" / "numbers.log"
+    log.parent.mkdir()
+    tmp_path.chmod(0o755)
+    arguments = unit_arguments(ROOT / "deploy" / "numbers-uring.service", "", tmp_path)
+    for sent in range(0, 400, 100):
+        with ServerProcess(log, *arguments[1:], has_log=False) as server:
+            size = log.stat().st_size
+            server.send(lines(range(sent + 50)))
+            wait_until(lambda: log.stat().st_size == size + 500, "the new numbers")  # noqa: B023
+            rotate(tmp_path, server, NAMES[names])
+            server.send(lines(range(sent + 100)))
+            wait_until(lambda: log.stat().st_size == 500, "the numbers behind the rotation")
+            if sent == 0:
+                assert server.stop() == 0
+                assert server.reported() == (100, 50, 100)
+    assert {path.suffix for path in log.parent.iterdir()} >= {".log", ".gz"}
+    assert len(list(log.parent.iterdir())) == 5
+    content = subprocess.run(
+        ["zcat", "--force", *map(str, log.parent.iterdir())], check=True, capture_output=True
+    ).stdout
+    assert sorted(map(int, content.split())) == list(range(400))
+
+
+def rotate(folder: Path, server: ServerProcess, names: str) -> None:
+    """Run logrotate as at the end of a day."""
+    text = (ROOT / "deploy" / "logrotate.conf").read_text()
+    user, group = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(os.getegid()).gr_name
     for theirs, ours in (
         ("/var/lib/numbers-uring/numbers.log", str(server.log_path)),
-        (
-            "su numbers-uring numbers-uring",
-            f"su {pwd.getpwuid(os.geteuid()).pw_name} {grp.getgrgid(os.getegid()).gr_name}",
-        ),
+        ("su numbers-uring numbers-uring", f"su {user} {group}\n    {names}"),
         (
             "systemctl try-reload-or-restart numbers-uring.service",
             f"kill -HUP {server.process.pid}",
         ),
     ):
-        assert theirs in example
-        example = example.replace(theirs, ours)
-    configuration = tmp_path / "logrotate.conf"
-    configuration.write_text(example)
+        assert theirs in text
+        text = text.replace(theirs, ours)
+    configuration, log = folder / "logrotate.conf", server.log_path
+    configuration.write_text(text)
     configuration.chmod(0o644)
-    tmp_path.chmod(0o755)
-    for i in range(3):
-        server.send(lines([i]))
-        wait_until(lambda: server.log_path.stat().st_size == 10, "the number")
-        subprocess.run(
-            ["logrotate", "--force", "--state", str(tmp_path / "state"), str(configuration)],
-            check=True,
-        )
-        wait_until(server.log_path.exists, "the new log")
-    server.send(lines([3]))
-    assert server.terminate() == 0
-    assert server.logged() == [3]
-    assert (tmp_path / "numbers.log.1").read_bytes() == lines([2])
-    older = subprocess.run(
-        ["zcat", *map(str, sorted(tmp_path.glob("numbers.log.*.gz")))],
-        check=True,
-        capture_output=True,
+    # A date with seconds must be another one.
+    before_s = max(int(path.stat().st_ctime) for path in log.parent.iterdir())
+    if names and len(list(log.parent.iterdir())) > 1:
+        wait_until(lambda: time.time() >= before_s + 1, "the next second")
+    subprocess.run(
+        ["logrotate", "--force", "--state", str(folder / "state"), str(configuration)], check=True
     )
-    assert sorted(older.stdout.split()) == [b"%09d" % 0, b"%09d" % 1]
+    wait_until(log.exists, "the new log")
 
 
 def test_a_removed_log_is_made_anew(serve: Serve, backend: str) -> None:

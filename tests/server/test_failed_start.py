@@ -37,6 +37,7 @@ def run_server(log: Path, backend: str, *strace: str) -> tuple[int, list[str]]:
         [
             *("strace", "-D", "-f", *strace, sys.executable, "-m", "numbers_uring", "serve"),
             *("--port", "0", "--backend", backend, "--reactors", "2", "--log-file", str(log)),
+            *("--seen", str(log.with_name("numbers.log*"))),
         ],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -90,6 +91,7 @@ def calls_of_start(trace: Path) -> Iterator[tuple[str, int]]:
 def test_whichever_call_of_a_start_fails_the_old_log_stays(backend: str, tmp_path: Path) -> None:
     log, trace = tmp_path / "numbers.log", tmp_path / "trace"
     log.write_bytes(OLD)
+    log.with_name("numbers.log.1").write_bytes(OLD)
     code, said = run_server(log, backend, "-o", str(trace))
     assert code == 0, said
     failed = 0

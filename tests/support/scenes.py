@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import gzip
 import os
 import shutil
 import signal
@@ -128,6 +129,15 @@ def a_log_to_resume(scene: Scene) -> None:
 def a_log_to_resume_with_the_kernel_in_python(scene: Scene) -> None:
     a_log_to_resume(scene)
     scene.options += ["--kernel", "python"]
+
+
+def rotated_logs(scene: Scene) -> None:
+    a_log_to_resume(scene)
+    scene.options += ["--seen", "numbers.log*", "--seen", "none*"]
+    (scene.folder / "numbers.log.1").write_bytes(lines(range(100, 200)) + b"0000")
+    (scene.folder / "numbers.log.2.gz").write_bytes(gzip.compress(lines(range(200, 300))))
+    # While it is compressed.
+    (scene.folder / "numbers.log.1.gz").write_bytes(b"\x1f")
 
 
 def a_new_log_to_resume(scene: Scene) -> None:
@@ -356,6 +366,33 @@ def a_bad_line_at_the_end_of_a_long_log(scene: Scene) -> None:
     scene.options += ["--resume"]
 
 
+def a_rotated_log_with_a_bad_line(scene: Scene) -> None:
+    (scene.folder / "numbers.log.1").write_bytes(LINES + b"1\n")
+    scene.options += ["--seen", "numbers.log.*"]
+
+
+def a_rotated_log_that_gzip_has_not_compressed(scene: Scene) -> None:
+    (scene.folder / "numbers.log.1.gz").write_bytes(LINES)
+    scene.options += ["--seen", "numbers.log.*"]
+
+
+def a_rotated_log_that_may_not_be_read(scene: Scene) -> None:
+    without_powers(scene)
+    a_rotated_log_with_a_bad_line(scene)
+    (scene.folder / "numbers.log.1").chmod(0)
+
+
+def more_rotated_logs_than_descriptors(scene: Scene) -> None:
+    for i in range(200):
+        (scene.folder / f"numbers.log.{i}").touch()
+    scene.prefix = ["prlimit", "--nofile=100:200"]
+    scene.options += ["--seen", "numbers.log.*"]
+
+
+def no_file_seen(scene: Scene) -> None:
+    scene.options += ["--seen", "numbers.log.1"]
+
+
 def a_low_hard_limit_of_descriptors(scene: Scene) -> None:
     scene.prefix = ["prlimit", "--nofile=100:100"]
     scene.options += ["--max-clients", "1000"]
@@ -449,6 +486,7 @@ STARTS = [
     a_log_to_resume,
     a_log_to_resume_with_the_kernel_in_python,
     a_new_log_to_resume,
+    rotated_logs,
     an_empty_log_that_only_grows,
     a_log_to_resume_that_only_grows,
     a_link_to_a_log_that_is_not_there,
@@ -491,6 +529,10 @@ DOES_NOT: dict[Callable[[Scene], None], str] = {
     a_file_system_that_is_read_only: "log",
     a_bad_line_at_the_start: "log",
     a_bad_line_at_the_end_of_a_long_log: "log",
+    a_rotated_log_with_a_bad_line: "seen",
+    a_rotated_log_that_gzip_has_not_compressed: "seen",
+    a_rotated_log_that_may_not_be_read: "seen",
+    more_rotated_logs_than_descriptors: "seen",
     a_low_hard_limit_of_descriptors: "descriptors",
     hardly_a_descriptor: "descriptors",
     a_port_in_use_for_metrics: "metrics",
@@ -551,6 +593,7 @@ FAULTS: dict[Callable[[Scene], None], str] = {
     no_folder_for_a_unix_socket: "listen",
     a_locked_log: "log",
     no_folder_for_the_log: "log",
+    no_file_seen: "seen",
 }
 
 

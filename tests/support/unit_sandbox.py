@@ -14,6 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+INSTALLED = "/opt/numbers-uring/bin/numbers-uring"
+"""The command in the units."""
+
 _HEADER = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 
 # linux/prctl.h, linux/seccomp.h, linux/audit.h, linux/bpf_common.h
@@ -32,6 +35,14 @@ Instruction = tuple[int, int, int, int]
 def settings(unit: Path, name: str) -> list[str]:
     """Return the values that the unit gives `name`, in their order."""
     return re.findall(rf"^{name}=(.*)$", unit.read_text(), re.MULTILINE)
+
+
+def unit_arguments(unit: Path, instance: str, state: Path) -> list[str]:
+    """Return what ExecStart= has our command be called with."""
+    (start,) = settings(unit, "ExecStart")
+    program, *arguments = start.replace("%i", instance).replace("%S", str(state)).split()
+    assert program == INSTALLED
+    return arguments
 
 
 def expand(names: list[str]) -> set[str]:

@@ -10,7 +10,7 @@ _NEVER_FAIL = {
     "brk", "clock_nanosleep", "execve", "exit", "exit_group", "futex", "getegid", "geteuid",
     "getgid", "getpid", "getppid", "getrandom", "gettid", "getuid", "munmap", "restart_syscall",
     "rseq", "rt_sigaction", "rt_sigprocmask", "rt_sigreturn", "sched_yield", "set_robust_list",
-    "set_tid_address", "tgkill", "uname", "sigaltstack", "getdents64", "wait4",
+    "set_tid_address", "tgkill", "uname", "sigaltstack", "wait4",
 }  # fmt: skip
 """Calls that cannot fail, or whose failure ends the C library or the interpreter by itself."""
 

@@ -1,5 +1,6 @@
 """One session of the sweep: a traced server, a fixed script of clients, and all that came of it."""
 
+import gzip
 import json
 import os
 import select
@@ -29,6 +30,8 @@ STOP_S = 10.0
 QUIET_S = 0.2
 SPIN = 0.5
 """Share of a processor that a server with nothing to do may use at most."""
+SEEN = "".join(f"{number:09d}\n" for number in range(910_000_000, 910_000_200))
+"""What rotated logs have; the server of the mode `resume` must not write it again."""
 EARLIER = "".join(f"{number:09d}\n" for number in range(900_000_000, 900_000_100))
 """What an earlier run has left in the log."""
 
@@ -67,7 +70,7 @@ MODES: dict[str, list[str]] = {
     "plain": [],
     "always": ["--fsync", "always", "--verbose"],
     "metrics": ["--fsync", "never", "--metrics", "127.0.0.1:{metrics}", "--idle-timeout", "0.5"],
-    "resume": ["--resume", "--listen", "unix:unix.sock"],
+    "resume": ["--resume", "--listen", "unix:unix.sock", "--seen", "rotated*"],
     "refuse": ["--when-full", "refuse", "--write-behind", "off", "--log-format", "json"],
 }
 
@@ -186,6 +189,8 @@ class Session:
         self._directory = directory
         self._log = directory / "numbers.log"
         self._log.write_text(EARLIER)
+        (directory / "rotated.1").write_text(SEEN[: len(SEEN) // 2])
+        (directory / "rotated.2.gz").write_bytes(gzip.compress(SEEN[len(SEEN) // 2 :].encode()))
         trace = record or directory / "trace"
         begin_s = time.monotonic()
         with ExitStack() as stack:
@@ -310,7 +315,11 @@ class Session:
         self._outcome.clients.append(client)
         numbers = list(range(self._next, self._next + count))
         self._next += count
-        data = b"".join(b"%09d\n" % number for number in [*numbers, *numbers[:repeat]]) + tail
+        data = b"".join(b"%09d\n" % number for number in [*numbers, *numbers[:repeat]])
+        if self._mode.resumes:
+            # Not among what is sent: none of it may be on file.
+            data += (SEEN[:50] + SEEN[-50:]).encode()
+        data += tail
         try:
             if unix:
                 connection = socket.socket(socket.AF_UNIX)

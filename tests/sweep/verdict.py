@@ -10,7 +10,7 @@ from sweep.session import SPIN, Client, Outcome
 REPORT = re.compile(r"Received (\d+) unique numbers, (\d+) duplicates\. Unique total: (\d+)")
 _LOST = re.compile(r"(\d+) counted numbers? (?:is|are) lost")
 _WRITTEN = re.compile(r"(\d+) numbers? written to")
-_USUAL = ("listening on ", "stopped by ", "client ", "resumed ", "resuming ")
+_USUAL = ("listening on ", "stopped by ", "client ", "resumed ", "resuming ", "read ", "reading ")
 _USUAL_TOO = (" is reopened", "clients disconnected", "clients refused: all slots are taken")
 _TRACES = ("Traceback", "Exception ignored", "Fatal Python error", "  File ")
 _OF_PYTHON = "Exception ignored when trying to write to the signal wakeup fd:"

@@ -32,13 +32,17 @@ def test_it_is_ready_once_clients_can_be_served_and_says_when_it_stops(
     serve: Serve, backend: str, tmp_path: Path
 ) -> None:
     with NotifySocket(f"@{tmp_path}") as manager:
-        server = serve("--backend", backend, "--resume", environment=told(manager))
+        seen = ("--seen", str(tmp_path / "numbers.log*"))
+        (tmp_path / "numbers.log.1").write_bytes(lines([3]))
+        server = serve("--backend", backend, "--resume", *seen, environment=told(manager))
         manager.wait_for("READY", "1")
         *starting, ready = manager.messages
-        resuming, resumed = starting[-2:]
+        reading, read, resuming, resumed = starting[-4:]
+        assert reading["STATUS"] == "reading the files of --seen"
+        assert read["STATUS"].startswith("read 1 file of --seen: 1 number in")
         assert resuming["STATUS"] == f"resuming {server.log_path}"
         assert resumed["STATUS"].startswith(f"resumed {server.log_path}: 0 numbers")
-        for message in (resuming, resumed):
+        for message in (reading, read, resuming, resumed):
             assert int(message["EXTEND_TIMEOUT_USEC"]) > 2e6 * RESUME_PROGRESS_S
         assert ready["STATUS"] == (
             f"Listening on 127.0.0.1:{server.port}; 0 clients, 0 unique, 0 duplicates"
@@ -50,7 +54,7 @@ def test_it_is_ready_once_clients_can_be_served_and_says_when_it_stops(
         assert manager.messages[len(starting) + 1].keys() >= {"STOPPING", "EXTEND_TIMEOUT_USEC"}
         last = manager.messages[-1]
         assert last["STATUS"].startswith("stopped by SIGTERM: 2 numbers written to ")
-    assert len(server.stderr_lines) == 3
+    assert len(server.stderr_lines) == 4
 
 
 def test_the_status_goes_with_the_reports(

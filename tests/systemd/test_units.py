@@ -1,5 +1,6 @@
 """The units in deploy/: that they are right, tight, and leave the server what it needs."""
 
+import gzip
 import platform
 import shutil
 import signal
@@ -16,7 +17,7 @@ from support.broker import Broker, init
 from support.logs import lines
 from support.metrics_client import health, scrape
 from support.processes import CommandProcess, ServerProcess
-from support.unit_sandbox import settings
+from support.unit_sandbox import INSTALLED, settings, unit_arguments
 from support.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +26,6 @@ SOCKET = ROOT / "deploy" / "numbers-uring.socket"
 COLLECT = ROOT / "deploy" / "numbers-uring-collect@.service"
 NODE = ROOT / "deploy" / "numbers-uring-node.service"
 NATS = ROOT / "deploy" / "nats-server.service"
-INSTALLED = "/opt/numbers-uring/bin/numbers-uring"
 
 
 def sandbox(unit: Path) -> tuple[str, ...]:
@@ -75,16 +75,20 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
 
 @needs_x86_64
 def test_the_server_needs_no_call_that_the_service_may_not_make(
-    serve: Callable[..., ServerProcess], backend: str
+    serve: Callable[..., ServerProcess], backend: str, tmp_path: Path
 ) -> None:
     """All of its life, under the service's own filter, in which whatever is forbidden kills."""
+    (tmp_path / "numbers.log.1").write_bytes(lines(range(50_000, 51_000)))
+    (tmp_path / "numbers.log.2.gz").write_bytes(gzip.compress(lines(range(51_000, 52_000))))
     for first in (0, 10_000):
         server = serve(
             *("--backend", backend, "--host", "localhost", "--resume", "--max-clients", "100"),
+            *("--seen", str(tmp_path / "numbers.log*")),
             prefix=sandbox(SERVICE),
             # Coverage is no part of the service.
             environment={"COVERAGE_PROCESS_CONFIG": ""},
         )
+        assert "read 2 files of --seen: 2000 numbers in" in server.stderr
         server.send(lines(range(first, first + 5_000)))
         wait_until(lambda: server.log_path.stat().st_size == 50_000, "the numbers")  # noqa: B023
         rotated = server.log_path.with_suffix(f".{first}")
@@ -96,14 +100,6 @@ def test_the_server_needs_no_call_that_the_service_may_not_make(
         assert server.terminate() == 0
         assert server.logged_set() == set(range(first + 5_000, first + 10_000))
         server.log_path.write_bytes(b"")
-
-
-def unit_arguments(unit: Path, instance: str, state: Path) -> list[str]:
-    """Return what ExecStart= has the command be called with."""
-    (start,) = settings(unit, "ExecStart")
-    program, *arguments = start.replace("%i", instance).replace("%S", str(state)).split()
-    assert program == INSTALLED
-    return arguments
 
 
 def environment_of(url: str) -> dict[str, str]:
