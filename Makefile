@@ -199,9 +199,12 @@ pins: $(VENV)/dev.stamp
 	$(PIN) --extra metrics --output-file deploy/requirements.txt pyproject.toml
 	$(PIN) --only-build-deps --build-deps-for wheel --output-file deploy/build-requirements.txt pyproject.toml
 
-# Every step of the Containerfile, and the server in what comes of it: as root, with debootstrap.
+# A check in new Debian systems, as root, with debootstrap. What it mounts is gone when it ends.
+CHECK = PYTHONPATH=tests unshare --mount $(BIN)/python
+
+# Every step of the Containerfile, and the server in what comes of it.
 container-check: $(VENV)/dev.stamp
-	PYTHONPATH=tests $(BIN)/python tests/packaging/container_check.py
+	$(CHECK) tests/packaging/container_check.py
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info numbers_uring/_native*.so numbers_uring/_native.c

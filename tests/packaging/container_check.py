@@ -3,72 +3,26 @@
 Each stage is a copy of a fresh Debian, and its steps are taken in a chroot. Then the image's
 command runs as an engine would run it, with its user, its environment, a read-only root and a
 network of its own, is probed, loaded and stopped.
-
-CONTAINER_CHECK_BIND lists folders, with colons between them, that the stages can read while they
-are built: a package index on this disk, say, or certificates. Variables PIP_* are handed on.
 """
 
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from support.containerfile import CONTAINERFILE, Stage, stages
+from support.debian import call, copy_of, entered, needs_debootstrap, system
 from support.namespaces import AS_PID_1, children, without_rights
 from support.waiting import DEADLINE_S, wait_until
-
-BUILD = CONTAINERFILE.with_name("build") / "container"
-MIRROR = "http://deb.debian.org/debian"
-HOST_FILES = ("/etc/resolv.conf", "/etc/hosts")
-
-
-def call(*command: str | Path) -> None:
-    print("+", shlex.join(map(str, command)), flush=True)
-    subprocess.run(command, check=True)
-
-
-def debian(base: str) -> Path:
-    """Return a fresh system in the place of debian:SUITE-slim; it is kept for the next time."""
-    suite = base.removeprefix("debian:").removesuffix("-slim")
-    root = BUILD / f"debian-{suite}"
-    if not root.exists():
-        unfinished = root.with_suffix(".unfinished")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        call("debootstrap", "--variant=minbase", suite, unfinished, MIRROR)
-        unfinished.rename(root)
-    return root
-
-
-@contextmanager
-def mounted(*mounts: tuple[str, ...]) -> Iterator[None]:
-    """Mount, and unmount in reverse; the last word of each is the place."""
-    with ExitStack() as undo:
-        for mount in mounts:
-            Path(mount[-1]).mkdir(parents=True, exist_ok=True)
-            subprocess.run(["mount", *mount], check=True)
-            undo.callback(subprocess.run, ["umount", "--lazy", mount[-1]], check=True)
-        yield
 
 
 def build(stage: Stage, earlier: dict[str, Path]) -> Path:
     """Take the steps of one stage; return its root."""
-    root = BUILD / (stage.name or "image")
-    shutil.rmtree(root, ignore_errors=True)
-    call("cp", "--archive", debian(stage.base), root)
-    for file in HOST_FILES:
-        shutil.copy(file, f"{root}{file}")
-    binds = filter(None, os.environ.get("CONTAINER_CHECK_BIND", "").split(":"))
-    with mounted(
-        ("-t", "proc", "proc", f"{root}/proc"),
-        ("--bind", "/dev", f"{root}/dev"),
-        *(("--bind", "-o", "ro", folder, f"{root}{folder}") for folder in binds),
-    ):
+    suite = stage.base.removeprefix("debian:").removesuffix("-slim")
+    root = copy_of(system(suite), f"image-{stage.name or 'last'}")
+    with entered(root) as enter:
         folder = "/"
         for instruction, argument in stage.steps:
             print(f"{instruction} {argument}", flush=True)
@@ -77,10 +31,7 @@ def build(stage: Stage, earlier: dict[str, Path]) -> Path:
                 Path(f"{root}{folder}").mkdir(parents=True, exist_ok=True)
             elif instruction == "RUN":
                 variables = [f"{name}={value}" for name, value in stage.environment.items()]
-                passed = [f"{k}={v}" for k, v in os.environ.items() if k.startswith("PIP_")]
-                path = "PATH=/usr/sbin:/usr/bin:/sbin:/bin"
-                inside = ["env", "-i", path, *variables, *passed, "chroot", str(root)]
-                call(*inside, "sh", "-c", f"cd {folder} && {argument}")
+                call(*enter, "env", *variables, "sh", "-c", f"cd {folder} && {argument}")
             elif instruction == "COPY":
                 copy(argument, root, folder, earlier)
     return root
@@ -152,9 +103,7 @@ def try_out(image: Stage, root: Path) -> None:
 
 def main() -> None:
     """Build all stages, then try the last one."""
-    if os.geteuid() != 0 or shutil.which("debootstrap") is None:
-        sys.exit("make container-check needs root, and: apt-get install debootstrap")
-    BUILD.mkdir(parents=True, exist_ok=True)
+    needs_debootstrap("container-check")
     roots: dict[str, Path] = {}
     for stage in stages():
         roots[stage.name] = build(stage, roots)
