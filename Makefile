@@ -16,7 +16,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: serve test test-oldest test-reactors coverage lint format sanitize fuzz soak cluster ci man dist deb pins
 .PHONY: sweep differential soak-all
-.PHONY: container-check deb-check clean
+.PHONY: container-check deb-check install-check clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/numbers-uring serve $(ARGS)
@@ -210,15 +210,19 @@ pins: $(VENV)/dev.stamp
 	    --output-file deploy/deb-requirements.txt pyproject.toml
 	$(PIN) --only-build-deps --build-deps-for wheel --output-file deploy/build-requirements.txt pyproject.toml
 
-# Two checks in new Debian systems, as root, with debootstrap. What they mount is gone when they end.
+# Three checks in new Debian systems, as root, with debootstrap. What they mount is gone when they end.
 CHECK = PYTHONPATH=tests unshare --mount $(BIN)/python
 
 # Every step of the Containerfile, and the server in what comes of it.
 container-check: $(VENV)/dev.stamp
 	$(CHECK) tests/packaging/container_check.py
 
-# The package, built in each Debian that it is for, and used there as systemd runs it. SUITES="bookworm" is one of them.
+# The steps to install the server, as the pages have them. SUITES="bookworm" takes them in one release.
 SUITES ?=
+install-check: $(VENV)/dev.stamp
+	$(CHECK) tests/packaging/install_check.py $(SUITES)
+
+# The package, built in each Debian that it is for, and used there as systemd runs it.
 deb-check: deb
 	SOURCE_DATE_EPOCH=$(BUILT_AT) $(CHECK) tests/packaging/deb_check.py $(SUITES)
 

@@ -38,6 +38,8 @@ NEEDS = {
 """The programs, beside those that every Linux has, without which a page can't be tried."""
 GIVEN = {"docs/troubleshooting.md": {"numbers.log": lines(range(5))}}
 """What a page takes for granted to be there."""
+VENV = "numbers-uring-venv"
+"""Which one page makes, and others use."""
 LAST_REPORT = {"README.md": 10_000_002, "docs/security.md": 2}
 """How many unique numbers reached the last server of a page, where its clients are the page's."""
 README = (ROOT / "README.md").read_text()
@@ -70,8 +72,9 @@ def run_page(page: Path, tmp_path: Path) -> list[dict[str, Any]]:
         (folder / file).write_bytes(data)
     stand_ins = state / "bin"
     docs_stubs.install(stand_ins)
-    (folder / ".venv").mkdir()
-    (folder / ".venv" / "bin").symlink_to(stand_ins)
+    for venv in (".venv", *([] if f"venv {VENV}" in page.read_text() else [VENV])):
+        (folder / venv).mkdir()
+        (folder / venv / "bin").symlink_to(stand_ins)
     specification = tmp_path / "specification.json"
     todo = [command for block, _ in blocks(page.read_text()) for command in commands(block)]
     specification.write_text(
@@ -210,6 +213,17 @@ def test_every_metric_is_in_the_documentation(collector: Collector) -> None:
     suffix = {"counter": "_total", "info": "_info"}
     for family in collector.collect():
         assert family.name + suffix.get(family.type, "") in listed
+
+
+def test_no_page_expects_pip_in_the_path_or_bash_where_it_does_not_say_so() -> None:
+    """A new Debian has no pip, and only bash has /dev/tcp; `make install-check` takes the steps."""
+    for page in WITH_COMMANDS:
+        text = page.read_text()
+        for block, _ in blocks(text):
+            assert not re.search(r"^(pip|python) ", block, re.MULTILINE), f"{name(page)}: {block}"
+            if "/dev/tcp/" in block:
+                before = text[: text.index(block)].rpartition("\n\n")[0]
+                assert "with bash" in before.rpartition("\n\n")[2], f"{name(page)}: {block}"
 
 
 def test_the_readme_names_the_packages_that_the_tests_get() -> None:

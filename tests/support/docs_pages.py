@@ -10,7 +10,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```\n?", re.MULTILINE | re.DOTALL)
 _LONG = re.compile(
-    r"(?:taskset [^|;&]*)?(?:numbers-uring serve|make serve|python\b.* -m numbers_uring serve"
+    r"(?:taskset [^|;&]*)?(?:(?:\S*/)?numbers-uring serve|make serve"
+    r"|(?:\S*/)?python\b.* -m numbers_uring serve"
     r"|prometheus |haproxy (?!-c ))"
 )
 
