@@ -10,6 +10,7 @@ Contenders, each a process of its own that gets the same load over loopback:
 - discard: a C program that receives and throws away; the ceiling of the sockets;
 - ingest: the same with the kernel, nothing written;
 - c: the same with the log: what the server would be without Python;
+- yardstick: c as it was before kernels were measured against it, with its sizes; it stays;
 - epoll, uring: this server on each backend with the best compiled kernel;
 - epoll-VARIANT: with another kernel; python, the specification, gets fewer numbers;
 - N reactors: with --reactors N;
@@ -48,7 +49,7 @@ from latency import LOADS, LatencyRow
 from light_load import LightLoad
 from numbers_uring.errors import StartError
 from numbers_uring.ingest.native import variants
-from numbers_uring.limits import BITMAP_BYTES, LINE_BYTES
+from numbers_uring.limits import BATCH_BYTES, BITMAP_BYTES, LINE_BYTES, RECEIVE_BYTES
 from numbers_uring.load.lines import make_lines
 from numbers_uring.load.model import LoadParameters, Mix
 from numbers_uring.load.plot_file import PlotFile
@@ -56,6 +57,7 @@ from numbers_uring.load.run import run_load
 
 ROOT = Path(__file__).resolve().parent.parent
 PEER = ROOT / "build" / "perf" / "peer"
+PEER_BEFORE = PEER.with_name("peer-before")
 RING_LOG = PEER.with_name("ring_log")
 CHUNK_LINES = 100_000
 SENDS_MAX = 400_000
@@ -63,7 +65,7 @@ PYTHON_KERNEL_NUMBERS_MAX = 1_000_000
 SERVE = ["-m", "numbers_uring", "serve", "--port", "0", "--max-clients", "6000"]
 
 COUNTERS = ("cycles", "instructions")
-BASES = ("discard", "c", "1 reactor", "epoll before", "uring before")
+BASES = ("discard", "c", "yardstick", "1 reactor", "epoll before", "uring before")
 """Contenders that the others of their scenario are compared with."""
 
 Command = Callable[[Path], list[str]]
@@ -112,16 +114,25 @@ def peer(mode: str) -> Command:
 DISCARD = Contender("discard", peer("discard"), logs=False)
 INGEST = Contender("ingest", peer("ingest"), logs=False)
 C = Contender("c", peer("serve"))
+YARDSTICK = Contender("yardstick", lambda log: [str(PEER_BEFORE), "serve", "0", str(log)])
+
+SIZES = {"NU_RECEIVE_BYTES": RECEIVE_BYTES, "NU_BATCH_BYTES": BATCH_BYTES}
+SIZES_BEFORE = {"NU_RECEIVE_BYTES": 2**18, "NU_BATCH_BYTES": 2**22, "NU_WINDOW_LINES": 64}
+"""What perf/peer.c had until 2026-11-27: not to be changed."""
 
 
-def build(program: Path) -> None:
-    """Compile the C program of that name in perf/, with the kernel that the server would choose."""
+def build(program: Path, output: Path | None = None, **values: int) -> None:
+    """Compile the C program of that name in perf/, with the kernel that the server would choose.
+
+    The program is given the server's sizes, or else `values`.
+    """
     program.parent.mkdir(parents=True, exist_ok=True)
     sources = sorted((ROOT / "native" / "ingest").glob("*.c"))
     kernel = f"-DKERNEL=nu_ingest_{variants()[0].variant}"
-    files = [program, ROOT / "perf" / f"{program.name}.c", *sources]
+    sizes = [f"-D{name}={value}" for name, value in (values or SIZES).items()]
+    files = [output or program, ROOT / "perf" / f"{program.name}.c", *sources]
     include = f"-I{ROOT / 'native'}"
-    command = ["gcc", "-std=gnu11", "-O3", kernel, include, "-o", *map(str, files)]
+    command = ["gcc", "-std=gnu11", "-O3", kernel, *sizes, include, "-o", *map(str, files)]
     subprocess.run(command, check=True)
 
 
@@ -423,8 +434,10 @@ def print_split(rows: list[Row]) -> None:
 
 
 def run_mixes(bench: Bench) -> None:
+    build(PEER, PEER_BEFORE, **SIZES_BEFORE)
     for mix in Mix:
-        bench.scenario("mixes", [DISCARD, C, *backends(bench.before)], mix, 5, 256 * 1024)
+        contenders = [DISCARD, C, YARDSTICK, *backends(bench.before)]
+        bench.scenario("mixes", contenders, mix, 5, 64 * 1024)
 
 
 def run_split(bench: Bench) -> None:

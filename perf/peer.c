@@ -5,8 +5,9 @@
  *   peer serve PORT LOG      receives, runs the kernel, appends to LOG before each wait
  *
  * Prints "listening on 127.0.0.1:PORT" on standard error; SIGTERM ends it. It does as much of the
- * protocol as a load needs: a connection is closed at its end or at an invalid line. RECEIVE_BYTES
- * and the batch are the server's own sizes, so that only the language differs.
+ * protocol as a load needs: a connection is closed at its end or at an invalid line. perf/bench.py
+ * passes the server's kernel and its sizes, so that only the language differs; and, for a second
+ * build, those of an earlier kernel, which stay as they are.
  */
 #define _GNU_SOURCE
 #include "../native/ingest/ingest.h"
@@ -26,14 +27,11 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#ifndef KERNEL
-#define KERNEL nu_ingest_swar
-#endif
-#ifndef RECEIVE_BYTES
-#define RECEIVE_BYTES (256 * 1024)
+#if !defined KERNEL || !defined NU_RECEIVE_BYTES || !defined NU_BATCH_BYTES
+#error "perf/bench.py builds this"
 #endif
 
-enum { HEADROOM_BYTES = 16, CONNECTIONS_MAX = 65536, BATCH_BYTES = 4 * 1024 * 1024, EVENTS = 1024 };
+enum { HEADROOM_BYTES = 16, CONNECTIONS_MAX = 65536, EVENTS = 1024 };
 
 struct tail {
     uint8_t bytes[NU_LINE_BYTES];
@@ -105,7 +103,7 @@ static void accept_all(int epoll, int listener) {
 }
 
 static void serve(int listener, struct nu_ingest *ingest, int log) {
-    static uint8_t arena[HEADROOM_BYTES + RECEIVE_BYTES];
+    static uint8_t arena[HEADROOM_BYTES + NU_RECEIVE_BYTES];
     struct epoll_event events[EVENTS];
     int epoll = epoll_create1(0);
     struct epoll_event event = {.events = EPOLLIN, .data.fd = listener};
@@ -120,12 +118,12 @@ static void serve(int listener, struct nu_ingest *ingest, int log) {
                 accept_all(epoll, listener);
                 continue;
             }
-            ssize_t size = recv(fd, arena + HEADROOM_BYTES, RECEIVE_BYTES, 0);
+            ssize_t size = recv(fd, arena + HEADROOM_BYTES, NU_RECEIVE_BYTES, 0);
             if (size < 0 && errno == EAGAIN)
                 continue;
             if (size <= 0 || (ingest->bitmap && !take(ingest, arena, fd, (size_t)size)))
                 close(fd);
-            if (ingest->batch_bytes - ingest->batch_used < RECEIVE_BYTES + HEADROOM_BYTES)
+            if (ingest->batch_bytes - ingest->batch_used < NU_RECEIVE_BYTES + HEADROOM_BYTES)
                 flush(log, ingest);
         }
     }
@@ -154,11 +152,11 @@ int main(int count, char **words) {
     sigaction(SIGTERM, &action, NULL);
     signal(SIGPIPE, SIG_IGN);
 
-    struct nu_ingest ingest = {.batch_bytes = BATCH_BYTES};
+    struct nu_ingest ingest = {.batch_bytes = NU_BATCH_BYTES};
     int log = -1;
     if (strcmp(words[1], "discard") != 0) {
         ingest.bitmap = pages(NU_BITMAP_BYTES);
-        ingest.batch = pages(BATCH_BYTES);
+        ingest.batch = pages(NU_BATCH_BYTES);
     }
     if (!strcmp(words[1], "serve"))
         log = open(words[3], O_WRONLY | O_APPEND | O_CREAT | O_TRUNC, 0644);
