@@ -15,7 +15,7 @@ C_SOURCES := $(wildcard native/*.h native/*/*.c native/*/*.h perf/*.c tests/nati
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: serve test test-oldest test-reactors coverage lint format sanitize fuzz soak cluster ci man dist deb pins
-.PHONY: sweep differential soak-all
+.PHONY: sweep differential soak-all bench
 .PHONY: container-check deb-check install-check clean
 
 serve: $(VENV)/serve.stamp
@@ -120,6 +120,18 @@ test-reactors: $(VENV)/dev.stamp
 # Every server that the tests start is measured, too, which takes about half as long again.
 coverage: $(VENV)/dev.stamp
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
+
+# Measures what the README and perf/RESULTS.md show, in ten minutes, on a machine that does nothing else, and
+# writes it into RESULTS.md. BENCHES="mixes log" measures some parts; the others stay as they are.
+BENCHES ?= mixes kernels-alone sends clients reactors log latency
+BENCH_ROUNDS ?= 3
+bench: $(VENV)/dev.stamp
+	mkdir -p build/bench
+	for part in $(BENCHES); do \
+	    $(BIN)/python perf/bench.py $$part --rounds $(BENCH_ROUNDS) $(ARGS) > build/bench/$$part.md || exit; \
+	    cat build/bench/$$part.md; \
+	    $(BIN)/python perf/write_results.py build/bench/$$part.md || exit; \
+	done
 
 # A whole cluster on this machine, with two copies of each partition, a kill, and damaged files.
 cluster: $(VENV)/dev.stamp

@@ -1,7 +1,7 @@
 """Measures the server beside what bounds it, in one run: alternating, several rounds, logs checked.
 
     python perf/bench.py                    all tables
-    python perf/bench.py mixes split        some of them
+    python perf/bench.py mixes sends        some of them
     python perf/bench.py --rounds 3 --numbers 5000000 --json figures.json
     python perf/bench.py sends clients --plot throughput.svg
 
@@ -435,25 +435,20 @@ def print_split(rows: list[Row]) -> None:
 
 def run_mixes(bench: Bench) -> None:
     build(PEER, PEER_BEFORE, **SIZES_BEFORE)
-    for mix in Mix:
-        contenders = [DISCARD, C, YARDSTICK, *backends(bench.before)]
+    for mix in (Mix.UNIQUE, Mix.DUPLICATE, Mix.SEQUENTIAL, Mix.HOT):
+        contenders = [DISCARD, INGEST, C, YARDSTICK, *backends(bench.before)]
         bench.scenario("mixes", contenders, mix, 5, 64 * 1024)
-
-
-def run_split(bench: Bench) -> None:
-    for mix in (Mix.UNIQUE, Mix.SEQUENTIAL):
-        bench.scenario("split", [DISCARD, INGEST, C, *backends()], mix, 5, 256 * 1024)
-        print_split([row for row in bench.rows if row.scenario == bench.rows[-1].scenario])
+        print_split(bench.rows[-len(contenders) :])
 
 
 def run_sends(bench: Bench) -> None:
-    for send_bytes in (10, 100, 1000, 4096, 65536, 262_144, 1_048_576):
+    for send_bytes in (10, 100, 1000, 4096, 65536, 1_048_576):
         bench.scenario("sends", [DISCARD, C, *backends(bench.before)], Mix.UNIQUE, 5, send_bytes)
 
 
 def run_clients(bench: Bench) -> None:
-    for send_bytes in (10, 100, 65536):
-        for clients in (5, 50, 500, 1000, 5000):
+    for send_bytes in (100, 65536):
+        for clients in (5, 50, 500, 5000):
             bench.scenario(
                 "clients", [DISCARD, C, *backends(bench.before)], Mix.UNIQUE, clients, send_bytes
             )
@@ -461,14 +456,11 @@ def run_clients(bench: Bench) -> None:
 
 def run_log(bench: Bench) -> None:
     contenders = [
-        Contender(
-            f"{fsync}, write-behind {behind}", server("--fsync", fsync, "--write-behind", behind)
-        )
-        for behind in ("on", "off")
+        Contender(f"fsync {fsync}", server("--fsync", fsync))
         for fsync in ("never", "interval", "always")
     ]
     for mix in (Mix.UNIQUE, Mix.SEQUENTIAL):
-        bench.scenario("log", contenders, mix, 5, 256 * 1024)
+        bench.scenario("log", contenders, mix, 5, 64 * 1024)
 
 
 def run_kernels(bench: Bench) -> None:
@@ -476,7 +468,15 @@ def run_kernels(bench: Bench) -> None:
     contenders = [
         Contender(f"epoll-{name}", server("--backend", "epoll", "--kernel", name)) for name in names
     ]
-    bench.scenario("kernels", [C, *contenders], Mix.UNIQUE, 5, 256 * 1024)
+    bench.scenario("kernels", [C, *contenders], Mix.UNIQUE, 5, 64 * 1024)
+
+
+def run_kernels_alone(_: Bench) -> None:
+    """Time the kernels without sockets, see perf/kernel_bench.py."""
+    click.echo("\n### kernels alone: `python perf/kernel_bench.py --pieces 40`\n\n```text")
+    command = [sys.executable, str(ROOT / "perf" / "kernel_bench.py"), "--pieces", "40"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    click.echo(f"{done.stdout.rstrip()}\n```")
 
 
 def run_reactors(bench: Bench) -> None:
@@ -486,17 +486,12 @@ def run_reactors(bench: Bench) -> None:
                 f"{count} reactor{'s' * (count > 1)}",
                 server("--backend", backend.name, "--reactors", str(count)),
             )
-            for count in (1, 2, 4)
+            for count in (1, 2)
         ]
-        for mix, send_bytes in (
-            (Mix.UNIQUE, 262_144),
-            (Mix.DUPLICATE, 262_144),
-            (Mix.SEQUENTIAL, 262_144),
-            (Mix.UNIQUE, 4096),
-        ):
-            table = f"reactors, {backend.name}"
-            bench.scenario(table, [DISCARD, C, *contenders], mix, 8, send_bytes, light=True)
-        bench.scenario(table, [DISCARD, C, *contenders], Mix.UNIQUE, 8, 100)
+        table = f"reactors, {backend.name}"
+        for mix in (Mix.UNIQUE, Mix.DUPLICATE):
+            bench.scenario(table, [C, *contenders], mix, 8, 64 * 1024, light=True)
+        bench.scenario(table, [C, *contenders], Mix.UNIQUE, 1000, 100)
 
 
 def run_latency(bench: Bench) -> None:
@@ -532,10 +527,10 @@ def run_ring_log(bench: Bench) -> None:
 
 TABLES = {
     "mixes": run_mixes,
-    "split": run_split,
     "sends": run_sends,
     "clients": run_clients,
     "kernels": run_kernels,
+    "kernels-alone": run_kernels_alone,
     "reactors": run_reactors,
     "log": run_log,
     "latency": run_latency,

@@ -43,8 +43,6 @@ VENV = "numbers-uring-venv"
 LAST_REPORT = {"README.md": 10_000_002, "docs/security.md": 2}
 """How many unique numbers reached the last server of a page, where its clients are the page's."""
 README = (ROOT / "README.md").read_text()
-CONTENDERS = ("discard", "c", "epoll", "uring")
-"""As perf/RESULTS.md has them, in the order of the README's table."""
 OF_ENGINES = {"--env", "--format", "--health-cmd", "--init", "--security-opt", "--ulimit"}
 """Options of container engines that the pages speak of."""
 cli.load_all()
@@ -241,17 +239,3 @@ def test_the_readme_names_each_dependency() -> None:
         for requirement in group:
             package = re.split(r"\[|[>=]=", requirement)[0]
             assert re.search(rf"\b{package}\b", section), package
-
-
-def test_the_readme_has_the_figures_that_were_measured() -> None:
-    results = (ROOT / "perf" / "RESULTS.md").read_text()
-    quiet = results.split("\n## The same on a quiet machine\n")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| [^|]+(\|(?: \**[\d.]+ M/s\** \|)+)$", README, re.MULTILINE)
-    assert len(rows) == len(CONTENDERS)
-    for contender, row in zip(CONTENDERS, rows, strict=True):
-        figures = re.findall(r"[\d.]+", row)
-        for mix, figure in zip(("unique", "duplicate", "sequential"), figures, strict=True):
-            table = quiet.split(f"#### {mix}, ")[1].split("\n#### ")[0]
-            measured = re.search(rf"^\| {contender} \| ([\d.]+) ", table, re.MULTILINE)
-            assert measured is not None
-            assert f"{float(measured[1]):.3g}" == figure, (contender, mix)
