@@ -148,12 +148,14 @@ def _exit_status(context: click.Context) -> Iterator[str]:
 
 
 def _examples(contexts: Iterable[click.Context]) -> Iterator[str]:
-    """Each example once: a group has some of its commands'."""
-    found: dict[str, str] = {}
-    for context in contexts:
-        for text, arguments in getattr(context.command, "examples", ()):
-            found[arguments] = text
-    for index, (arguments, text) in enumerate(found.items()):
+    """Those of the commands: a group has some of them again."""
+    found = [
+        example
+        for context in contexts
+        if not isinstance(context.command, click.Group)
+        for example in getattr(context.command, "examples", ())
+    ]
+    for index, (text, arguments) in enumerate(found):
         if index > 0:
             yield ".PP"
         yield from (_text(text), ".PP", ".RS 4", ".nf")

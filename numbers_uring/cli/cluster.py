@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     cls=Group,
     examples=(
         ("Create a cluster of four partitions, once:", "cluster init --partitions 4"),
-        ("Show again and again how it is:", "cluster status --watch"),
+        ("Show its status, and show it again every two seconds:", "cluster status --watch"),
     ),
 )
 @click.version_option(__version__, prog_name=PROGRAM)
@@ -137,7 +137,7 @@ def init(
     short_help="Show nodes, partitions and copies, and what is wrong.",
     examples=(
         ("Show the cluster on this host:", "cluster status"),
-        ("Show it again every two seconds:", "cluster status --watch"),
+        ("Show its status, and show it again every two seconds:", "cluster status --watch"),
     ),
 )
 @option_group(
@@ -249,7 +249,13 @@ def forget(say: Diagnostics, /, nats: str, copy: str, force: bool, **options: An
 @click.argument("sequence", type=Sequences())
 @option_group(
     "Skip",
-    click.option("--why", default="", metavar="TEXT", help="Record this reason with the skip."),
+    click.option(
+        "--why",
+        default="",
+        show_default=False,
+        metavar="TEXT",
+        help="Record this reason with the skip.",
+    ),
     click.option(
         "--force",
         is_flag=True,

@@ -25,8 +25,8 @@ of its plain files.
 Every option can also be set from the environment, by its variable of `serve`:
 NUMBERS_URING_SERVE_PORT=5000 stands for --port 5000.
 
-Exit status: 0 a server would start, 1 it would not, 2 wrong usage, 3 the findings cannot be
-written.
+Exit status: 0 a server would start, 1 a server would not start, 2 wrong usage, 3 the findings
+cannot be written.
 """
 
 

@@ -139,6 +139,12 @@ class Group(click.Group):
         super().__init__(name, context_settings=ours | dict(context_settings or {}), **settings)
         self.examples = examples
 
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.help = "Show this message, or after COMMAND how to use that."
+        return option
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)
 

@@ -115,8 +115,9 @@ class _Page:
         indent = " " * self._formatter.current_indent
         lines = [f"{indent}{command}"]
         if len(lines[0]) > self._formatter.width:
+            # An option and its value stay in one line.
             lines = textwrap.wrap(
-                _glued(command),
+                _glued(re.sub(r"( --\S+) (?!-)", rf"\1{_SPACE}", command)),
                 self._formatter.width - len(" \\"),
                 initial_indent=indent,
                 subsequent_indent=f"{indent}  ",

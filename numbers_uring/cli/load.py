@@ -47,9 +47,9 @@ the thread that sends makes them during the run; the result says which.
 Every option can also be set from the environment: NUMBERS_URING_LOAD_PORT=5000 stands for
 --port 5000.
 
-Exit status: 0 all numbers were accepted, 1 some were not, or not in time, or the plot could not be
-written, 2 wrong usage, 3 could not connect, or a FILE cannot be read or has a line that is no
-number, 130 interrupted.
+Exit status: 0 all numbers were accepted, 1 some numbers were not accepted, or not in time, or the
+plot could not be written, 2 wrong usage, 3 could not connect, or a FILE cannot be read or has a
+line that is no number, 130 interrupted.
 """
 
 _EXAMPLES = (

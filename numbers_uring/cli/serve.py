@@ -35,11 +35,7 @@ usage, 3 could not start, 4 the log failed, or the NATS server did not acknowled
 _EXAMPLES = (
     ("Serve clients on this host, on port 4000, and write numbers.log:", "serve"),
     (
-        "Serve on every interface, and continue the log of an earlier run:",
-        "serve --host 0.0.0.0 --resume",
-    ),
-    (
-        "The same, after its log was rotated:",
+        "Serve on every interface; continue the log, which may have been rotated:",
         "serve --host 0.0.0.0 --resume --seen 'numbers.log*'",
     ),
     (

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -95,6 +96,17 @@ def test_the_help_of_a_command_has_all_of_it(context: click.Context, width: int)
         for name, each in command.commands.items():
             assert each.short_help
             assert f" {name} {each.short_help}" in page
+
+
+@each_command
+@pytest.mark.parametrize("width", [60, 80, 100], indirect=True)
+def test_an_example_can_be_copied(context: click.Context, width: int) -> None:
+    """It is one command for a shell, also where it needs several lines."""
+    page = f"{long_help(context)}\n"
+    for _, arguments in vars(context.command)["examples"]:
+        assert f"\n    numbers-uring {arguments}\n" in re.sub(r" \\\n +", " ", page)
+    # No option is without its value.
+    assert set(re.findall(r" \\\n +(..)", page)) <= {"--"}
 
 
 @each_command
