@@ -121,17 +121,23 @@ test-reactors: $(VENV)/dev.stamp
 coverage: $(VENV)/dev.stamp
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
 
-# Measures what the README and perf/RESULTS.md show, in ten minutes, on a machine that does nothing else, and
-# writes it into RESULTS.md. BENCHES="mixes log" measures some parts; the others stay as they are.
-BENCHES ?= mixes kernels-alone sends clients reactors log latency
+# Measures what the README and perf/RESULTS.md show, in a quarter of an hour, on a machine that does nothing
+# else, and writes it there and into the pictures. BENCHES=peers measures what the README shows; the other
+# parts stay as they are. What pictures are drawn from is kept, unrounded, in perf/figures.
+BENCHES ?= peers mixes kernels-alone sends clients reactors log latency
 BENCH_ROUNDS ?= 3
 bench: $(VENV)/dev.stamp
 	mkdir -p build/bench
 	for part in $(BENCHES); do \
-	    $(BIN)/python perf/bench.py $$part --rounds $(BENCH_ROUNDS) $(ARGS) > build/bench/$$part.md || exit; \
+	    $(BIN)/python perf/bench.py $$part --rounds $(BENCH_ROUNDS) --json build/bench/$$part.json $(ARGS) \
+	        > build/bench/$$part.md || exit; \
 	    cat build/bench/$$part.md; \
 	    $(BIN)/python perf/write_results.py build/bench/$$part.md || exit; \
+	    [ ! -e perf/figures/$$part.json ] || cp build/bench/$$part.json perf/figures || exit; \
 	done
+	$(BIN)/python perf/readme_figures.py
+	$(BIN)/python perf/bench_plot.py perf/figures/sends.json perf/figures/clients.json \
+	    docs/images/throughput.svg
 
 # A whole cluster on this machine, with two copies of each partition, a kill, and damaged files.
 cluster: $(VENV)/dev.stamp

@@ -3,7 +3,8 @@
     python perf/bench.py                    all tables
     python perf/bench.py mixes sends        some of them
     python perf/bench.py --rounds 3 --numbers 5000000 --json figures.json
-    python perf/bench.py sends clients --plot throughput.svg
+
+perf/bench_plot.py draws what --json has written, perf/readme_figures.py tells it in the README.
 
 Contenders, each a process of its own that gets the same load over loopback:
 
@@ -14,6 +15,7 @@ Contenders, each a process of its own that gets the same load over loopback:
 - epoll, uring: this server on each backend with the best compiled kernel;
 - epoll-VARIANT: with another kernel; python, the specification, gets fewer numbers;
 - N reactors: with --reactors N;
+- threads, asyncio, uvloop: what people write instead, see perf/peers.py; they get fewer numbers;
 - epoll before, uring before: what another interpreter has installed, see --before.
 
 Rates are of numbers taken in: the load half-closes each connection and waits for the server's
@@ -40,19 +42,17 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, product
 from pathlib import Path
+from typing import Any
 
 import click
 
 import latency
-from bench_plot import PLOTTED, Point, plot
 from latency import LOADS, LatencyRow
 from light_load import LightLoad
-from numbers_uring.errors import StartError
 from numbers_uring.ingest.native import variants
 from numbers_uring.limits import BATCH_BYTES, BITMAP_BYTES, LINE_BYTES, RECEIVE_BYTES
 from numbers_uring.load.lines import make_lines
 from numbers_uring.load.model import LoadParameters, Mix
-from numbers_uring.load.plot_file import PlotFile
 from numbers_uring.load.run import run_load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,6 +62,7 @@ RING_LOG = PEER.with_name("ring_log")
 CHUNK_LINES = 100_000
 SENDS_MAX = 400_000
 PYTHON_KERNEL_NUMBERS_MAX = 1_000_000
+PEER_NUMBERS_MAX = 1_000_000
 SERVE = ["-m", "numbers_uring", "serve", "--port", "0", "--max-clients", "6000"]
 
 COUNTERS = ("cycles", "instructions")
@@ -73,11 +74,15 @@ Command = Callable[[Path], list[str]]
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to take numbers in; `logs` is true where it leaves a log to be checked."""
+    """One way to take numbers in; `logs` is true where it leaves a log to be checked.
+
+    A slow one gets `numbers_max` at most.
+    """
 
     name: str
     command: Command
     logs: bool = True
+    numbers_max: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,7 @@ class Row:
     scenario: str
     contender: str
     rounds: list[Measurement]
+    mix: str
     clients: int
     send_bytes: int
 
@@ -109,6 +115,15 @@ def server(*options: str, python: str = sys.executable) -> Command:
 
 def peer(mode: str) -> Command:
     return lambda log: [str(PEER), mode, "0", str(log)]
+
+
+def written_instead(name: str) -> Contender:
+    """Return a server of perf/peers.py."""
+
+    def command(log: Path) -> list[str]:
+        return [sys.executable, str(ROOT / "perf" / "peers.py"), name, "0", str(log)]
+
+    return Contender(name, command, numbers_max=PEER_NUMBERS_MAX)
 
 
 DISCARD = Contender("discard", peer("discard"), logs=False)
@@ -178,9 +193,9 @@ def running(contender: Contender, log: Path) -> Iterator[tuple[int, int]]:
 
 
 def cpu_ns(pid: int) -> int:
-    """Return the processor time of all threads of a process."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+    """Return the processor time of a process, with the threads that have ended."""
+    # As clock_getcpuclockid(3) makes the clock's number, with CPUCLOCK_SCHED.
+    return time.clock_gettime_ns(~pid << 3 | 2)
 
 
 def has_counters() -> bool:
@@ -293,16 +308,14 @@ class Bench:
         for round_ in range(self.rounds):
             turn = round_ % len(contenders)
             for contender in contenders[turn:] + contenders[:turn]:
-                count = numbers
-                if contender.name == "epoll-python":
-                    count = min(count, PYTHON_KERNEL_NUMBERS_MAX)
+                count = min(numbers, contender.numbers_max or numbers)
                 parameters = LoadParameters(
                     clients=clients, numbers=count, mix=mix, send_bytes=send_bytes
                 )
                 found[contender.name].append(self._measure(contender, parameters, light=light))
         for contender in contenders:
             rounds = found[contender.name]
-            self.rows.append(Row(table, name, contender.name, rounds, clients, send_bytes))
+            self.rows.append(Row(table, name, contender.name, rounds, mix, clients, send_bytes))
         print_scenario(self.rows[-len(contenders) :])
 
     def latency(self, contenders: list[Contender]) -> None:
@@ -414,13 +427,6 @@ def print_scenario(rows: list[Row]) -> None:
         click.echo(f"\n{name} a number: {', '.join(counted)}")
 
 
-def point(row: Row) -> Point:
-    """Return what is drawn of a row."""
-    rates = [one.numbers_per_s / 1e6 for one in row.rounds]
-    spread = (statistics.median(rates), min(rates), max(rates))
-    return Point(row.table, row.clients, row.send_bytes, row.contender, *spread)
-
-
 def print_split(rows: list[Row]) -> None:
     """Print what each part costs, as the difference between a contender with and one without it."""
     medians = {
@@ -464,9 +470,14 @@ def run_log(bench: Bench) -> None:
 
 
 def run_kernels(bench: Bench) -> None:
-    names = [*(kernel.variant for kernel in variants()), "python"]
+    most = {kernel.variant: None for kernel in variants()} | {"python": PYTHON_KERNEL_NUMBERS_MAX}
     contenders = [
-        Contender(f"epoll-{name}", server("--backend", "epoll", "--kernel", name)) for name in names
+        Contender(
+            f"epoll-{name}",
+            server("--backend", "epoll", "--kernel", name),
+            numbers_max=numbers_max,
+        )
+        for name, numbers_max in most.items()
     ]
     bench.scenario("kernels", [C, *contenders], Mix.UNIQUE, 5, 64 * 1024)
 
@@ -492,6 +503,13 @@ def run_reactors(bench: Bench) -> None:
         for mix in (Mix.UNIQUE, Mix.DUPLICATE):
             bench.scenario(table, [C, *contenders], mix, 8, 64 * 1024, light=True)
         bench.scenario(table, [C, *contenders], Mix.UNIQUE, 1000, 100)
+
+
+def run_peers(bench: Bench) -> None:
+    slow = [written_instead(name) for name in ("threads", "asyncio", "uvloop")]
+    two = Contender("2 reactors", server("--backend", "epoll", "--reactors", "2"))
+    for mix in (Mix.UNIQUE, Mix.DUPLICATE, Mix.HOT):
+        bench.scenario("peers", [*slow, DISCARD, C, *backends(), two], mix, 5, 64 * 1024)
 
 
 def run_latency(bench: Bench) -> None:
@@ -526,6 +544,7 @@ def run_ring_log(bench: Bench) -> None:
 
 
 TABLES = {
+    "peers": run_peers,
     "mixes": run_mixes,
     "sends": run_sends,
     "clients": run_clients,
@@ -553,13 +572,10 @@ def machine() -> str:
 @click.option("--rounds", type=click.IntRange(1, 100), default=5)
 @click.option("--numbers", type=click.IntRange(1, 10**9), default=20_000_000)
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all figures here."
-)
-@click.option(
-    "--plot",
-    "plot_file",
-    type=click.Path(path_type=Path),
-    help=f"Draw the tables {' and '.join(PLOTTED)} here (SVG, PNG or PDF); needs matplotlib.",
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all figures here, unrounded.",
 )
 @click.option(
     "--before",
@@ -573,32 +589,34 @@ def main(
     rounds: int,
     numbers: int,
     json_file: Path | None,
-    plot_file: Path | None,
     before: str | None,
     folder: Path | None,
 ) -> None:
-    if plot_file is not None and not set(PLOTTED) & set(tables or TABLES):
-        raise click.UsageError(f"--plot draws {' and '.join(PLOTTED)}: name one of these tables.")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     build(PEER)
-    click.echo(f"{machine()}; {rounds} rounds, {numbers} numbers, {time.strftime('%Y-%m-%d')}")
-    with ExitStack() as files:
-        try:
-            # Before hours of measuring, not after them.
-            plotted = files.enter_context(PlotFile(plot_file)) if plot_file is not None else None
-        except StartError as error:
-            raise click.ClickException(str(error)) from error
-        logs = files.enter_context(tempfile.TemporaryDirectory(dir=folder))
+    date = time.strftime("%Y-%m-%d")
+    click.echo(f"{machine()};\n{rounds} rounds, {numbers} numbers, {date}")
+    with tempfile.TemporaryDirectory(dir=folder) as logs:
         bench = Bench(rounds, numbers, Path(logs), before)
         for table in tables or TABLES:
             TABLES[table](bench)
-        if plotted is not None:
-            plot([point(row) for row in bench.rows if row.table in PLOTTED], plotted)
     if json_file is not None:
-        figures = {"machine": machine(), "rows": [asdict(row) for row in bench.rows]}
-        figures["latency"] = [asdict(row) for row in bench.latency_rows]
-        json_file.write_text(json.dumps(figures, indent=1) + "\n")
+        figures = {"machine": machine(), "date": date, "rows": list(map(asdict, bench.rows))}
+        figures["latency"] = list(map(asdict, bench.latency_rows))
+        json_file.write_text(as_json(figures))
+
+
+def as_json(figures: dict[str, Any]) -> str:
+    """Return the figures as JSON with a line for each row."""
+    lines = []
+    for name, value in figures.items():
+        if isinstance(value, list):
+            rows = ",\n".join(map(json.dumps, value))
+            lines.append(f"{json.dumps(name)}: [\n{rows}\n]")
+        else:
+            lines.append(f"{json.dumps(name)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""Draws tables of perf/bench.py: throughput by send size and by clients, below the ceiling.
+"""Draws figures of perf/bench.py: throughput by send size and by clients.
 
-    python perf/bench_plot.py perf/RESULTS.md throughput.svg
+    python perf/bench.py sends --json sends.json
+    python perf/bench_plot.py sends.json throughput.svg
 
-bench.py --plot does the same with what it has just measured; this reads what it has printed.
+The picture, SVG, PNG or PDF, has what is in all files that come before it.
 """
 
-import re
+import json
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,17 +26,14 @@ STYLES: dict[str, dict[str, Any]] = {
     "epoll": {"label": "numbers-uring, epoll", "color": "#0072b2", "marker": "o"},
     "uring": {"label": "numbers-uring, io_uring", "color": "#d55e00", "marker": "D"},
 }
-"""The contenders that are drawn, in the order of the legend; discard is the ceiling."""
-
-_SCENARIO = re.compile(r"### (\w+): \w+, (\d+) clients, ([\d.]+) (B|KiB|MiB) sends")
-_ROW = re.compile(r"\| ([\w-]+) \| ([\d.]+) \(([\d.]+)-([\d.]+)\) \|")
-_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20}
+"""The contenders that are drawn, in the order of the legend."""
 
 
 class Point(NamedTuple):
     """One contender in one scenario; rates are in millions of numbers a second."""
 
     table: str
+    mix: str
     clients: int
     send_bytes: int
     contender: str
@@ -42,28 +42,26 @@ class Point(NamedTuple):
     most: float
 
 
-def points_of(text: str) -> list[Point]:
-    """Return the figures of all tables among PLOTTED that bench.py has printed into `text`."""
-    points: list[Point] = []
-    scenario: tuple[str, int, int] | None = None
-    for line in text.splitlines():
-        if line.startswith("#"):
-            found = _SCENARIO.match(line)
-            scenario = None
-            if found is not None and found[1] in PLOTTED:
-                size = round(float(found[3]) * _UNITS[found[4]])
-                scenario = (found[1], int(found[2]), size)
-        elif scenario is not None and (row := _ROW.match(line)):
-            rates = (float(rate) for rate in row.groups()[1:])
-            points.append(Point(*scenario, row[1], *rates))
-    return points
+def points_of(figures: Mapping[str, Any]) -> list[Point]:
+    """Return the points of all tables among PLOTTED in what bench.py --json has written."""
+    return [point_of(row) for row in figures["rows"] if row["table"] in PLOTTED]
 
 
-def plot(points: list[Point], file: PlotFile) -> None:
-    """Draw them. Raises OSError, ValueError without points.
+def point_of(row: Mapping[str, Any]) -> Point:
+    rates = [one["numbers_per_s"] / 1e6 for one in row["rounds"]]
+    where = (row["table"], row["mix"], row["clients"], row["send_bytes"], row["contender"])
+    return Point(*where, statistics.median(rates), min(rates), max(rates))
 
-    Lines are medians of the rounds, bars reach from the least to the most.
-    """
+
+def caption_of(figures: Sequence[Mapping[str, Any]]) -> str:
+    """Return where and when they were measured."""
+    dates = {each["date"]: None for each in figures}
+    machines = {each["machine"]: None for each in figures}
+    return "\n".join([*machines, f"{', '.join(dates)}: medians, bars from the least to the most"])
+
+
+def plot(points: list[Point], caption: str, file: PlotFile) -> None:
+    """Draw them. Raises OSError, ValueError without points."""
     import matplotlib  # noqa: PLC0415 - an extra
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -71,7 +69,7 @@ def plot(points: list[Point], file: PlotFile) -> None:
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     with matplotlib.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(4.5 * columns, 2.8 * lines + 0.6), layout="constrained")
+        figure = Figure(figsize=(4.5 * columns, 2.8 * lines + 0.9), layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
         for axes, (title, x_name, shown) in zip(grid.flat, panels, strict=False):
             _draw(axes, shown, x_name)
@@ -82,7 +80,8 @@ def plot(points: list[Point], file: PlotFile) -> None:
         for axes in grid[:, 0]:
             axes.set_ylabel("million numbers/s")
         handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+        figure.supxlabel(caption, fontsize="small", color="#555555")
     file.save(figure)
 
 
@@ -91,13 +90,16 @@ def _panels(points: list[Point]) -> list[tuple[str, str, list[Point]]]:
     if not points:
         raise ValueError(f"there are no figures of the tables {' and '.join(PLOTTED)}")
     panels = []
-    sends = [point for point in points if point.table == "sends"]
-    if sends:
-        panels.append((f"by send size, {sends[0].clients} clients", "send_bytes", sends))
-    clients = [point for point in points if point.table == "clients"]
-    for size in sorted({point.send_bytes for point in clients}):
-        same = [point for point in clients if point.send_bytes == size]
-        panels.append((f"by clients, sends of {size:,} bytes", "clients", same))
+    for mix in dict.fromkeys(point.mix for point in points):
+        same_mix = [point for point in points if point.mix == mix]
+        sends = [point for point in same_mix if point.table == "sends"]
+        if sends:
+            title = f"{mix} numbers, {sends[0].clients} clients"
+            panels.append((title, "send_bytes", sends))
+        clients = [point for point in same_mix if point.table == "clients"]
+        for size in sorted({point.send_bytes for point in clients}):
+            same = [point for point in clients if point.send_bytes == size]
+            panels.append((f"{mix} numbers, sends of {size:,} bytes", "clients", same))
     return panels
 
 
@@ -122,15 +124,34 @@ def _draw(axes: Any, points: list[Point], x_name: str) -> None:
     axes.grid(alpha=0.3)
 
 
+def read(path: Path) -> dict[str, Any]:
+    """Return what bench.py --json has written. Raises ClickException."""
+    try:
+        figures = json.loads(path.read_text())
+        if not {"machine", "date", "rows"} <= figures.keys():
+            raise ValueError("it lacks a part")
+    except (OSError, ValueError, AttributeError) as error:
+        raise click.ClickException(f"{path} is not what bench.py --json writes: {error}") from error
+    return dict(figures)
+
+
 @click.command(help=__doc__)
-@click.argument("printed", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument(
+    "paths",
+    metavar="FIGURES...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+)
 @click.argument("picture", type=click.Path(path_type=Path, dir_okay=False))
-def main(printed: Path, picture: Path) -> None:
+def main(paths: tuple[Path, ...], picture: Path) -> None:
+    figures = [read(path) for path in paths]
+    points = [point for each in figures for point in points_of(each)]
     try:
         with PlotFile(picture) as file:
-            plot(points_of(printed.read_text()), file)
+            plot(points, caption_of(figures), file)
     except (OSError, ValueError, StartError) as error:
-        raise click.ClickException(f"cannot draw {printed}: {error}") from error
+        raise click.ClickException(f"cannot draw {picture}: {error}") from error
 
 
 if __name__ == "__main__":
