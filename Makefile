@@ -152,7 +152,7 @@ CLUSTER_ON_OLDEST := $(addprefix tests/cluster/test_,broker_access.py checkpoint
     collector_steps.py index.py membership.py node.py outbox.py pack.py partitions.py)
 SAME_ON_EACH_PYTHON := tests/docs tests/packaging tests/perf tests/sweep tests/ingest/test_kernel.py \
     tests/profiling/test_profile.py tests/doctor/test_start_steps.py tests/load/test_plot.py \
-    tests/systemd/test_units.py tests/metrics/test_faults.py tests/metrics/test_real_prometheus.py \
+    tests/systemd/test_units.py $(addprefix tests/metrics/test_,dashboard.py faults.py real_prometheus.py) \
     $(addprefix tests/server/test_,accept_faults.py broken_backend.py close.py durability.py \
     failed_start.py failing_closes.py log_faults.py memory_limit.py ring_faults.py) \
     $(filter-out $(CLUSTER_ON_OLDEST),$(wildcard tests/cluster/test_*.py))

@@ -21,7 +21,8 @@ from support.waiting import DEADLINE_S, wait_until
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
-PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+PANELS = [panel for each in DASHBOARD["panels"] for panel in each.get("panels", [each])]
+"""Those in collapsed rows included."""
 NAME = re.compile(r"\b(?:numbers_uring|process)_[a-z_]+|\bup\b")
 
 pytestmark = pytest.mark.skipif(
@@ -176,7 +177,7 @@ def test_the_dashboard_offers_what_there_is_to_choose_from(prometheus: Prometheu
     assert list(variables) == ["datasource", "job", "instance"]
     for name in ("job", "instance"):
         chosen = re.fullmatch(
-            r"label_values\(([a-z_]+)\b.*, (\w+)\)", variables[name]["definition"]
+            r"label_values\(([a-z_]+)\b.*, (\w+)\)", variables[name]["query"]["query"]
         )
         assert chosen
         assert prometheus.query(chosen[1])[0]["metric"][chosen[2]]
