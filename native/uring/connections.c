@@ -128,7 +128,7 @@ void nu_connections_settle(struct nu_ring *ring) {
     for (uint32_t i = 0; i < ring->leased_count; i++)
         nu_pools_give_back(&ring->pools, ring->leased[i]);
     ring->leased_count = 0;
-    ring->results->count = 0;
+    ring->results->count = ring->results->next = 0;
     ring->results->received_bytes = 0;
 }
 

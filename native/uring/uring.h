@@ -37,6 +37,7 @@ struct nu_pool_config {
 /* What the last pass did, and what all did. */
 struct nu_ring_results {
     uint32_t count;          /* completions */
+    uint32_t next;           /* the first of them that nu_ring_take was not through with */
     uint64_t received_bytes; /* in all of them */
     int32_t accept_errno;  /* why no client is accepted any more, of one listener or of all; 0 where
                               it was not stopped */
@@ -93,6 +94,21 @@ void nu_ring_close(struct nu_ring *ring);
  * -errno.
  */
 int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns);
+
+/* Why nu_ring_take has returned. */
+enum nu_rows {
+    NU_ROWS_OVER = 0,  /* every completion was dealt with */
+    NU_ROWS_TAKEN = 1, /* see the intake: a verdict, no room in the batch, or enough for a call */
+    NU_ROWS_OTHER = 2  /* the next completion is no NU_RECEIVED; the caller deals with it, and adds
+                          one to `next` */
+};
+
+struct nu_intake;
+
+/* Takes in what the last pass has received, from its completion `next` on, until Python is to
+ * decide on something; leaves out connections that nu_ring_disconnect has ended. Returns an
+ * nu_rows. */
+int nu_ring_take(struct nu_ring *ring, struct nu_intake *intake);
 
 /* Ends a connection: nothing more is received from it, and one of the next passes hands out its
  * NU_CLOSED. The caller must leave out what the last pass has handed out of it. */

@@ -24,6 +24,7 @@ from numbers_uring._native import ffi, lib
 from numbers_uring.addresses import Peer, host_text
 from numbers_uring.config import WhenFull
 from numbers_uring.ingest.intake import Intake
+from numbers_uring.ingest.kernel import CompiledIntake
 from numbers_uring.limits import (
     ACCEPT_FAILURES_MAX,
     ACCEPTS_PER_PASS_MAX,
@@ -53,7 +54,12 @@ from numbers_uring.reactor.ring_retries import RingRetries
 assert tuple(Kind)[:3] == (lib.NU_OPENED, lib.NU_RECEIVED, lib.NU_CLOSED)
 assert tuple(End) == (lib.NU_EOF, lib.NU_RESET, lib.NU_DISCONNECTED)
 
+_TAKEN = int(Kind.TAKEN)
 _RECEIVED, _CLOSED, _DISCONNECTED = int(Kind.RECEIVED), int(Kind.CLOSED), int(End.DISCONNECTED)
+
+_ROWS_OVER, _ROWS_TAKEN, _ROWS_OTHER = (
+    int(step) for step in (lib.NU_ROWS_OVER, lib.NU_ROWS_TAKEN, lib.NU_ROWS_OTHER)
+)
 
 _EXHAUSTED = {-errno.EMFILE, -errno.ENFILE, -errno.ENOBUFS, -errno.ENOMEM}
 
@@ -96,6 +102,8 @@ class UringReactor:
         self._to_adopt: list[tuple[int, Peer]] = []
         self._adopted: dict[int, Peer] = {}
         self._rows: Iterator[Completion] = iter(())
+        self._intake: CompiledIntake | None = None
+        self._begin: Callable[[], None] = lambda: None
         self._draining: DrainBound | None = None
         self._waiting: list[int] = []
         """Of each listener, the clients in its backlog when the first drain began."""
@@ -152,7 +160,7 @@ class UringReactor:
     def wait(self, timeout_s: float) -> Iterator[Completion]:
         if self._backoff.active:
             timeout_s = self._end_backoff(timeout_s)
-        if not length_hint(self._rows):
+        if not self._has_rows:
             if self._to_adopt:
                 return self._take_adopted()
             sleep_s = self._pacing.sleep_s()
@@ -164,14 +172,22 @@ class UringReactor:
             self._pacing.note_pass(
                 time.monotonic(), self._results.count, self._results.received_bytes
             )
-        return self._take_rows()
+        return self._take_rows() if self._intake is None else self._take_all(self._intake)
+
+    @property
+    def _has_rows(self) -> bool:
+        """Whether an iterator that was left early has left rows."""
+        if self._intake is None:
+            return length_hint(self._rows) > 0
+        return self._results.next < self._results.count  # type: ignore[no-any-return]
 
     def _pass(self, timeout_s: float) -> None:
         """Make new rows; those of the last pass must have been handed out."""
         count = lib.nu_ring_pass(self._ring, int(max(timeout_s, 0) * 1e9))
         if count < 0:
             raise OSError(-count, f"io_uring_enter: {os.strerror(-count)}")
-        self._rows = _ROW.iter_unpack(self._completion_bytes[: count * _ROW.size])
+        if self._intake is None:
+            self._rows = self._unpacked_rows(0, count)
         results = self._results
         if results.accept_errno:
             self._backoff.begin(results.accept_errno)
@@ -179,19 +195,43 @@ class UringReactor:
             self._receive_warnings.note(results.receive_errno)
         self._retries.note(0 if count else results.ring_errno)
 
+    def _unpacked_rows(self, begin: int, end: int) -> Iterator[Completion]:
+        rows: Iterator[Completion] = _ROW.iter_unpack(
+            self._completion_bytes[begin * _ROW.size : end * _ROW.size]
+        )
+        return rows
+
     def _take_rows(self) -> Iterator[Completion]:
         for row in self._rows:
-            if self._disconnected and row[1] in self._disconnected:
-                if row[0] == _RECEIVED:
-                    continue
-                self._disconnected.discard(row[1])
-                # Its client may have been faster, and have ended it in the pass before.
-                yield _CLOSED, row[1], _DISCONNECTED, 0
-            else:
-                yield row
+            yield from self._settled(row)
+
+    def _settled(self, row: Completion) -> Iterator[Completion]:
+        """Hand out a row as it is now, after calls of `disconnect`."""
+        if self._disconnected and row[1] in self._disconnected:
+            if row[0] == _RECEIVED:
+                return
+            self._disconnected.discard(row[1])
+            # Its client may have been faster, and have ended it in the pass before.
+            yield _CLOSED, row[1], _DISCONNECTED, 0
+        else:
+            yield row
+
+    def _take_all(self, intake: CompiledIntake) -> Iterator[Completion]:
+        """Hand out the rows, but take in what was received, in few calls."""
+        taken, results = intake.pointer, self._results
+        step = _ROWS_OVER if results.next == results.count else _ROWS_TAKEN
+        while step != _ROWS_OVER:
+            self._begin()
+            step = lib.nu_ring_take(self._ring, taken)
+            if taken.taken_bytes or step == _ROWS_TAKEN:
+                yield _TAKEN, taken.connection, taken.verdict, taken.taken_bytes
+            if step == _ROWS_OTHER:
+                (row,) = self._unpacked_rows(results.next, results.next + 1)
+                results.next += 1
+                yield from self._settled(row)
 
     def take_in(self, intake: Intake, begin: Callable[[], None]) -> None:
-        """Not here."""
+        self._intake, self._begin = intake.compiled, begin
 
     def sleep(self, timeout_s: float) -> None:
         self._wakeup.poll(max(timeout_s, 0) * 1000)
@@ -254,6 +294,9 @@ class UringReactor:
     # Stopping.
 
     def drain(self, end_s: float) -> Iterator[Completion]:
+        if self._intake is not None:
+            self._rows = self._unpacked_rows(self._results.next, self._results.count)
+            self._intake = None
         yield from self._take_rows()
         if self._draining is None:
             self._draining = DrainBound(end_s)

@@ -16,7 +16,7 @@ from numbers_uring.reactor.contract import End, Kind
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 HEADERS = ["uring/abi.h", "uring/uring.h"]
-SOURCES = ["pass.c", "connections.c", "accept.c", "pools.c", "open.c", "drain.c"]
+SOURCES = ["pass.c", "connections.c", "accept.c", "pools.c", "open.c", "drain.c", "take.c"]
 RECEIVE, LISTENER, WAKEUP = 1, 3, 4
 """Of native/uring/queue.h's nu_request."""
 MORE, BUFFER = 2, 1
@@ -53,6 +53,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[FFI, Any]:
             *(("-fsanitize=address,undefined",) if "TEST_NATIVE" in os.environ else ()),
             str(Path(__file__).resolve().parents[1] / "native" / "scripted_queue.c"),
             *(str(NATIVE / "uring" / source) for source in SOURCES),
+            str(NATIVE / "ingest" / "intake.c"),
         ],
         check=True,
     )

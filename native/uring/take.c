@@ -1,0 +1,22 @@
+/* What a pass has received, taken in without a return to Python for each connection. */
+#define _GNU_SOURCE
+#include "ingest/pieces.h"
+#include "uring/connections.h"
+
+int nu_ring_take(struct nu_ring *ring, struct nu_intake *intake) {
+    struct nu_ring_results *results = ring->results;
+    nu_intake_begin(intake);
+    while (results->next < results->count) {
+        const struct nu_completion *row = &ring->completions[results->next];
+        if (row->kind != NU_RECEIVED)
+            return NU_ROWS_OTHER;
+        /* Of a slot that is used again there is no row before the next pass. */
+        bool left_out = ring->connections[row->connection].end == NU_DISCONNECTED;
+        if (!left_out && !nu_intake_has_room(intake))
+            return NU_ROWS_TAKEN;
+        results->next++;
+        if (!left_out && !nu_intake_take(intake, row->connection, row->start, row->size))
+            return NU_ROWS_TAKEN;
+    }
+    return NU_ROWS_OVER;
+}
