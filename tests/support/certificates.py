@@ -27,12 +27,17 @@ class Certificates:
     def make_ca(self, name: str) -> None:
         key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
         files = ("-keyout", str(self.path(f"{name}.key")), "-out", str(self.path(f"{name}.pem")))
-        _openssl("req", "-x509", *key, "-days", "2", *files, f"-subj=/CN={name}")
+        use = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
+        _openssl("req", "-x509", *key, "-days", "2", *use, *files, f"-subj=/CN={name}")
 
     def sign(self, name: str, *, use: str, ca: str = "ca", days: int = 2) -> None:
         """Write NAME.pem and NAME.key; with negative `days` the certificate has expired."""
         request, extensions = self.path(f"{name}.csr"), self.path(f"{name}.ext")
-        extensions.write_text(f"basicConstraints=CA:FALSE\nextendedKeyUsage={use}\n{NAMES}\n")
+        # Python 3.13 and newer accept no chain without the identifiers: RFC 5280 requires them.
+        extensions.write_text(
+            f"basicConstraints=CA:FALSE\nextendedKeyUsage={use}\n{NAMES}\n"
+            "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n"
+        )
         key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
         files = ("-keyout", str(self.path(f"{name}.key")), "-out", str(request))
         _openssl("req", "-new", *key, *files, f"-subj=/CN={name}")
@@ -41,6 +46,9 @@ class Certificates:
             *("x509", "-req", "-in", str(request), *signer, "-days", str(days)),
             *("-extfile", str(extensions), "-out", str(self.path(f"{name}.pem"))),
         )
+        if days > 0:
+            authority = ("-CAfile", str(self.path(f"{ca}.pem")))
+            _openssl("verify", "-x509_strict", *authority, str(self.path(f"{name}.pem")))
 
 
 def _openssl(*arguments: str) -> None:
