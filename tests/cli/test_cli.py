@@ -35,6 +35,7 @@ LINES = lines(range(100))
         (["--report-interval", "inf"], "--report-interval"),
         (["--report-interval", "-1"], "--report-interval"),
         (["--idle-timeout", "-0.5"], "--idle-timeout"),
+        (["--idle-timeout", "soon"], "'soon' is not a number."),
         (["--backend", "kqueue"], "--backend"),
         (["--kernel", "cuda"], "--kernel"),
         (["--when-full", "panic"], "--when-full"),
