@@ -15,7 +15,7 @@ C_SOURCES := $(wildcard native/*.h native/*/*.c native/*/*.h perf/*.c tests/nati
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: serve test test-oldest test-reactors coverage lint format sanitize fuzz soak cluster ci man dist deb pins
-.PHONY: sweep differential soak-all bench
+.PHONY: sweep differential soak-all bench debhelper
 .PHONY: container-check deb-check install-check clean
 
 serve: $(VENV)/serve.stamp
@@ -212,11 +212,14 @@ dist: $(VENV)/dev.stamp
 
 # A package for the Debian that this runs on, from the source distribution. It needs debhelper, which takes no
 # folder with a space in its name.
-deb: dist
+deb: debhelper dist
 	folder=$$(mktemp --directory) && trap 'rm -rf $$folder' EXIT && \
 	    tar --extract --gzip --file dist/*.tar.gz --directory $$folder && \
 	    umask 022 && SOURCE_DATE_EPOCH=$(BUILT_AT) $$folder/*/debian/build-package "$(CURDIR)/dist"
 	cd dist && sha256sum -- *.deb >> SHA256SUMS
+
+debhelper:
+	@command -v dh > /dev/null || { echo "make deb needs: apt-get install debhelper" >&2; exit 1; }
 
 # The newest versions, with their hashes, of all that the Containerfile and debian/rules install from a package
 # index. The package has no NATS server.

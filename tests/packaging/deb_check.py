@@ -135,10 +135,12 @@ def try_out(root: Path) -> None:
         machine.output("systemctl", "stop", SERVICE)
         assert machine.output(*show, "Result", SERVICE).strip() == "success"
     with Machine(root) as machine:
-        # After a start of the system it serves again. The upgrade starts the new version.
+        # After a start of the system it serves again, and knows the numbers of the rotated log.
         assert is_active(machine)
-        pid = machine.output(*show, "MainPID", SERVICE)
         load(machine)
+        assert totals(machine) == (0, NUMBERS)
+        # The upgrade starts the new version.
+        pid = machine.output(*show, "MainPID", SERVICE)
         machine.output("apt-get", "install", "--yes", "/next.deb")
         assert is_active(machine)
         assert machine.output(*show, "MainPID", SERVICE) != pid
