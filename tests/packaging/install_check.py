@@ -28,10 +28,11 @@ from support.waiting import DEADLINE_S, wait_until
 
 SUITES = ("bookworm", "trixie")
 BY_USERS = (("README.md", "Two commands"), ("docs/operating.md", "Run"), ("docs/metrics.md", ""))
-BY_ROOT = (("docs/systemd.md", "Install"), ("docs/systemd.md", "Watch"))
+BY_ROOT = tuple(("docs/systemd.md", heading) for heading in ("Install", "Watch", "A cluster"))
 SKIPPED = re.compile(r"make test|journalctl .* -f|curl |promtool |prometheus ")
 """What is no step of an installation: the tests, a view that stays, programs of others."""
 NEEDS_NETWORK = re.compile(r"(\S*/)?(pip|python3) ")
+PROGRAM = "/opt/numbers-uring/bin/numbers-uring"
 PORT = 4000
 NUMBERS = 100_000
 BUILT_S = 600.0
@@ -126,12 +127,11 @@ def take_steps_of_user(root: Path, user: str) -> None:
 
 
 def take_steps_of_service(root: Path) -> None:
-    """Take the steps to run the server by systemd.
+    """Take the steps to run the server, and then a node and collectors, by systemd.
 
     The system that runs has no network: what needs one is done in its folder from outside.
     """
     folder = checkout(root, "/root")
-    program = "/opt/numbers-uring/bin/numbers-uring"
     with entered(root) as enter, Machine(root) as machine:
         for page, heading in BY_ROOT:
             for _, step in steps(page, heading):
@@ -140,11 +140,31 @@ def take_steps_of_service(root: Path) -> None:
                     if NEEDS_NETWORK.match(line):
                         call(*enter, *command)
                     else:
+                        if "numbers-uring-collect@0-3" in line:
+                            start_nats_server(machine)
                         machine.output(*command)
-        machine.output("systemctl", "is-active", "numbers-uring.service")
-        machine.output(program, "load", "--numbers", str(NUMBERS))
-        status = machine.output(program, "status", "--json", "http://127.0.0.1:4001")
-        assert json.loads(status)["unique"] == NUMBERS, status
+            if heading == "Watch":
+                serves(machine, "numbers-uring.service")
+        serves(machine, "numbers-uring-node.service")
+        # Of the numbers that the node has sent to the streams.
+        log = root / "var/lib/numbers-uring-collect/numbers.0.log"
+        wait_until(lambda: log.exists() and log.stat().st_size > 0, "numbers in a collector's log")
+
+
+def serves(machine: Machine, unit: str) -> None:
+    """Send numbers to a service, which must count them."""
+    machine.output("systemctl", "is-active", unit)
+    machine.output(PROGRAM, "load", "--numbers", str(NUMBERS))
+    status = machine.output(PROGRAM, "status", "--json", "http://127.0.0.1:4001")
+    assert json.loads(status)["unique"] == NUMBERS, status
+
+
+def start_nats_server(machine: Machine) -> None:
+    """Start what a page takes for granted: a NATS server, with the streams of a cluster."""
+    server = ("/opt/numbers-uring/bin/nats-server", "--jetstream", "--addr", "127.0.0.1")
+    machine.output("systemd-run", "--unit=nats", *server, "--store_dir", "/var/lib/nats")
+    init = (PROGRAM, "cluster", "init", "--partitions", "8")
+    wait_until(lambda: machine.run(*init) == 0, "the streams of a cluster")
 
 
 def main() -> None:

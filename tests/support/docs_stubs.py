@@ -128,9 +128,10 @@ def systemctl(arguments: Arguments) -> None:
     if verb == "daemon-reload":
         expect(not rest, "too many arguments")
         return
-    expect(verb in {"enable", "reload", "restart", "start", "status", "stop"}, f"no verb {verb}")
+    verbs = {"disable", "enable", "reload", "restart", "start", "status", "stop"}
+    expect(verb in verbs, f"no verb {verb}")
     units = [word for word in rest if word != "--now"]
-    expect(units and (verb == "enable" or "--now" not in rest), "wrong arguments")
+    expect(units and (verb in {"disable", "enable"} or "--now" not in rest), "wrong arguments")
     for name in units:
         # Of an instance, the template is what there is.
         unit = re.sub(r"@[^.]+", "@", name)
