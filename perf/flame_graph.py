@@ -2,9 +2,10 @@
 
     python perf/flame_graph.py
     python perf/flame_graph.py --backend uring --clients 1000 --send-bytes 100 --numbers 5000000
+    python perf/flame_graph.py --backend epoll --numbers 1000000000 --rate 80000000
 
 It needs no root: what the system allows is shown, and what is missing is said. perf shows our C and
-the kernel, and Python's functions by name where this Python can name them for perf (3.12 and newer
+Linux, and Python's functions by name where this Python can name them for perf (3.12 and newer
 with frame pointers, 3.13 and newer also without). Where perf is not allowed, py-spy shows Python
 and our C. docs/profiling.md says more.
 """
@@ -71,6 +72,12 @@ def profiled(backend: str, picture: Path, log: Path, clients: int) -> Iterator[i
 @click.option("--backend", type=click.Choice(["both", "epoll", "uring"]), default="both")
 @click.option("--clients", type=click.IntRange(1, 6000), default=5)
 @click.option("--numbers", type=click.IntRange(1, 10**9), default=100_000_000)
+@click.option(
+    "--rate",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Numbers a second over all clients; 0: as fast as the server reads them.",
+)
 @click.option("--send-bytes", type=click.IntRange(1, 4 * 2**20), default=64 * 1024)
 @click.option("--mix", type=click.Choice([mix.value for mix in Mix]), default=Mix.UNIQUE.value)
 @click.option(
@@ -79,11 +86,13 @@ def profiled(backend: str, picture: Path, log: Path, clients: int) -> Iterator[i
     default=PICTURES,
     help="The folder that gets flame-graph-BACKEND.svg.",
 )
-def main(backend: str, clients: int, numbers: int, send_bytes: int, mix: str, out: Path) -> None:
+def main(
+    backend: str, clients: int, numbers: int, rate: int, send_bytes: int, mix: str, out: Path
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     load = [
         *(sys.executable, "-m", "numbers_uring", "load", "--timeout", str(LOAD_TIMEOUT_S)),
-        *("--clients", str(clients), "--numbers", str(numbers)),
+        *("--clients", str(clients), "--numbers", str(numbers), "--rate", str(rate)),
         *("--send-bytes", str(send_bytes), "--mix", mix),
     ]
     for name in ("epoll", "uring") if backend == "both" else (backend,):

@@ -1,6 +1,6 @@
 """Draws sampled stacks as a flame graph: one SVG without scripts, coloured by whose code it is.
 
-No maintained package draws folded stacks of Python, C and kernel in colours of their own without a
+No maintained package draws folded stacks of Python, C and Linux in colours of their own without a
 browser's help or Perl, so this does.
 """
 
@@ -17,7 +17,7 @@ class Origin(Enum):
 
     PYTHON = ("Python", (86, 180, 233))
     NATIVE = ("numbers-uring's C", (230, 159, 0))
-    KERNEL = ("kernel", (60, 186, 150))
+    LINUX = ("Linux", (60, 186, 150))
     LIBRARY = ("libraries", (190, 190, 190))
 
     @property

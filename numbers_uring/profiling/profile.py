@@ -81,7 +81,7 @@ class Profile:
     def _missing(self) -> str:
         assert self._recorder is not None
         if self._recorder.tool == "py-spy":
-            return ", without the kernel"
+            return ", without Linux"
         if self._names is not Names.NONE:
             return ""
         offered = names_offered()
@@ -146,9 +146,9 @@ class Profile:
         )
         self._output.write(picture.encode())
         own = shares(stacks)
-        unseen = _unseen_kernel(recorder, stacks)
+        unseen = _unseen_linux(recorder, stacks)
         shown = ", ".join(
-            f"{origin.label} {100 * own[origin]:.0f} %{unseen if origin is Origin.KERNEL else ''}"
+            f"{origin.label} {100 * own[origin]:.0f} %{unseen if origin is Origin.LINUX else ''}"
             for origin in Origin
         )
         self._say.info(
@@ -172,9 +172,9 @@ def _without_watching(stacks: Stacks) -> Stacks:
     )
 
 
-def _unseen_kernel(recorder: Recorder, stacks: Stacks) -> str:
+def _unseen_linux(recorder: Recorder, stacks: Stacks) -> str:
     """Return why perf has seen nothing of Linux, if it has not."""
-    seen = any(frame.origin is Origin.KERNEL for stack in stacks for frame in stack)
+    seen = any(frame.origin is Origin.LINUX for stack in stacks for frame in stack)
     if seen or recorder.tool != "perf":
         return ""
     with suppress(OSError):

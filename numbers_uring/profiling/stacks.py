@@ -12,7 +12,7 @@ _PERF_FRAME = re.compile(r"\s*([0-9a-f]+) (.+) \((.*)\)$")
 _PY_SPY_FRAME = re.compile(r"(.+) \((.+?)(?::\d+)?\)$")
 _INTERPRETER = re.compile(r"(lib)?python\d[\d.]*t?d?(\.so[\d.]*)?$")
 _COMPILERS_SUFFIX = re.compile(r"(\.(part|isra|constprop|cold)(\.\d+)?)+$|@@?GLIBC_[\d.]+$")
-_KERNEL_ADDRESSES = 1 << 63
+_LINUX_ADDRESSES = 1 << 63
 _TRAMPOLINE = "py::"
 """What Python puts before its functions' names for perf; the file follows after a colon."""
 
@@ -43,9 +43,9 @@ def _perf_frame(address: int, symbol: str, place: str) -> Frame:
         name, _, file = symbol.removeprefix(_TRAMPOLINE).rpartition(":")
         return Frame(f"{name} ({_file_name(file)})", Origin.PYTHON)
     name = _COMPILERS_SUFFIX.sub("", symbol)
-    if address >= _KERNEL_ADDRESSES:
-        # Without the right to see the kernel's symbols there are addresses alone.
-        return Frame("unnamed" if name == "[unknown]" else name, Origin.KERNEL)
+    if address >= _LINUX_ADDRESSES:
+        # Without the right to see Linux's symbols there are addresses alone.
+        return Frame("unnamed" if name == "[unknown]" else name, Origin.LINUX)
     library = PurePath(place).name
     if _INTERPRETER.match(library):
         return _INTERPRETER_FRAME

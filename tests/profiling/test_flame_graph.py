@@ -19,7 +19,7 @@ from numbers_uring.profiling.flame_graph import (
 
 SVG = "{http://www.w3.org/2000/svg}"
 RUN, SERVE = Frame("run", Origin.PYTHON), Frame("serve", Origin.PYTHON)
-PARSE, RECEIVE = Frame("nu_parse", Origin.NATIVE), Frame("tcp_recvmsg", Origin.KERNEL)
+PARSE, RECEIVE = Frame("nu_parse", Origin.NATIVE), Frame("tcp_recvmsg", Origin.LINUX)
 
 _frames = st.builds(Frame, st.sampled_from("abcdef<&"), st.sampled_from(Origin))
 _stacks = st.dictionaries(
@@ -47,7 +47,7 @@ def test_widths_are_shares_and_callees_stand_on_their_callers() -> None:
     found = boxes(drawn(Counter({(RUN, PARSE): 3, (RUN, RECEIVE): 1})))
     base = found["run (Python): 4 of 4 samples, 100.0 %"]
     parse = found["nu_parse (numbers-uring's C): 3 of 4 samples, 75.0 %"]
-    receive = found["tcp_recvmsg (kernel): 1 of 4 samples, 25.0 %"]
+    receive = found["tcp_recvmsg (Linux): 1 of 4 samples, 25.0 %"]
     assert parse["width"] == pytest.approx(0.75 * base["width"], abs=1)
     assert receive["width"] == pytest.approx(0.25 * base["width"], abs=1)
     assert parse["y"] == receive["y"] < base["y"]
@@ -94,11 +94,11 @@ def test_the_legend_says_in_whose_own_code_the_samples_were_taken() -> None:
     assert shares(stacks) == {
         Origin.PYTHON: 0.1,
         Origin.NATIVE: 0.6,
-        Origin.KERNEL: 0.3,
+        Origin.LINUX: 0.3,
         Origin.LIBRARY: 0,
     }
     texts = [text.text for text in ElementTree.fromstring(drawn(stacks)).iter(f"{SVG}text")]
-    assert {"Python 10 %", "numbers-uring's C 60 %", "kernel 30 %", "libraries 0 %"} <= set(texts)
+    assert {"Python 10 %", "numbers-uring's C 60 %", "Linux 30 %", "libraries 0 %"} <= set(texts)
 
 
 def test_a_frame_too_narrow_to_see_is_left_out() -> None:

@@ -112,7 +112,7 @@ def run_busily(server: ServerProcess) -> None:
     assert server.logged_set() == set(NUMBERS)
 
 
-def test_perf_shows_python_our_c_and_the_kernel(
+def test_perf_shows_python_our_c_and_linux(
     perf: str, serve_profiled: Serve, tmp_path: Path, leftovers: Path
 ) -> None:
     offered = names_offered()
@@ -128,10 +128,10 @@ def test_perf_shows_python_our_c_and_the_kernel(
     assert not Path(f"/proc/{recorder}").exists()
     assert not list(leftovers.iterdir())
     shown = "\n".join(titles(tmp_path / "graph.svg"))
-    # Without the right to see the kernel its part is missing, which is no fault of ours.
-    sees_kernel = os.geteuid() == 0
+    # Without the right to see Linux its part is missing, which is no fault of ours.
+    sees_linux = os.geteuid() == 0
     assert Origin.NATIVE.label in shown
-    assert (Origin.KERNEL.label in shown) >= sees_kernel
+    assert (Origin.LINUX.label in shown) >= sees_linux
     assert "Server." in shown or (offered is Names.NONE and "interpreter (Python)" in shown)
     first, *_, last = server.stderr_lines
     assert first.startswith("numbers-uring: recording a profile for ")
@@ -158,7 +158,7 @@ def test_py_spy_takes_over_where_perf_is_not_allowed(
     # Which functions a few samples meet is chance; that they are the server's is not.
     assert re.search(r"\((loop|server|epoll|intake|run)\.py\) \(Python\)", shown)
     assert "Profile._watch" not in shown
-    assert "py-spy, 100 samples a second, without the kernel" in server.stderr_lines[0]
+    assert "py-spy, 100 samples a second, without Linux" in server.stderr_lines[0]
     assert not list(leftovers.iterdir())
 
 

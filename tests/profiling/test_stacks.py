@@ -42,8 +42,8 @@ def library(name: str) -> Frame:
     return Frame(name, Origin.LIBRARY)
 
 
-def kernel(name: str) -> Frame:
-    return Frame(name, Origin.KERNEL)
+def linux(name: str) -> Frame:
+    return Frame(name, Origin.LINUX)
 
 
 def test_pythons_functions_are_named_and_its_interpreter_is_left_out() -> None:
@@ -55,9 +55,9 @@ def test_pythons_functions_are_named_and_its_interpreter_is_left_out() -> None:
                 python("EpollReactor._receive (epoll.py)"),
                 library("sock_recv_into"),
                 library("__libc_recv"),
-                kernel("nf_hook"),
-                kernel("tcp_recvmsg_locked"),
-                kernel("_copy_to_iter"),
+                linux("nf_hook"),
+                linux("tcp_recvmsg_locked"),
+                linux("_copy_to_iter"),
             )
         ]
     )
@@ -96,7 +96,7 @@ ffffffff82084537 [unknown] ([unknown])
 
 """
     assert perf_stacks(lines.splitlines()) == Counter(
-        [(library("unknown"), library("libz.so.1")), (kernel("unnamed"),)]
+        [(library("unknown"), library("libz.so.1")), (linux("unnamed"),)]
     )
 
 
