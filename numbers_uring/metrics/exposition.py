@@ -126,7 +126,9 @@ def _accepts_openmetrics(accept: str) -> bool:
 def _health_answer(health: Health) -> Answer:
     state = health.state()
     status = HTTPStatus.OK if state in HEALTHY else HTTPStatus.SERVICE_UNAVAILABLE
-    body = json.dumps({"status": state}).encode() + b"\n"
+    reason = health.reason()
+    told = {"status": state, "reason": reason} if reason else {"status": state}
+    body = json.dumps(told).encode() + b"\n"
     return Answer(status, body, (("Content-Type", "application/json"),))
 
 

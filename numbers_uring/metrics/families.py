@@ -11,6 +11,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from numbers_uring.metrics.exposition import info
+from numbers_uring.metrics.health import State
 
 Counters = TypeVar("Counters")
 Value = float | None
@@ -35,6 +36,17 @@ class Row(Generic[Counters]):
             if value is not None:
                 family.add_metric(labels, value)
         return family
+
+
+def state_row(read: Callable[[Counters], State]) -> Row[Counters]:
+    """Return the row of the state that /healthz names."""
+    return Row(
+        GaugeMetricFamily,
+        "numbers_uring_state",
+        "Whether the process is in this state, as /healthz names it",
+        lambda now: {(state,): state is read(now) for state in State},
+        labels=("state",),
+    )
 
 
 class TableCollector(Collector, Generic[Counters]):

@@ -32,6 +32,9 @@ class Loop(Protocol):
     def stopping(self) -> bool: ...
     @property
     def held_back(self) -> bool: ...
+    @property
+    def lacking(self) -> str:
+        """In a few words what it waits for; empty where it waits for nothing."""
 
 
 class Health:
@@ -61,3 +64,12 @@ class Health:
         if self._clock() - self._heartbeat_s > HEARTBEAT_STALE_S:
             return State.STUCK
         return State.HELD_BACK if loop.held_back else State.OK
+
+    def reason(self) -> str:
+        """Return in a few words why the state is not a better one; empty if there is no more."""
+        state = self.state()
+        if state is State.STUCK:
+            age_s = self._clock() - self._heartbeat_s
+            return f"The loop, or a write or sync that it waits for, takes {age_s:.0f} s"
+        loop = self._loop
+        return loop.lacking if loop is not None and state in HEALTHY else ""

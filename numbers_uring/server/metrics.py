@@ -12,9 +12,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from numbers_uring.limits import LINE_BYTES
 from numbers_uring.log.sink import Forwarded, Sink
 from numbers_uring.metrics.exposition import Exposition
-from numbers_uring.metrics.families import Row, TableCollector
+from numbers_uring.metrics.families import Row, TableCollector, state_row
 from numbers_uring.metrics.glance import server_rows
-from numbers_uring.metrics.health import Health
+from numbers_uring.metrics.health import Health, State
 from numbers_uring.reactor.contract import Reactor
 from numbers_uring.server.server import Server
 from numbers_uring.server.statistics import END_REASONS
@@ -27,6 +27,7 @@ class Counters:
     """A snapshot of what was counted since the start of the run."""
 
     connections_max: int
+    state: State = State.STARTING
     unique: int = 0
     duplicate: int = 0
     received_bytes: int = 0
@@ -45,7 +46,9 @@ class Counters:
     """Of a node, which forwards numbers instead of writing a log."""
 
 
-def counters(server: Server, reactor: Reactor, sink: Sink, *, connections_max: int) -> Counters:
+def counters(
+    server: Server, reactor: Reactor, sink: Sink, *, connections_max: int, state: State
+) -> Counters:
     """Read the counters of a running server, from any thread."""
     counts, statistics = server.counts, server.statistics
     refused = reactor.refused
@@ -54,6 +57,7 @@ def counters(server: Server, reactor: Reactor, sink: Sink, *, connections_max: i
     ended = {**statistics.ended, "refused": refused}
     return Counters(
         connections_max=connections_max,
+        state=state,
         unique=counts.unique,
         duplicate=counts.duplicate,
         received_bytes=statistics.received_bytes,
@@ -71,6 +75,7 @@ def counters(server: Server, reactor: Reactor, sink: Sink, *, connections_max: i
 
 # What docs/metrics.md lists.
 TABLE: tuple[Row[Counters], ...] = (
+    state_row(lambda now: now.state),
     Row(
         CounterMetricFamily,
         "numbers_uring_numbers",
@@ -215,7 +220,11 @@ class Metrics:
         """Show this server from now on."""
         connections_max = self._connections_max
         self._collector.read = lambda: counters(
-            server, reactor, sink, connections_max=connections_max
+            server,
+            reactor,
+            sink,
+            connections_max=connections_max,
+            state=self.health.state(),
         )
         self.health.watch(server)
 

@@ -223,6 +223,11 @@ class Server:
         return self._backpressure.full
 
     @property
+    def lacking(self) -> str:
+        """In a few words why clients are held back; empty if they are not; from any thread."""
+        return self._sink.full_status if self.held_back else ""
+
+    @property
     def held_back_s(self) -> float:
         """How long clients were held back for that, up to now; from any thread."""
         return self._backpressure.held_back_s

@@ -40,7 +40,16 @@ from support.collectors import (
     wait_until_collected,
 )
 from support.faults import needs_strace, stalled_sync, strace
-from support.metrics_client import Samples, get, health, samples, scrape, shown_rows
+from support.metrics_client import (
+    Samples,
+    get,
+    health,
+    health_reason,
+    samples,
+    scrape,
+    shown_rows,
+    state_shown,
+)
 from support.notify_socket import NotifySocket, told
 from support.processes import CommandProcess, assert_one_line_error, run_command
 from support.waiting import wait_until
@@ -88,6 +97,7 @@ def test_each_counter_of_a_collector_has_its_metric() -> None:
             nats_reconnects=14,
             reports_dropped=15,
             copies_wanted=21,
+            state=State.STUCK,
         )
     )
     (info,) = [name for name in found if name.startswith("numbers_uring_info ")]
@@ -95,6 +105,11 @@ def test_each_counter_of_a_collector_has_its_metric() -> None:
     assert found.pop(info) == 1
     of_8 = {name: found.pop(name) for name in list(found) if name.split()[1:2] == ["8"]}
     assert found == {
+        "numbers_uring_state starting": 0,
+        "numbers_uring_state ok": 0,
+        "numbers_uring_state held back": 0,
+        "numbers_uring_state stuck": 1,
+        "numbers_uring_state stopping": 0,
         f"{COLLECTOR}_cluster_partitions": 9,
         f"{COLLECTOR}_nats_connected": 1,
         f"{COLLECTOR}_nats_reconnects_total": 14,
@@ -299,6 +314,8 @@ def test_a_nats_server_that_is_away_holds_a_healthy_collector_back(
         broker.kill()
         wait_for(collector, f"{COLLECTOR}_nats_connected", 0)
         assert health(collector) == (200, "held back")
+        assert health_reason(collector) == "The NATS server does not answer"
+        assert state_shown(collector) == "held back"
         manager.wait_for("STATUS", "The NATS server does not answer, collecting partitions 0; ")
         manager.wait_for("WATCHDOG", "1", count=len(manager.values("WATCHDOG")) + 6)
         broker.start()
@@ -411,6 +428,7 @@ def test_the_watchdog_is_fed_and_the_collector_healthy_while_there_is_no_space(
     publish(broker, partition, sample(partition, 120_000))
     manager.wait_for("STATUS", f"No space for a log, collecting partitions {partition}; ")
     assert health(collector) == (200, "held back")
+    assert health_reason(collector) == "No space for a log"
     first = scrape(collector)[held_back]
     manager.wait_for("WATCHDOG", "1", count=len(manager.values("WATCHDOG")) + 6)
     assert scrape(collector)[held_back] > first

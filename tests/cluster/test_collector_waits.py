@@ -14,7 +14,7 @@ from numbers_uring.cluster.skip import skip_messages
 from support.broker import Broker, broker_with_cluster
 from support.collectors import position, publish, wait_until_collected
 from support.logs import lines
-from support.metrics_client import health, scrape
+from support.metrics_client import health, health_reason, scrape
 from support.processes import CommandProcess, run_command
 from support.reading import publish_all
 from support.waiting import wait_until
@@ -109,6 +109,8 @@ def test_what_is_no_batch_holds_up_its_partition_alone_until_all_copies_skip_it_
             name = "numbers_uring_collector_waiting_sequence"
             assert [found[f"{name} {each}"] for each in range(PARTITIONS)] == [2] * GOOD + [0]
             assert health(process) == (200, "ok")
+            others = f" and {GOOD - 1} more" if GOOD > 1 else ""
+            assert health_reason(process) == f"Partition 0 waits at message 2{others}"
         wait_until(lambda: waiting(broker) == set(range(GOOD)), "the reports of the waits")
         for folder in folders:
             for partition in range(GOOD):

@@ -7,6 +7,7 @@ from numbers_uring.metrics.health import HEALTHY, Health, State
 class Loop:
     stopping = False
     held_back = False
+    lacking = ""
 
 
 class Clock:
@@ -33,8 +34,10 @@ def test_a_loop_that_does_not_come_round_is_stuck_until_it_does() -> None:
     assert health.state() is State.OK
     clock.now_s += 0.1
     assert health.state() is State.STUCK
+    assert health.reason() == "The loop, or a write or sync that it waits for, takes 10 s"
     health.heartbeat()
     assert health.state() is State.OK
+    assert health.reason() == ""
 
 
 def test_a_loop_without_space_is_healthy_one_that_stops_is_not() -> None:
@@ -42,6 +45,9 @@ def test_a_loop_without_space_is_healthy_one_that_stops_is_not() -> None:
     health.watch(loop)
     loop.held_back = True
     assert health.state() is State.HELD_BACK
+    loop.lacking = "No space"
+    assert health.reason() == "No space"
     loop.stopping = True
     assert health.state() is State.STOPPING
+    assert health.reason() == ""
     assert frozenset({State.OK, State.HELD_BACK}) == HEALTHY

@@ -26,13 +26,23 @@ from numbers_uring.load.model import LoadParameters, Mix
 from numbers_uring.load.run import run_load
 from numbers_uring.log.sink import Forwarded
 from numbers_uring.metrics.families import Row, TableCollector
+from numbers_uring.metrics.health import State
 from numbers_uring.server.metrics import NODE_TABLE, TABLE, Counters, Metrics
 from numbers_uring.server.statistics import END_REASONS
 from ports import reserve_port
 from support.clients import is_closed
 from support.faults import needs_strace, strace
 from support.logs import lines
-from support.metrics_client import Samples, get, health, samples, scrape, url_of
+from support.metrics_client import (
+    Samples,
+    get,
+    health,
+    health_reason,
+    samples,
+    scrape,
+    state_shown,
+    url_of,
+)
 from support.processes import ServerProcess, assert_one_line_error, run_command
 from support.waiting import DEADLINE_S, wait_until
 
@@ -40,6 +50,7 @@ Serve = Callable[..., ServerProcess]
 
 FULL = Counters(
     connections_max=7,
+    state=State.HELD_BACK,
     unique=1,
     duplicate=2,
     received_bytes=3,
@@ -64,6 +75,11 @@ def test_each_counter_has_its_metric() -> None:
     assert info.split()[1:] == ["b", "k", platform.python_version(), __version__]
     assert found.pop(info) == 1
     assert found == {
+        "numbers_uring_state starting": 0,
+        "numbers_uring_state ok": 0,
+        "numbers_uring_state held back": 1,
+        "numbers_uring_state stuck": 0,
+        "numbers_uring_state stopping": 0,
         "numbers_uring_numbers_total unique": 1,
         "numbers_uring_numbers_total duplicate": 2,
         "numbers_uring_received_bytes_total": 3,
@@ -264,11 +280,13 @@ def test_time_without_space_is_counted_and_healthy(backend: str, small_disk: Pat
     ):
         client.sendall(lines(range(60_000)))
         wait_until(lambda: health(server) == (200, "held back"), "the full disk")
+        assert (health_reason(server), state_shown(server)) == ("No space for the log", "held back")
         first = scrape(server)[held_back]
         wait_until(lambda: scrape(server)[held_back] > first, "time to pass")
         assert scrape(server)["numbers_uring_log_written_bytes_total"] < 600_000
         filler.unlink()
         wait_until(lambda: health(server) == (200, "ok"), "the rest")
+        assert (health_reason(server), state_shown(server)) == (None, "ok")
         found = scrape(server)
         assert found["numbers_uring_log_written_bytes_total"] == 600_000
         assert scrape(server)[held_back] == found[held_back] < DEADLINE_S

@@ -61,3 +61,17 @@ def shown_rows(url: str) -> dict[str, str]:
 def health(process: ServerProcess | CommandProcess) -> tuple[int, str]:
     status, body, _ = get(f"{url_of(process)}/healthz")
     return status, json.loads(body)["status"]
+
+
+def health_reason(process: ServerProcess | CommandProcess) -> str | None:
+    """Return why its health is not a better one, if it tells that."""
+    _, body, _ = get(f"{url_of(process)}/healthz")
+    reason: str | None = json.loads(body).get("reason")
+    return reason
+
+
+def state_shown(process: ServerProcess | CommandProcess) -> str:
+    """Return the one state that its metrics have."""
+    found = scrape(process)
+    (shown,) = [name for name in found if name.startswith("numbers_uring_state ") and found[name]]
+    return shown.partition(" ")[2]

@@ -12,9 +12,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from numbers_uring.cluster.collector.collector import PartitionCollector
 from numbers_uring.cluster.collector.membership import Membership
 from numbers_uring.metrics.exposition import Exposition
-from numbers_uring.metrics.families import Row, TableCollector
+from numbers_uring.metrics.families import Row, TableCollector, state_row
 from numbers_uring.metrics.glance import collector_rows
-from numbers_uring.metrics.health import Health
+from numbers_uring.metrics.health import Health, State
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +49,7 @@ class PartitionCounters:
 class CollectorsCounters:
     """A snapshot of the counters of all partitions, and of the process."""
 
+    state: State = State.STARTING
     partitions: Mapping[int, PartitionCounters] = field(default_factory=dict)
     cluster_partitions: int = 0
     """How many the cluster was made with; 0 before the NATS server was asked."""
@@ -92,6 +93,7 @@ def counters(collector: PartitionCollector, membership: Membership) -> Partition
 
 # What docs/metrics.md lists.
 TABLE: tuple[Row[CollectorsCounters], ...] = (
+    state_row(lambda now: now.state),
     Row(
         GaugeMetricFamily,
         "numbers_uring_collector_cluster_partitions",
@@ -284,6 +286,7 @@ class CollectorMetrics:
         def read() -> CollectorsCounters:
             connected, reconnects = broker()
             return CollectorsCounters(
+                state=self.health.state(),
                 partitions={
                     collector.partition: counters(collector, membership) for collector in collectors
                 },

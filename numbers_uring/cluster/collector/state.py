@@ -68,20 +68,23 @@ class CollectorsState:
         return found
 
     @property
-    def text(self) -> str:
-        """The state, for people."""
+    def lacking(self) -> str:
+        """In a few words what the collectors wait for; empty if they wait for nothing."""
         if self._lacks_space:
-            return f"No space for a log, collecting {self._name}"
+            return "No space for a log"
         if self.held_back:
-            return f"The NATS server does not answer, collecting {self._name}"
+            return "The NATS server does not answer"
         if waiting := self._waiting:
             partition, sequence = waiting[0]
             others = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-            return (
-                f"Partition {partition} waits at message {sequence}{others}, "
-                f"collecting {self._name}"
-            )
-        return f"Collecting {self._name}"
+            return f"Partition {partition} waits at message {sequence}{others}"
+        return ""
+
+    @property
+    def text(self) -> str:
+        """The state, for people."""
+        lacking = self.lacking
+        return f"{lacking}, collecting {self._name}" if lacking else f"Collecting {self._name}"
 
     # For the loop alone.
 
