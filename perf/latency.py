@@ -5,10 +5,10 @@ probes before it, it sends one line and shuts down its side. The size of the log
 again meanwhile; where in the log the line is, is looked up afterwards, so the first size beyond
 that says when it was on file. The server's close, a FIN, says the same to the client itself.
 
-The prober runs in front of all other processes where it may (SCHED_FIFO), so that it measures the
-server and not its own wait for a processor. From look to look at the log it sleeps for a sixteenth
-of what the last probe took, and at least 10 us: it would hold the server up if it kept its
-processor. Beside it runs the load, which is
+The prober runs in front of all other processes where it may (nice), so that it measures the server
+and not its own wait for a processor. From look to look at the log it sleeps for a sixteenth of what
+the last probe took, at least for 10 us and as long as it was awake: it would hold the server
+up if it kept its processor. Beside it runs the load, which is
 `numbers-uring load`, a C program in all that matters here; the table says what each costs.
 """
 
@@ -170,14 +170,15 @@ class _Prober:
                 self._send()
                 due_s += random.expovariate(1 / PROBE_INTERVAL_S)
             self._sizes.look()
-            ready, _, _ = select.select(list(self._pending), [], [], self._pause_s(now_s, due_s))
+            pause_s = self._pause_s(time.monotonic() - now_s, due_s - now_s)
+            ready, _, _ = select.select(list(self._pending), [], [], pause_s)
             for client in ready:
                 self._close(client)
 
-    def _pause_s(self, now_s: float, due_s: float) -> float:
+    def _pause_s(self, awake_s: float, left_s: float) -> float:
         if not self._pending:
-            return max(due_s - now_s, 0)
-        return max(min(max(LOOK_S, LOOK_SHARE * self._last_s), due_s - now_s), 0)
+            return max(left_s, 0)
+        return max(min(max(LOOK_S, LOOK_SHARE * self._last_s, awake_s), left_s), 0)
 
     def _send(self) -> None:
         client = self._opened.pop(0)
@@ -280,15 +281,16 @@ def _in_front() -> Iterator[None]:
     """Run this process before all others, and let it sleep for as short as it asks, if it may."""
     slack = Path("/proc/self/timerslack_ns")
     before_ns = slack.read_text()
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
     with suppress(OSError):
         slack.write_text("1000")
     with suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        os.setpriority(os.PRIO_PROCESS, 0, -20)
     try:
         yield
     finally:
         with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
         with suppress(OSError):
             slack.write_text(before_ns)
 
