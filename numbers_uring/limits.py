@@ -104,8 +104,11 @@ SYNC_EXTEND_S = 300.0
 ACCEPTS_PER_PASS_MAX = 256
 """Connections accepted in one pass, so that a flood of them does not starve the accepted."""
 
-PACING_SLEEP_S = 0.0008
-"""Slept before a wait while tiny packets come in a rush; an idle stream sees it once at most."""
+PACING_PERIOD_S = 0.0008
+"""From pass to pass, at least, while tiny packets come in a rush."""
+
+PACING_PAUSE_S_MIN = 0.00002
+"""A shorter pause than this is left out."""
 
 PACING_CHUNK_BYTES = 1024
 """What a receive brings on average, below which packets count as tiny."""
@@ -117,7 +120,7 @@ PACING_SIGNS = 8
 """Passes in a row that have to look like it."""
 
 PACING_PASSES = 64
-"""Passes with a pause before the rate is checked again."""
+"""Passes at that distance before the rate is checked again."""
 
 ACCEPT_BACKOFF_S = 0.5
 """How long accepting pauses after a failed accept, most often for lack of descriptors."""

@@ -15,6 +15,7 @@ enum nu_uring_abi {
     NU_URING_FEAT_SINGLE_MMAP = 1,
     NU_URING_FEAT_NODROP = 2,
     NU_URING_FEAT_EXT_ARG = 256,
+    NU_URING_FEAT_MIN_TIMEOUT = 32768, /* since Linux 6.12, and newer than many headers */
     NU_URING_ENTER_GETEVENTS = 1,
     NU_URING_ENTER_EXT_ARG = 8,
     NU_URING_REGISTER_PBUF_RING = 22,

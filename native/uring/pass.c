@@ -1,7 +1,10 @@
 /* How the ring is used:
  *
  * - One io_uring_enter(2) a pass: it submits, runs the deferred work (DEFER_TASKRUN: nothing is
- *   received outside of it) and waits, with a timeout of its own (EXT_ARG).
+ *   received outside of it) and waits, with a timeout of its own (EXT_ARG). Since Linux 6.13 one
+ *   that waits for a single completion runs NU_RUN_MIN pieces of that work and leaves the others:
+ *   a second one, which waits for nothing, then runs all of them. Packets that are to pile up do
+ *   so within the wait (min_wait_usec, since Linux 6.12), which then runs all by itself.
  * - A connection starts with a multishot receive into small buffers: no submission for each packet.
  *   A client that fills a small buffer is moved to large ones, received into one at a time: a
  *   multishot receive would take up to 32 buffers at once for a client that floods
@@ -208,7 +211,7 @@ static bool try_again(struct nu_ring *ring, int error) {
     return true;
 }
 
-int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns) {
+int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns, int64_t pile_up_ns) {
     int64_t end_ns = timeout_ns > 0 ? nu_now_ns() + timeout_ns : 0;
     bool all_armed;
     int error;
@@ -225,14 +228,23 @@ int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns) {
             timeout_ns = until(ring->refuse_at_ns, timeout_ns);
         /* Those that are not may have data: arming goes on, a poolful at a time, before a wait. It
          * comes to its end: a buffer that is not the kernel's is on its way to the caller. */
-        error = nu_queue_enter(&ring->queue, all_armed && !ring->ready.count ? timeout_ns : 0);
+        if (!all_armed || ring->ready.count)
+            error = nu_queue_enter(&ring->queue, 0);
+        else if (pile_up_ns > 0 && timeout_ns > pile_up_ns)
+            error = nu_queue_enter_for_all(&ring->queue, timeout_ns, pile_up_ns);
+        else
+            error = nu_queue_enter(&ring->queue, timeout_ns);
         bool interrupted = error == -EINTR;
         if (interrupted)
             /* A signal ended the wait. What does not wait cannot be interrupted by one. */
             error = nu_queue_enter(&ring->queue, 0);
         if (error && !try_again(ring, error))
             return error;
+        bool ran_no_more = !error && nu_queue_count(&ring->queue) >= NU_RUN_MIN;
         bool any = nu_ring_reap(ring, &error);
+        /* Only now: this one ends the multishot receives of clients that flood. */
+        if (ran_no_more && !error && !(error = nu_queue_enter_for_all(&ring->queue, 0, 0)))
+            any |= nu_ring_reap(ring, &error);
         if (error && !try_again(ring, error))
             return error;
         nu_connections_serve(ring);

@@ -50,9 +50,23 @@ bool nu_error_may_pass(int error) {
     return error == -EINTR || error == -EAGAIN || error == -EBUSY;
 }
 
+/* Headers before Linux 6.12 have no min_wait_usec. */
+struct nu_getevents_arg {
+    uint64_t sigmask;
+    uint32_t sigmask_sz;
+    uint32_t min_wait_usec;
+    uint64_t ts;
+};
+SAME(sizeof(struct nu_getevents_arg), sizeof(struct io_uring_getevents_arg));
+SAME(offsetof(struct nu_getevents_arg, ts), offsetof(struct io_uring_getevents_arg, ts));
+
+static void sleep_ns(int64_t ns) {
+    const struct timespec time = {ns / NU_SECOND_NS, ns % NU_SECOND_NS};
+    nanosleep(&time, NULL);
+}
+
 void nu_pause(void) {
-    const struct timespec pause = {.tv_nsec = PAUSE_NS};
-    nanosleep(&pause, NULL);
+    sleep_ns(PAUSE_NS);
 }
 
 /* System calls. */
@@ -83,19 +97,40 @@ int nu_queue_register_buffers(struct nu_queue *queue, struct io_uring_buf_ring *
     return error;
 }
 
-int nu_queue_enter(struct nu_queue *queue, int64_t wait_ns) {
+/* Waits for `completions` of them, if there are any to wait for. */
+static int enter(struct nu_queue *queue, uint32_t completions, int64_t wait_ns,
+                 int64_t pile_up_ns) {
     uint32_t flags = IORING_ENTER_GETEVENTS;
     uint32_t submit = queue->sq_filled - __atomic_load_n(queue->sq_head, __ATOMIC_ACQUIRE);
     struct __kernel_timespec timeout = {wait_ns / NU_SECOND_NS, wait_ns % NU_SECOND_NS};
-    struct io_uring_getevents_arg arg = {.sigmask_sz = 8, .ts = (uintptr_t)&timeout};
-    bool wait = wait_ns > 0;
-    if (wait)
+    struct nu_getevents_arg arg = {
+        .sigmask_sz = 8, .min_wait_usec = (uint32_t)(pile_up_ns / 1000), .ts = (uintptr_t)&timeout};
+    if (completions)
         flags |= IORING_ENTER_EXT_ARG;
     __atomic_store_n(queue->sq_tail, queue->sq_filled, __ATOMIC_RELEASE);
-    if (syscall(__NR_io_uring_enter, queue->fd, submit, wait, flags, wait ? &arg : NULL,
-                wait ? sizeof arg : 0) >= 0)
+    if (syscall(__NR_io_uring_enter, queue->fd, submit, completions, flags,
+                completions ? &arg : NULL, completions ? sizeof arg : 0) >= 0)
         return 0;
     return errno == ETIME ? 0 : -errno;
+}
+
+int nu_queue_enter(struct nu_queue *queue, int64_t wait_ns) {
+    return enter(queue, wait_ns > 0, wait_ns, 0);
+}
+
+/* Each request has at most one piece of work at a time, so with one completion more than there are
+ * requests the kernel neither wakes up early nor leaves a piece out. With many more it would not
+ * come to an end: it goes round as long as packets come in, until there are as many. */
+int nu_queue_enter_for_all(struct nu_queue *queue, int64_t wait_ns, int64_t pile_up_ns) {
+    if (pile_up_ns && queue->can_pile_up)
+        return enter(queue, queue->in_flight + 1, wait_ns, pile_up_ns);
+    if (pile_up_ns) {
+        sleep_ns(pile_up_ns);
+        int error = enter(queue, 1, wait_ns - pile_up_ns, 0);
+        if (error)
+            return error;
+    }
+    return enter(queue, queue->in_flight + 1, 0, 0);
 }
 
 /* Requests. */
@@ -175,6 +210,10 @@ bool nu_queue_take(struct nu_queue *queue, struct io_uring_cqe *completion) {
     return true;
 }
 
+uint32_t nu_queue_count(const struct nu_queue *queue) {
+    return __atomic_load_n(queue->cq_tail, __ATOMIC_ACQUIRE) - *queue->cq_head;
+}
+
 bool nu_queue_overflowed(const struct nu_queue *queue) {
     return __atomic_load_n(queue->sq_flags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW;
 }
@@ -228,6 +267,7 @@ int nu_queue_open(struct nu_queue *queue, uint32_t submissions_max, uint32_t que
         return queue->fd;
     if ((params.features & features) != features)
         return -EOPNOTSUPP;
+    queue->can_pile_up = params.features & NU_URING_FEAT_MIN_TIMEOUT;
     *step = "mmap";
     return map_queues(queue, &params);
 }

@@ -33,9 +33,14 @@ struct nu_queue {
     uint32_t *cq_head;
     const uint32_t *cq_tail;
     uint32_t cq_mask;
+    bool can_pile_up; /* while the kernel waits: since Linux 6.12 */
     const struct io_uring_cqe *cqes;
     uint32_t in_flight; /* requests that will still complete, cancels left out */
 };
+
+/* The pieces of deferred work that Linux runs in one call, or more if more completions are waited
+ * for: IO_LOCAL_TW_DEFAULT_MAX in io_uring/io_uring.c. */
+enum { NU_RUN_MIN = 20 };
 
 /* Sets the queues up. Returns 0 or -errno; *step then names the system call that failed. The caller
  * closes the queue in either case. */
@@ -48,9 +53,14 @@ void nu_queue_close(struct nu_queue *queue);
 int nu_queue_register_buffers(struct nu_queue *queue, struct io_uring_buf_ring *memory,
                               uint32_t entries, uint16_t group);
 
-/* Submits what is prepared, makes the kernel run its deferred work, and waits for a completion if
- * wait_ns > 0. Returns 0, also where none came in time, or -errno. */
+/* Submits what is prepared, makes the kernel run some of its deferred work, and waits for a
+ * completion if wait_ns > 0. Returns 0, also where none came in time, or -errno. */
 int nu_queue_enter(struct nu_queue *queue, int64_t wait_ns);
+
+/* Submits what is prepared and makes the kernel run all of its deferred work. With pile_up_ns it
+ * first lets completions pile up for so long, and if there is none by then, waits for one until
+ * wait_ns are over. Returns 0 or -errno. */
+int nu_queue_enter_for_all(struct nu_queue *queue, int64_t wait_ns, int64_t pile_up_ns);
 
 /* Returns true for the -errno of a call that is worth another try: -EINTR, a signal ended the wait;
  * -EAGAIN, no memory for a request; -EBUSY, completions must be taken first. */
@@ -58,6 +68,9 @@ bool nu_error_may_pass(int error);
 
 /* Sleeps for a millisecond, between two tries. */
 void nu_pause(void);
+
+/* Returns how many completions can be taken. */
+uint32_t nu_queue_count(const struct nu_queue *queue);
 
 /* Takes the next completion; returns false where there is none. */
 bool nu_queue_take(struct nu_queue *queue, struct io_uring_cqe *completion);

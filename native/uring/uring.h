@@ -87,13 +87,14 @@ int nu_ring_open(const struct nu_ring_config *config, struct nu_ring **ring, con
 void nu_ring_close(struct nu_ring *ring);
 
 /* One pass: takes back the buffers and slots that the last pass handed out, submits, waits for at
- * most timeout_ns until something has happened, and fills in results and completions: at most one
+ * most timeout_ns until something has happened, though for pile_up_ns in any case if that is less,
+ * and fills in results and completions: at most one
  * NU_RECEIVED for each connection, and never its last one and its NU_CLOSED.
  *
  * Returns their count, 0 also after a signal or while the wake-up descriptor is readable; or
  * -errno.
  */
-int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns);
+int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns, int64_t pile_up_ns);
 
 /* Why nu_ring_take has returned. */
 enum nu_rows {

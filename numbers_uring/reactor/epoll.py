@@ -134,9 +134,9 @@ class EpollReactor:
         self._pacing.note_pass(time.monotonic(), events, received_bytes)
 
     def _pace(self) -> None:
-        sleep_s = self._pacing.sleep_s()
-        if sleep_s:
-            time.sleep(sleep_s)
+        pause_s = self._pacing.pause_s(time.monotonic())
+        if pause_s:
+            time.sleep(pause_s)
 
     def _receive_each(
         self, timeout_s: float, acceptable: list[socket.socket]

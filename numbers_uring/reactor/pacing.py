@@ -1,11 +1,12 @@
-"""When a short sleep before a wait saves more than it costs: packets that are tiny and many."""
+"""When a short pause before a pass saves more than it costs: packets that are tiny and many."""
 
 from numbers_uring.limits import (
     PACING_CHUNK_BYTES,
     PACING_INTERVAL_S,
     PACING_PASSES,
+    PACING_PAUSE_S_MIN,
+    PACING_PERIOD_S,
     PACING_SIGNS,
-    PACING_SLEEP_S,
 )
 
 
@@ -13,20 +14,29 @@ class Pacing:
     """Watches the passes of a reactor.
 
     A pass has a price of its own: the wait, a receive for each connection, the write to the log.
-    Where each brings a few bytes and the next follows at once, the passes are the load. Sleeping
-    for PACING_SLEEP_S first lets packets pile up in the sockets, and one pass takes them all. A
-    stream with pauses is never slept for: in PACING_SIGNS passes in a row, events must have come
-    within PACING_INTERVAL_S of each other. It is checked again after PACING_PASSES passes.
+    Where each brings a few bytes and the next follows at once, the passes are the load. If passes
+    begin PACING_PERIOD_S apart, packets pile up in the sockets, and one pass takes them all. A pass
+    that takes longer has no pause behind it: packets pile up meanwhile in any case, and each of
+    them would only wait longer. A stream with pauses of its own has none either: in PACING_SIGNS
+    passes in a row, events must have come within PACING_INTERVAL_S of each other. It is checked
+    again after PACING_PASSES passes.
     """
 
     def __init__(self) -> None:
         self._left = 0
         self._signs = 0
         self._pass_s = 0.0
+        self._begun_s = 0.0
 
-    def sleep_s(self) -> float:
-        """Return how long to sleep before the next wait; mostly not at all."""
-        return PACING_SLEEP_S if self._left else 0.0
+    def pause_s(self, now_s: float) -> float:
+        """Return how long packets are to pile up before the next pass; mostly not at all."""
+        if not self._left:
+            return 0.0
+        pause_s = min(max(self._begun_s + PACING_PERIOD_S - now_s, 0.0), PACING_PERIOD_S)
+        if pause_s < PACING_PAUSE_S_MIN:
+            pause_s = 0.0
+        self._begun_s = now_s + pause_s
+        return pause_s
 
     def note_pass(self, now_s: float, events: int, received_bytes: int) -> None:
         """Learn from a pass that ended at `now_s`, of so many events with so many bytes in all."""

@@ -163,12 +163,9 @@ class UringReactor:
         if not self._has_rows:
             if self._to_adopt:
                 return self._take_adopted()
-            sleep_s = self._pacing.sleep_s()
-            if sleep_s:
-                time.sleep(sleep_s)
             if self._retries.pause_s:
                 self.sleep(min(timeout_s, self._retries.pause_s))
-            self._pass(timeout_s)
+            self._pass(timeout_s, self._pacing.pause_s(time.monotonic()))
             self._pacing.note_pass(
                 time.monotonic(), self._results.count, self._results.received_bytes
             )
@@ -181,9 +178,9 @@ class UringReactor:
             return length_hint(self._rows) > 0
         return self._results.next < self._results.count  # type: ignore[no-any-return]
 
-    def _pass(self, timeout_s: float) -> None:
+    def _pass(self, timeout_s: float, pile_up_s: float = 0.0) -> None:
         """Make new rows; those of the last pass must have been handed out."""
-        count = lib.nu_ring_pass(self._ring, int(max(timeout_s, 0) * 1e9))
+        count = lib.nu_ring_pass(self._ring, int(max(timeout_s, 0) * 1e9), int(pile_up_s * 1e9))
         if count < 0:
             raise OSError(-count, f"io_uring_enter: {os.strerror(-count)}")
         if self._intake is None:

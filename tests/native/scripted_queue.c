@@ -114,6 +114,16 @@ int nu_queue_enter(struct nu_queue *queue, int64_t wait_ns) {
     return 0;
 }
 
+int nu_queue_enter_for_all(struct nu_queue *queue, int64_t wait_ns, int64_t pile_up_ns) {
+    (void)pile_up_ns;
+    return nu_queue_enter(queue, wait_ns);
+}
+
+uint32_t nu_queue_count(const struct nu_queue *queue) {
+    (void)queue;
+    return script.completion_count;
+}
+
 uint64_t nu_user_data(enum nu_request request, uint32_t index, uint32_t generation) {
     return (uint64_t)request << 56 | (uint64_t)(generation & 0xFFFFFF) << 32 | index;
 }

@@ -113,7 +113,7 @@ class Ring:
     def turn(self) -> list[tuple[int, int, int]]:
         """Make a pass; return its rows: kind, connection and, of a CLOSED, the end."""
         enters = self.lib.scripted_enters()
-        count = self.lib.nu_ring_pass(self.ring, 10**9)
+        count = self.lib.nu_ring_pass(self.ring, 10**9, 0)
         assert count >= 0
         assert self.lib.scripted_enters() - enters < 10, "a pass spins"
         return [(row.kind, row.connection, row.start) for row in self._rows[0:count]]
@@ -225,7 +225,7 @@ def test_a_signal_ends_a_pass_and_is_no_failure(ring: Ring) -> None:
 @pytest.mark.parametrize("name", OURS)
 def test_an_enter_that_fails_otherwise_fails_the_pass(ring: Ring, name: str) -> None:
     ring.lib.scripted_fail(-code(name), 1)
-    assert ring.lib.nu_ring_pass(ring.ring, 0) == -code(name)
+    assert ring.lib.nu_ring_pass(ring.ring, 0, 0) == -code(name)
 
 
 def test_completions_of_no_request_hurt_no_one(ring: Ring) -> None:

@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -86,8 +87,8 @@ class Ring:
         self.clients[connection] = far
         return connection
 
-    def turn(self, timeout_s: float = 0.0) -> list[Row]:
-        count = lib.nu_ring_pass(self.ring, int(timeout_s * 1e9))
+    def turn(self, timeout_s: float = 0.0, *, pile_up_s: float = 0.0) -> list[Row]:
+        count = lib.nu_ring_pass(self.ring, int(timeout_s * 1e9), int(pile_up_s * 1e9))
         assert count == self.results.count >= 0
         rows = []
         for i in range(count):
@@ -170,6 +171,55 @@ def test_more_connections_than_buffers_are_armed_before_a_wait(
         rows = ring.turn(DEADLINE_S)
         assert rows, "the turn ended without a completion"
         closed += len(rows)
+
+
+@pytest.mark.parametrize("pile_up_s", [0.0, 0.001])
+def test_one_pass_hands_out_what_all_clients_have_sent(
+    make_ring: MakeRing, pile_up_s: float
+) -> None:
+    """Though Linux runs the work for 20 of them in one call, unless it is told to do more."""
+    ring = make_ring(small=(256, 64), connections_max=200)
+    connections = [ring.client() for _ in range(200)]
+    ring.settle()
+    for round_ in range(3):
+        for connection in connections:
+            ring.clients[connection].sendall(b"%d" % round_)
+        rows = ring.turn(DEADLINE_S, pile_up_s=pile_up_s)
+        assert sorted(rows) == [(Kind.RECEIVED, each, b"%d" % round_) for each in connections]
+
+
+def test_packets_pile_up_for_as_long_as_was_asked_for(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    connection = ring.client()
+    ring.settle()
+    ring.clients[connection].sendall(b"here")
+    begin_s = time.monotonic()
+    assert ring.turn(DEADLINE_S, pile_up_s=0.05) == [(Kind.RECEIVED, connection, b"here")]
+    assert time.monotonic() - begin_s >= 0.05
+
+
+def test_a_pass_that_piles_up_waits_for_the_first_packet_too(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    connection = ring.client()
+    ring.settle()
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(_send_later, ring.clients[connection])
+        assert ring.turn(DEADLINE_S, pile_up_s=0.001) == [(Kind.RECEIVED, connection, b"here")]
+        sent.result()
+
+
+def _send_later(client: socket.socket) -> None:
+    time.sleep(0.05)
+    client.sendall(b"here")
+
+
+def test_a_pass_whose_time_is_up_before_packets_have_piled_up_ends(make_ring: MakeRing) -> None:
+    ring = make_ring()
+    connection = ring.client()
+    ring.settle()
+    assert ring.turn(0.01, pile_up_s=DEADLINE_S) == []
+    ring.clients[connection].sendall(b"here")
+    assert ring.turn(0.0, pile_up_s=DEADLINE_S) == [(Kind.RECEIVED, connection, b"here")]
 
 
 def test_with_an_empty_pool_all_are_served_in_turn(make_ring: MakeRing) -> None:
