@@ -7,8 +7,9 @@
 #include <stdbool.h>
 #include <string.h>
 
-/* Numbers from a prefetch to its use: enough for a miss, few enough to stay. */
-enum { AHEAD = 64 };
+/* Numbers from a prefetch to its use: enough for a miss, few enough to stay. Measured: 64 takes 5 %
+ * longer, 128 as long, 192 a little longer. */
+enum { AHEAD = 96 };
 
 static inline uint32_t number_at(const uint8_t *packed, size_t i) {
     uint32_t number;
