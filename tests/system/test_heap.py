@@ -4,6 +4,7 @@ import platform
 import resource
 import subprocess
 import sys
+from sysconfig import get_config_var
 
 import pytest
 
@@ -33,6 +34,7 @@ def faults(call: str) -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library decides itself")
+@pytest.mark.skipif(bool(get_config_var("Py_GIL_DISABLED")), reason="it has a heap of its own")
 def test_memory_for_messages_is_used_again_without_faults() -> None:
     pages = MESSAGES * MESSAGE_BYTES // resource.getpagesize()
     assert faults(f"lib.nu_keep_freed({HEAP_KEPT_BYTES})") < pages
