@@ -6,8 +6,8 @@
  * are prefetched; when it has become the oldest of the window, they have arrived, and it is probed.
  * The technique is group prefetching, Chen et al., "Improving hash join performance through
  * prefetching" (2004). The cache lines that are on their way, 128 of 64 bytes, fit into any
- * first-level cache; a window of 64 takes half as long again on a CPU that keeps 48 misses in
- * flight (perf/RESULTS.md).
+ * first-level cache. On a Zen 5 a window of 64 took half as long again, and longer ones than 128
+ * gained nothing (perf/RESULTS.md).
  *
  * The window holds parsed numbers, never answers: bits are tested and set in the order of the
  * input, so it does not matter whether a number is repeated within the window.
