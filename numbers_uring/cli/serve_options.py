@@ -272,7 +272,8 @@ _TUNING = option_group(
         "--backend",
         type=click.Choice(["auto", "epoll", "uring"]),
         default="auto",
-        help="The interface of Linux that serves the sockets; auto selects the best available one.",
+        help="The interface of Linux that serves the sockets. auto takes epoll, and warns if "
+        "io_uring is not available.",
     ),
     click.option(
         "--kernel",
