@@ -36,6 +36,13 @@ _SIGNALS = (
 )
 """What the help of no command says."""
 
+_RANGES = (
+    (r"([^\s\[]+)<=x<=(\S+?)(?=[;\]])", r"\1 to \2"),
+    (r"x>=(\S+?)(?=[;\]])", r"at least \1"),
+    (r"x>(\S+?)(?=[;\]])", r"more than \1"),
+)
+"""How click writes the range of an option's value, and how the page does."""
+
 
 _ROFF = str.maketrans(
     {
@@ -128,6 +135,8 @@ def _options(context: click.Context) -> Iterator[str]:
             yield from (".PP", rf"\fI{_text(title)}:\fR")
         for option in options:
             names, text = option.get_help_record(context) or ("", "")
+            for pattern, words in _RANGES:
+                text = re.sub(pattern, words, text)
             marked = re.sub(r"(?<![\w-])(?:\\-){1,2}\w(?:\w|\\-)*", r"\\fB\g<0>\\fR", _text(names))
             yield from (".TP", re.sub(r"\b[A-Z]{2,}|\bN\b", r"\\fI\g<0>\\fR", marked), _text(text))
 

@@ -117,6 +117,12 @@ def test_a_hidden_command_and_a_hidden_option_are_left_out(monkeypatch: pytest.M
     assert "secret" not in page.lower()
 
 
+def test_the_range_of_a_value_is_written_in_words(page: Path) -> None:
+    text = shown(page)
+    assert not re.search(r"x[<>]|[<>]=?x", text)
+    assert "[default: 4000; 0 to 65535]" in text
+
+
 def test_no_name_of_a_python_object_is_shown(page: Path) -> None:
     assert "UNSET" not in shown(page)
 
