@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     cls=Group,
     examples=(
         ("Create a cluster of four partitions, once:", "cluster init --partitions 4"),
-        ("Show its status, and show it again every two seconds:", "cluster status --watch"),
+        ("Show the status of a cluster, again every two seconds:", "cluster status --watch"),
     ),
 )
 @click.version_option(__version__, prog_name=PROGRAM)
@@ -137,7 +137,7 @@ def init(
     short_help="Show nodes, partitions and copies, and what is wrong.",
     examples=(
         ("Show the cluster on this host:", "cluster status"),
-        ("Show its status, and show it again every two seconds:", "cluster status --watch"),
+        ("Show the status of a cluster, again every two seconds:", "cluster status --watch"),
     ),
 )
 @option_group(

@@ -33,7 +33,7 @@ cannot be written.
 _EXAMPLES = (
     ("Check whether a server with the default options would start:", "doctor"),
     (
-        "Check it for the options of your server, and print JSON:",
+        "Check whether one with your server's options would, and print JSON:",
         "doctor --host 0.0.0.0 --resume --json",
     ),
 )

@@ -73,7 +73,8 @@ observing_options = (
         "--metrics",
         type=_Address(parse_tcp_address),
         metavar="HOST:PORT",
-        help="Serve metrics for Prometheus, and /healthz for probes, at HOST:PORT or [IPV6]:PORT. "
+        help="Serve metrics for Prometheus, /healthz for probes and a page for a browser, at "
+        "HOST:PORT or [IPV6]:PORT. "
         "Requires an extra: pip install 'numbers-uring[metrics]'.",
     ),
     click.option(
