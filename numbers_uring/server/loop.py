@@ -246,6 +246,9 @@ class Loop:
 
     def _disconnect(self, connection: int, reason: str) -> None:
         self._reasons[connection] = reason
+        if self._idle is not None:
+            # Its CLOSED may come with a later pass: it is not idle meanwhile.
+            self._idle.forget(connection)
         self._reactor.disconnect(connection)
 
     def _end_idle(self, idle: IdleTimeouts) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -160,6 +161,22 @@ def test_an_idle_connection_is_disconnected_a_working_one_is_not(tmp_path: Path)
     run.server.run()
     assert run.reactor.disconnected == [1, 0, 2]
     assert run.server.statistics.ended["idle"] == 2
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["in this pass", "in the next one"])
+@pytest.mark.parametrize(
+    ("piece", "reason"), [(b"x", "invalid"), (lines([1]) + b"x", "invalid"), (b"1", "idle")]
+)
+def test_a_client_is_disconnected_once_and_for_the_first_reason(
+    tmp_path: Path, piece: bytes, reason: str, late: bool
+) -> None:
+    passes: list[list[Step]] = [[0]]
+    run = Run(tmp_path, passes, idle_timeout_s=5)
+    run.reactor.closes_late = late
+    passes += [[run.stall(5), (0, piece)], [1, (1, b"terminate\n")]]
+    run.server.run()
+    assert run.reactor.disconnected == [0, 1]
+    assert run.server.statistics.ended == Counter({reason: 1, "stop": 1})
 
 
 class Disk:

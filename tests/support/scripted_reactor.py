@@ -40,6 +40,8 @@ class ScriptedReactor:
         self.on_wait: Callable[[], None] = lambda: None
         self.on_sleep: Callable[[], None] = lambda: None
         self.drained = False
+        self.closes_late = False
+        """Whether a CLOSED that follows a `disconnect` waits for the next pass, as on a ring."""
         self._passes = iter(passes)
         self._drain = drain
         self._just_disconnected: list[int] = []
@@ -80,7 +82,8 @@ class ScriptedReactor:
                 yield Kind.RECEIVED, connection, HEADROOM_BYTES, len(piece)
             else:
                 yield Kind.CLOSED, step[0], int(step[1]), 0
-            yield from self._take_disconnected()
+            if not self.closes_late:
+                yield from self._take_disconnected()
 
     def _take_disconnected(self) -> Iterator[Completion]:
         while self._just_disconnected:
