@@ -1,6 +1,5 @@
 """A pass over the ready connections in few calls: see native/epoll/epoll.h."""
 
-import os
 from array import array
 from collections.abc import Callable, Iterator
 from enum import IntEnum
@@ -10,6 +9,7 @@ from typing import Any
 from numbers_uring._native import ffi, lib
 from numbers_uring.ingest.kernel import CompiledIntake
 from numbers_uring.limits import HEADROOM_BYTES
+from numbers_uring.reactor.epoll_set import wait_error
 
 
 class Step(IntEnum):
@@ -81,7 +81,7 @@ class EpollPass:
         """Wait, and return how many descriptors are ready; 0 also after a signal."""
         count: int = lib.nu_epoll_wait(self._pass, ceil(timeout_s * 1000))
         if count < 0:
-            raise OSError(-count, os.strerror(-count))
+            raise wait_error(-count)
         return count
 
     def steps(self) -> Iterator[int]:

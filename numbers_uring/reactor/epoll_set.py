@@ -1,9 +1,15 @@
-"""epoll_ctl(2), tried again: one failure of it costs no client."""
+"""epoll(7): an epoll_ctl(2) is tried again, so one failure costs no client."""
 
+import os
 import select
 import socket
 
 from numbers_uring.limits import EPOLL_CTL_TRIES
+
+
+def wait_error(number: int) -> OSError:
+    """Return what a failed epoll_wait(2) is to be raised as."""
+    return OSError(number, f"epoll_wait: {os.strerror(number)}")
 
 
 class EpollSet:
@@ -11,9 +17,15 @@ class EpollSet:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self.poll = self._epoll.poll
         self.fileno = self._epoll.fileno
         self.close = self._epoll.close
+
+    def poll(self, timeout_s: float, events_max: int) -> list[tuple[int, int]]:
+        """Wait for events. Raises OSError, which names the system call."""
+        try:
+            return self._epoll.poll(timeout_s, events_max)
+        except OSError as error:
+            raise wait_error(error.errno or 0) from error
 
     def register(self, fd: int | socket.socket, events: int) -> None:
         """Watch a descriptor for these events."""

@@ -103,12 +103,16 @@ def further_thread(server: ServerProcess, waits: str, tmp_path: Path) -> int:
 
 
 @needs_strace
-@pytest.mark.parametrize("broken", ["the first", "the second", "all"])
+@pytest.mark.parametrize(
+    ("broken", "kernel"),
+    [("the first", "auto"), ("the second", "auto"), ("all", "auto"), ("all", "python")],
+)
 def test_a_reactor_that_breaks_ends_the_server_with_all_that_was_delivered_on_file(
-    serve: Serve, backend: str, broken: str, tmp_path: Path
+    serve: Serve, backend: str, broken: str, kernel: str, tmp_path: Path
 ) -> None:
     waits, error = WAITS[backend]
-    server = serve("--backend", backend, "--reactors", "2", "--max-clients", str(CLIENTS))
+    options = ("--backend", backend, "--kernel", kernel, "--reactors", "2")
+    server = serve(*options, "--max-clients", str(CLIENTS))
     thread = server.process.pid
     if broken == "the second":
         thread = further_thread(server, waits, tmp_path)
@@ -131,7 +135,8 @@ def test_a_reactor_that_breaks_ends_the_server_with_all_that_was_delivered_on_fi
     # The one that waits for a slot is told of within a second, which may have passed.
     told = [line for line in server.stderr_lines if "waits for a slot" not in line]
     assert len(told) == 2
-    assert told[-1].startswith("numbers-uring: error: the backend failed: ")
+    call = waits.partition(",")[0]
+    assert re.match(rf"numbers-uring: error: the backend failed: .*{call}: ", told[-1]), told
     expected = {*range(CLIENTS + 1), *range(100, 100 + CLIENTS + 1)}
     assert server.logged_set() == expected
     assert server.reported()[2] == len(expected)
