@@ -567,8 +567,8 @@ COLLECTOR_THREADS_MAX = 32
 COLLECTOR_BATCH_BYTES = 12 * 1024 * 1024
 """Lines of one partition that wait for its log: all of a read of common size."""
 
-COLLECTOR_WRITE_BYTES = 256 * 1024
-"""With so many of them they are written: the CPU still has them in its cache then."""
+COLLECTOR_WRITE_BYTES = 2 * 1024 * 1024
+"""With so many of them they are written: each write costs a look at the log beside it."""
 
 VERIFY_INDEX_RETRIES = 2
 """How often an index that ends within a record is read again."""
@@ -579,7 +579,7 @@ VERIFY_INDEX_RETRY_S = 0.1
 VERIFY_LINES_MAX = 100_000
 """Lines that should not be in a log, until it is taken for something else, and not read on."""
 
-COMMIT_INTERVAL_S = 0.03
+COMMIT_INTERVAL_S = 0.02
 """How often a busy partition's log is synced, and its index has another record, at most."""
 
 INDEX_SYNC_INTERVAL_S = 1.0
