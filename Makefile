@@ -121,7 +121,7 @@ test-reactors: $(VENV)/dev.stamp
 coverage: $(VENV)/dev.stamp
 	$(BIN)/pytest --cov --cov-report=term $(ARGS)
 
-# Measures what the README and perf/RESULTS.md show, in a quarter of an hour, on a machine that does nothing
+# Measures what the README and perf/RESULTS.md show, in nine minutes, on a machine that does nothing
 # else, and writes it there and into the pictures. BENCHES=peers measures what the README shows; the other
 # parts stay as they are. What pictures are drawn from is kept, unrounded, in perf/figures.
 BENCHES ?= peers mixes kernels-alone sends clients reactors log latency
