@@ -3,7 +3,7 @@
 import re
 
 _IMAGE = re.compile(r"\[?!\[([^]]*)\]\(([^)\s]+)\)(?:\]\([^)]+\))?")
-_LINK = re.compile(r"(?<!!)\[((?:`[^`]*`|[^]`])+)\]\((?![a-z]+:)([^)\s]+)\)")
+_LINK = re.compile(r"(?<!!)\[((?:`[^`]*`|[^]`])+)\]\((?![a-z]+:|#)([^)\s]+)\)")
 
 
 def index_readme(text: str, source: str | None, version: str) -> str:
