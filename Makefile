@@ -8,7 +8,7 @@ ARGS ?=
 NATIVE := $(wildcard native/*.py native/*.h native/*/*.c native/*/*.h)
 BUILT := setup.py pyproject.toml $(NATIVE)
 FORMATTED := numbers_uring native perf share tests setup.py
-C_SOURCES := $(wildcard native/*.h native/*/*.c native/*/*.h perf/*.c tests/native/*.c)
+C_SOURCES := $(wildcard native/*.h native/*/*.c native/*/*.h perf/*.c tests/native/*.[ch])
 
 # The tests start thousands of processes. Where this variable is set, each of them compiles every module
 # again, and each process of pytest every test: a quarter of all processor time. Empty is not set.

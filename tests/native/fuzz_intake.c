@@ -5,10 +5,9 @@
  * and the tail that a kernel finds in the whole. Arena, tails and batch are allocated to the byte,
  * for AddressSanitizer to see any step beyond.
  */
+#include "check.h"
 #include "ingest/pieces.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 enum { CONNECTIONS = 3, CUT_BYTES = 2, CUTS_MAX = 12, TAIL_BYTES = NU_LINE_BYTES - 1 };
@@ -20,14 +19,6 @@ struct stream {
 };
 
 static uint8_t *bitmap;
-
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
 
 static void *allocate(size_t bytes) {
     void *memory = calloc(bytes + 1, 1);

@@ -5,12 +5,11 @@
  * lies. So the fuzzer need not find whole lines by itself to reach the depths of the window. Input
  * and batch are allocated anew, to the byte, for AddressSanitizer to see any step beyond.
  */
+#include "check.h"
 #include "ingest/ingest.h"
 
 #include <errno.h>
 #include <stdbool.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 typedef int ingest_fn(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop);
@@ -29,14 +28,6 @@ struct outcome {
 };
 
 static uint8_t *bitmap;
-
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);                \
-            abort();                                                                               \
-        }                                                                                          \
-    } while (0)
 
 static void *allocate(size_t bytes) {
     void *memory = malloc(bytes);

@@ -434,6 +434,17 @@ class RingPlay(Play):
 PlayBoth = Callable[[Script], Outcome]
 
 
+def played_to_both(play_one: Callable[..., Outcome]) -> PlayBoth:
+    """Return what plays a script with and without the compiled pass, and compares what comes."""
+
+    def play(script: Script) -> Outcome:
+        plain, fast = (play_one(script, compiled=compiled) for compiled in (False, True))
+        assert fast == plain
+        return fast
+
+    return play
+
+
 @pytest.fixture
 def play_both(library: tuple[FFI, Any], tmp_path: Path) -> PlayBoth:
     """Play a script to the plain loop and to the compiled pass, which must come to the same.
@@ -447,12 +458,7 @@ def play_both(library: tuple[FFI, Any], tmp_path: Path) -> PlayBoth:
             one.use(library, monkeypatch)
             return one.run(compiled=compiled)
 
-    def play(script: Script) -> Outcome:
-        plain, fast = (play_one(script, compiled=compiled) for compiled in (False, True))
-        assert fast == plain
-        return fast
-
-    return play
+    return played_to_both(play_one)
 
 
 @pytest.fixture
@@ -464,12 +470,7 @@ def play_rings(ring: None, tmp_path: Path) -> PlayBoth:
             one = RingPlay(script, tmp_path / "numbers.log", monkeypatch)
             return one.run(compiled=compiled)
 
-    def play(script: Script) -> Outcome:
-        plain, fast = (play_one(script, compiled=compiled) for compiled in (False, True))
-        assert fast == plain
-        return fast
-
-    return play
+    return played_to_both(play_one)
 
 
 @pytest.fixture(params=["play_both", "play_rings"])
