@@ -61,6 +61,7 @@ class Session:
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.said: list[str] = []
+        self.told: list[str] = []
         self.kernel = CollectKernel(range_of(partition, partitions), BITMAP, 1_000_000)
         self.kernel.reset()
         self.files = PartitionFiles(
@@ -76,7 +77,7 @@ class Session:
                 self.kernel,
                 stream,
                 replay=replay,
-                progress=lambda _text: None,
+                progress=self.told.append,
                 stop_requested=stop_requested,
             )
         except BaseException:
@@ -512,6 +513,19 @@ def test_an_index_whose_sync_lacks_space_has_no_record_twice(
         reading = read_index(index_in(tmp_path))
         assert (reading.damage, reading.records[-1]) == (None, session.files.record)
     assert not assert_collects_the_same_log(tmp_path, STREAM_OF_MESSAGES)
+
+
+def test_a_start_tells_how_much_of_the_whole_log_it_has_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(Session(tmp_path)) as session:
+        session.take_in(STREAM_OF_MESSAGES)
+    monkeypatch.setattr("numbers_uring.log.progress.RESUME_PROGRESS_S", 0)
+    with closing(Session(tmp_path)) as session:
+        shares = [int(text.removesuffix(" % of 0.0 GB").split()[-1]) for text in session.told]
+    assert shares == sorted(set(shares))
+    assert shares[0] == 0
+    assert len(shares) > 2
 
 
 def test_a_failed_sync_is_never_recorded(tmp_path: Path) -> None:

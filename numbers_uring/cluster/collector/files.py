@@ -26,6 +26,7 @@ from numbers_uring.log.calls import FileCalls
 from numbers_uring.log.durability import Durability
 from numbers_uring.log.file import LogFile
 from numbers_uring.log.opening import open_locked
+from numbers_uring.log.progress import StartProgress
 
 _LINE = re.compile(rb"[0-9]{9}\n")
 _CHUNK_BYTES = LOG_SCAN_CHUNK_BYTES // LINE_BYTES * LINE_BYTES
@@ -134,13 +135,10 @@ class PartitionFiles:
         log for certain, counts as it is. `progress` is told how far a long scan is. Raises
         StartError; StopRequestedError if `stop_requested` returns True on the way.
         """
-        scan = LogScan(
-            self.log_path,
-            self._log.fd,
-            kernel,
-            progress=progress,
-            stop_requested=stop_requested,
+        told = StartProgress(
+            f"resuming {self.log_path}", self._log.end_bytes, progress, stop_requested
         )
+        scan = LogScan(self._log.fd, kernel, told)
         try:
             self._start(scan, stream, replay)
         except OSError as error:

@@ -85,13 +85,7 @@ def _disagreements(
     collected = range_of(known[0].partition, known[0].partitions)
     kernel = CollectKernel(collected, bitmap, LINE_BYTES)
     kernel.reset()
-    scan = LogScan(
-        log.path,
-        log.fd,
-        kernel,
-        progress=lambda _text: None,
-        stop_requested=lambda: False,
-    )
+    scan = LogScan(log.fd, kernel)
     for record in known:
         reached = scan.take(record.log_bytes)
         if reached < record.log_bytes:
