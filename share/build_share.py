@@ -17,7 +17,7 @@ import click
 from numbers_uring import __version__
 from numbers_uring.cli.commands import cli
 from numbers_uring.cli.completion import completion_script
-from numbers_uring.cli.environment import ENVIRONMENT_PREFIX, option_variables
+from numbers_uring.cli.environment import option_variables
 from numbers_uring.cli.help import grouped_options, help_text
 from numbers_uring.system.stdio import PROGRAM
 
@@ -104,10 +104,7 @@ def man_page(date: str) -> str:
 
 
 def _context(command: click.Command, name: str, parent: click.Context | None) -> click.Context:
-    settings = dict(command.context_settings)
-    if parent is None:
-        settings["auto_envvar_prefix"] = ENVIRONMENT_PREFIX
-    return click.Context(command, info_name=name, parent=parent, **settings)
+    return click.Context(command, info_name=name, parent=parent, **command.context_settings)
 
 
 def _contexts(context: click.Context) -> Iterator[click.Context]:

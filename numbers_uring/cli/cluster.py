@@ -9,7 +9,7 @@ from numbers_uring import __version__
 from numbers_uring.cli.cluster_verify import verify
 from numbers_uring.cli.help import Command, Group, option_group
 from numbers_uring.cli.nats_options import access_of, broker_options
-from numbers_uring.cli.types import Duration, Seconds, Sequences
+from numbers_uring.cli.types import Duration, Seconds, Sequences, Whole
 from numbers_uring.errors import ExitCode
 from numbers_uring.limits import COPIES_MAX, MESSAGE_BYTES_MAX, PARTITIONS_MAX
 from numbers_uring.system.diagnostics import Diagnostics
@@ -46,7 +46,7 @@ def cluster() -> None:
     "Streams",
     click.option(
         "--partitions",
-        type=click.IntRange(1, PARTITIONS_MAX),
+        type=Whole(1, PARTITIONS_MAX),
         required=True,
         metavar="P",
         help="Split all numbers into this many ranges, each with its own stream and log. It cannot "
@@ -54,7 +54,7 @@ def cluster() -> None:
     ),
     click.option(
         "--copies",
-        type=click.IntRange(0, COPIES_MAX),
+        type=Whole(0, COPIES_MAX),
         metavar="K",
         help="Expect this many copies of each partition: 'cluster status' reports fewer as a "
         "problem, and nothing is trimmed before there are as many. 0, the default, expects none.",
@@ -74,7 +74,7 @@ def cluster() -> None:
     ),
     click.option(
         "--max-bytes",
-        type=click.IntRange(min=MESSAGE_BYTES_MAX),
+        type=Whole(min=MESSAGE_BYTES_MAX),
         metavar="BYTES",
         help="Limit each stream to this size on the NATS server's disk; nodes pause at it. A new "
         "stream has space for each number of the partition four times. It can be raised later.",
@@ -245,7 +245,7 @@ def forget(say: Diagnostics, /, nats: str, copy: str, force: bool, **options: An
         ),
     ),
 )
-@click.argument("partition", type=click.IntRange(0, PARTITIONS_MAX - 1))
+@click.argument("partition", type=Whole(0, PARTITIONS_MAX - 1))
 @click.argument("sequence", type=Sequences())
 @option_group(
     "Skip",

@@ -2,11 +2,12 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import click
 from click.core import ParameterSource
 
+from numbers_uring.cli.types import Flag
 from numbers_uring.system.stdio import PROGRAM
 
 ENVIRONMENT_PREFIX = "NUMBERS_URING"
@@ -26,6 +27,8 @@ def name_variables(command: click.Command, prefix: str) -> None:
         if isinstance(option, click.Option) and option.expose_value and option.envvar is None:
             name = max(option.opts, key=len).lstrip("-").replace("-", "_").upper()
             option.envvar = f"{prefix}_{name}"
+            if option.is_bool_flag:
+                option.type = Flag()
     if isinstance(command, click.Group):
         for name, each in command.commands.items():
             name_variables(each, f"{prefix}_{name.upper()}")
@@ -35,7 +38,7 @@ def option_variables(command: click.Command) -> Iterator[tuple[click.Option, str
     """Yield each option that has a variable, with it; those of commands below it, too."""
     for option in command.params:
         if isinstance(option, click.Option) and not option.hidden:
-            for name in [option.envvar] if isinstance(option.envvar, str) else option.envvar or ():
+            for name in _variables(option):
                 yield option, name
     if isinstance(command, click.Group):
         for each in command.commands.values():
@@ -77,13 +80,33 @@ def _unknown_text(name: str, known: Collection[str]) -> str:
     return f"{name} in the environment is no option of {PROGRAM}.{hint}"
 
 
-def variable_with_bad_value(error: click.UsageError) -> str | None:
-    """Return the variable that the value that `error` is about came from, if it did."""
-    option = getattr(error, "param", None)
+def source_text(error: click.UsageError) -> str:
+    """Return a sentence for each value that `error` is about and that came from a variable."""
     context = error.ctx
-    if not isinstance(option, click.Option) or option.name is None or context is None:
+    if context is None:
+        return ""
+    about = getattr(error, "param", None)
+    sentences = []
+    for option in [about] if about else _named_options(error.message, context):
+        variable = _variable_in_use(option, context)
+        if variable is not None:
+            what = "It" if about else option.opts[0]
+            sentences.append(f" {what} comes from {variable}.")
+    return "".join(sentences)
+
+
+def _variable_in_use(option: click.Parameter, context: click.Context) -> str | None:
+    if not isinstance(option, click.Option) or option.name is None:
         return None
     if context.get_parameter_source(option.name) != ParameterSource.ENVIRONMENT:
         return None
-    names = [option.envvar] if isinstance(option.envvar, str) else option.envvar or ()
-    return next((name for name in names if os.environ.get(name)), None)
+    return next((name for name in _variables(option) if os.environ.get(name)), None)
+
+
+def _named_options(message: str, context: click.Context) -> list[click.Parameter]:
+    named = set(re.findall(r"--[a-z][a-z-]*", message))
+    return [each for each in context.command.params if named.intersection(each.opts)]
+
+
+def _variables(option: click.Option) -> Sequence[str]:
+    return [option.envvar] if isinstance(option.envvar, str) else option.envvar or ()

@@ -14,7 +14,7 @@ from click.core import ParameterSource
 from numbers_uring import __version__
 from numbers_uring.cli.help import Command, HelpList, option_group
 from numbers_uring.cli.load_output import ProgressBars, result_line, result_table
-from numbers_uring.cli.types import Fraction, Seconds
+from numbers_uring.cli.types import Fraction, Seconds, Whole
 from numbers_uring.errors import ExitCode, StartError
 from numbers_uring.limits import (
     LOAD_CLIENTS_MAX,
@@ -111,7 +111,7 @@ _OPTIONS_OF_MIX = {"numbers", "duration_s", "mix", "duplicates", "seed", "prepar
     "Server",
     click.option(
         "--port",
-        type=click.IntRange(1, 65535),
+        type=Whole(1, 65535),
         metavar="PORT",
         default=_DEFAULT.port,
         help="Connect to this port.",
@@ -124,7 +124,7 @@ _OPTIONS_OF_MIX = {"numbers", "duration_s", "mix", "duplicates", "seed", "prepar
     ),
     click.option(
         "--clients",
-        type=click.IntRange(1, LOAD_CLIENTS_MAX),
+        type=Whole(1, LOAD_CLIENTS_MAX),
         metavar="N",
         default=_DEFAULT.clients,
         help="Open this many connections at once.",
@@ -139,7 +139,7 @@ _OPTIONS_OF_MIX = {"numbers", "duration_s", "mix", "duplicates", "seed", "prepar
     "Numbers",
     click.option(
         "--numbers",
-        type=click.IntRange(1, LOAD_NUMBERS_MAX),
+        type=Whole(1, LOAD_NUMBERS_MAX),
         metavar="N",
         default=_DEFAULT.numbers,
         help="Send this many numbers, over all clients. With --duration, the default is as many as "
@@ -169,7 +169,7 @@ _OPTIONS_OF_MIX = {"numbers", "duration_s", "mix", "duplicates", "seed", "prepar
     ),
     click.option(
         "--seed",
-        type=click.IntRange(0, LOAD_SEED_MAX),
+        type=Whole(0, LOAD_SEED_MAX),
         metavar="N",
         default=_DEFAULT.seed,
         help="The seed of the random numbers or of their order.",
@@ -179,7 +179,7 @@ _OPTIONS_OF_MIX = {"numbers", "duration_s", "mix", "duplicates", "seed", "prepar
     "Sending",
     click.option(
         "--rate",
-        type=click.IntRange(0, LOAD_RATE_MAX),
+        type=Whole(0, LOAD_RATE_MAX),
         metavar="N",
         default=_DEFAULT.rate,
         help="Send this many numbers a second over all clients, evenly to the millisecond. 0: as "
@@ -195,14 +195,14 @@ _OPTIONS_OF_MIX = {"numbers", "duration_s", "mix", "duplicates", "seed", "prepar
     ),
     click.option(
         "--send-bytes",
-        type=click.IntRange(1, LOAD_SEND_BYTES_MAX),
+        type=Whole(1, LOAD_SEND_BYTES_MAX),
         metavar="BYTES",
         default=_DEFAULT.send_bytes,
         help="Pass at most this many bytes to one send call, even if that cuts a line.",
     ),
     click.option(
         "--prepare-bytes",
-        type=click.IntRange(0, LOAD_PREPARE_BYTES_MAX),
+        type=Whole(0, LOAD_PREPARE_BYTES_MAX),
         metavar="BYTES",
         default=_DEFAULT.prepare_bytes,
         help="Prepare all lines in memory if they need at most this many bytes. 0: make them "

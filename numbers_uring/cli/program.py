@@ -9,7 +9,7 @@ from click.exceptions import Exit, NoArgsIsHelpError
 from click.shell_completion import shell_complete
 
 from numbers_uring.cli.commands import COMPLETE_VARIABLE, cli
-from numbers_uring.cli.environment import ENVIRONMENT_PREFIX, variable_with_bad_value
+from numbers_uring.cli.environment import source_text
 from numbers_uring.cli.interrupts import is_interrupt
 from numbers_uring.cli.output import PrintedOutput
 from numbers_uring.errors import ExitCode, Failure, StopRequestedError, UnexpectedError
@@ -38,9 +38,7 @@ def run() -> int:
         return error.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else PROGRAM
-        variable = variable_with_bad_value(error)
-        source = "" if variable is None else f" It comes from {variable}."
-        say.error(f"{error.format_message()}{source} Try '{command} --help'.")
+        say.error(f"{error.format_message()}{source_text(error)} Try '{command} --help'.")
         return error.exit_code
     except click.ClickException as error:
         say.error(error.format_message())
@@ -59,10 +57,17 @@ def run() -> int:
 
 def _run_command(say: Diagnostics) -> int:
     """Do what click's own main() does, which prints at an interrupt and hides a closed pipe."""
-    settings = {"auto_envvar_prefix": ENVIRONMENT_PREFIX, "obj": say}
+    # Options have their variables from cli.environment. click's own for --version would make each
+    # command print it and end.
+    settings = {"obj": say}
     question = os.environ.get(COMPLETE_VARIABLE)
     if question:
-        return shell_complete(cli, settings, PROGRAM, COMPLETE_VARIABLE, question)
+        code = shell_complete(cli, settings, PROGRAM, COMPLETE_VARIABLE, question)
+        if code:
+            raise click.UsageError(
+                f"{COMPLETE_VARIABLE} is for completion scripts, and {question!r} is of none."
+            )
+        return code
     try:
         with cli.make_context(PROGRAM, sys.argv[1:], None, **settings) as context:
             code = cli.invoke(context)

@@ -11,7 +11,7 @@ from numbers_uring.addresses import PORT_MAX, Address, parse_address, parse_tcp_
 from numbers_uring.cli.environment import ENVIRONMENT_PREFIX
 from numbers_uring.cli.help import option_group
 from numbers_uring.cli.nats_options import ACCESS_OPTIONS, check_url
-from numbers_uring.cli.types import Seconds
+from numbers_uring.cli.types import Seconds, Whole
 from numbers_uring.config import DEFAULT_ADDRESS, Fsync, LogFormat, Terminate, WhenFull
 from numbers_uring.ingest.native import VARIANT_NAMES
 from numbers_uring.limits import DISCONNECT_LOG_PER_S_MAX, PARTITIONS_MAX, REACTORS_MAX
@@ -106,7 +106,7 @@ _LISTENING = option_group(
     "Listening",
     click.option(
         "--port",
-        type=click.IntRange(0, PORT_MAX),
+        type=Whole(0, PORT_MAX),
         metavar="PORT",
         default=DEFAULT_ADDRESS.port,
         help="Listen on this port. 0 selects a free one, which the start line names.",
@@ -147,7 +147,7 @@ _CLIENTS = option_group(
         "--max-clients",
         "--concurrent-connections",
         "max_clients",
-        type=click.IntRange(1, 1_000_000),
+        type=Whole(1, 1_000_000),
         default=5,
         envvar=[
             f"{ENVIRONMENT_PREFIX}_SERVE_MAX_CLIENTS",
@@ -231,7 +231,7 @@ _CLUSTER = option_group(
     ),
     click.option(
         "--partitions",
-        type=click.IntRange(1, PARTITIONS_MAX),
+        type=Whole(1, PARTITIONS_MAX),
         metavar="P",
         help="The number of partitions of the cluster at --forward, as given to cluster init.",
     ),
@@ -263,7 +263,7 @@ _TUNING = option_group(
     "Tuning",
     click.option(
         "--reactors",
-        type=click.IntRange(1, REACTORS_MAX),
+        type=Whole(1, REACTORS_MAX),
         default=1,
         metavar="N",
         help="Serve clients from this many threads, to use more processors. Each has its own "

@@ -7,6 +7,26 @@ from typing import Any
 import click
 
 
+class Whole(click.IntRange):
+    """A whole number in a range."""
+
+    name = "whole number"
+
+
+class Flag(click.types.BoolParamType):
+    """Whether a flag is given; in the environment, a word that says so."""
+
+    name = "flag"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        if isinstance(value, bool):
+            return value
+        found = self.str_to_bool(value)
+        if found is None:
+            self.fail(f"{value!r} is not a flag's value, such as 1, yes, 0 or no.", param, ctx)
+        return found
+
+
 class Fraction(click.FloatRange):
     """A number in a range; `nan`, which float() accepts and no range excludes, is not one."""
 

@@ -1,12 +1,13 @@
 """Variables that stand for options: each option has one, and no other one is taken in silence."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import pytest
 
-from numbers_uring.cli.commands import cli
+from numbers_uring.cli.commands import COMPLETE_VARIABLE, cli
 from numbers_uring.cli.environment import option_variables
 from support.processes import ServerProcess, assert_one_line_error
 from support.processes import run_command as run
@@ -47,6 +48,9 @@ def test_help_is_shown_with_an_unknown_variable_too(command: tuple[str, ...]) ->
         ("doctor", "NUMBERS_URING_SERVE_TERMINAT", "NUMBERS_URING_SERVE_TERMINATE"),
         ("serve", "NUMBERS_URING_SERV_PORT", "NUMBERS_URING_SERVE_PORT"),
         ("serve", "NUMBERS_URING_SERVE_port", "NUMBERS_URING_SERVE_PORT"),
+        # Not even those that click would have for the options of the program itself.
+        ("check", "NUMBERS_URING_VERSION", ""),
+        ("check", "NUMBERS_URING_HELP", ""),
         ("doctor", "NUMBERS_URING_DOCTOR_JSN", "NUMBERS_URING_DOCTOR_JSON"),
         ("load", "NUMBERS_URING_LOAD_AS_JSON", "NUMBERS_URING_LOAD_JSON"),
     ],
@@ -91,12 +95,46 @@ def test_each_variable_is_named_as_its_option_is() -> None:
         ("doctor", "NUMBERS_URING_SERVE_IDLE_TIMEOUT", "soon"),
         ("load", "NUMBERS_URING_LOAD_TIMEOUT", "nan"),
         ("collect", "NUMBERS_URING_COLLECT_PARTITIONS", "3-1"),
+        # Values that are right, but not together with others.
+        ("serve", "NUMBERS_URING_SERVE_PARTITIONS", "4"),
+        ("doctor", "NUMBERS_URING_SERVE_NATS_CA", "ca.pem"),
+        ("load", "NUMBERS_URING_LOAD_PLOT", "plot.txt"),
     ],
 )
 def test_a_bad_value_names_the_variable_that_it_came_from(
     command: str, variable: str, value: str
 ) -> None:
     assert_one_line_error(run(command, environment={variable: value}), 2, variable)
+
+
+def test_values_that_exclude_each_other_name_their_variables() -> None:
+    variables = {"NUMBERS_URING_SERVE_QUIET": "yes", "NUMBERS_URING_SERVE_VERBOSE": "1"}
+    assert_one_line_error(run("serve", environment=variables), 2, *variables)
+    done = run("serve", "--quiet", environment=variables)
+    assert_one_line_error(done, 2, "NUMBERS_URING_SERVE_VERBOSE")
+    assert "NUMBERS_URING_SERVE_QUIET" not in done.stderr
+
+
+@pytest.mark.parametrize("value", ["", "1", "complete", "bash_sorce", "bash_complete_"])
+def test_a_request_that_is_of_no_completion_script_is_wrong_usage(value: str) -> None:
+    done = run("completion", "bash", environment={COMPLETE_VARIABLE: value})
+    if value:
+        assert_one_line_error(done, 2, COMPLETE_VARIABLE)
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [("NUMBERS_URING_SERVE_RESUME", "perhaps"), ("NUMBERS_URING_SERVE_PORT", "http")],
+)
+def test_a_bad_value_is_told_in_whole_sentences(variable: str, value: str) -> None:
+    words = run("serve", environment={variable: value}).stderr
+    assert re.fullmatch(
+        rf"numbers-uring: error: Invalid value for '--[a-z]+': '{value}' is not a [^.:]+\. "
+        rf"It comes from {variable}\. Try 'numbers-uring serve --help'\.\n",
+        words,
+    )
 
 
 def test_a_bad_value_of_the_command_line_names_no_variable() -> None:
