@@ -42,7 +42,7 @@ struct nu_ingest {
  * stop - start bytes.
  *
  * scalar  one byte at a time: the others are measured and tested against it
- * swar    eight digits in a 64-bit word, memory fetched ahead; any little-endian CPU
+ * swar    a line at a time in short vectors, memory fetched ahead; any little-endian CPU
  * avx2    eight lines at a time, memory fetched ahead; only where nu_cpu_has_avx2()
  */
 int nu_ingest_scalar(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop);
