@@ -59,14 +59,12 @@ static inline TARGET bool parse_block_avx2(const uint8_t *lines, uint32_t number
 
 TARGET int nu_ingest_avx2(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
                           size_t stop) {
-    return ingest_through_window(ingest, arena, start, stop, parse_block_avx2, probe_block_alone,
-                                 test_and_set_alone);
+    return ingest_alone(ingest, arena, start, stop, parse_block_avx2);
 }
 
 TARGET int nu_ingest_avx2_shared(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
                                  size_t stop) {
-    return ingest_through_window(ingest, arena, start, stop, parse_block_avx2, probe_block_shared,
-                                 test_and_set_shared);
+    return ingest_shared(ingest, arena, start, stop, parse_block_avx2);
 }
 
 int nu_cpu_has_avx2(void) {

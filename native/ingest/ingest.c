@@ -12,8 +12,7 @@
 
 #include "ingest/window.h"
 
-NU_INLINE int ingest_scalar(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
-                            size_t stop, test_and_set_fn test_and_set) {
+int nu_ingest_scalar(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop) {
     if (lacks_room(ingest, stop - start))
         return -ENOBUFS;
     const uint8_t *line = arena + start;
@@ -27,13 +26,16 @@ NU_INLINE int ingest_scalar(struct nu_ingest *ingest, const uint8_t *arena, size
     return finish(ingest, arena + start, line, end, out);
 }
 
-int nu_ingest_scalar(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop) {
-    return ingest_scalar(ingest, arena, start, stop, test_and_set_alone);
+/* Leaves all lines to the loop that takes one at a time. */
+static inline bool parse_no_block(const uint8_t *lines, uint32_t numbers[BLOCK_LINES]) {
+    (void)lines;
+    (void)numbers;
+    return false;
 }
 
 int nu_ingest_scalar_shared(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
                             size_t stop) {
-    return ingest_scalar(ingest, arena, start, stop, test_and_set_shared);
+    return ingest_shared(ingest, arena, start, stop, parse_no_block);
 }
 
 /* Vectors of the compiler: SSE2 on x86-64, NEON on arm64, words where a CPU has neither. */
@@ -62,12 +64,10 @@ static inline bool parse_block_swar(const uint8_t *lines, uint32_t numbers[BLOCK
 }
 
 int nu_ingest_swar(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop) {
-    return ingest_through_window(ingest, arena, start, stop, parse_block_swar, probe_block_alone,
-                                 test_and_set_alone);
+    return ingest_alone(ingest, arena, start, stop, parse_block_swar);
 }
 
 int nu_ingest_swar_shared(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
                           size_t stop) {
-    return ingest_through_window(ingest, arena, start, stop, parse_block_swar, probe_block_shared,
-                                 test_and_set_shared);
+    return ingest_shared(ingest, arena, start, stop, parse_block_swar);
 }

@@ -10,12 +10,13 @@
  * gained nothing (perf/RESULTS.md).
  *
  * The window holds parsed numbers, never answers: bits are tested and set in the order of the
- * input, so it does not matter whether a number is repeated within the window.
+ * input, so it does not matter whether a number is repeated within the window. Where several
+ * threads share the bitmap, bits are set behind it: see shared.h.
  */
 #ifndef NUMBERS_URING_INGEST_WINDOW_H
 #define NUMBERS_URING_INGEST_WINDOW_H
 
-#include "ingest/ingest.h"
+#include "ingest/shared.h"
 
 #include <errno.h>
 #include <stdbool.h>
@@ -40,15 +41,12 @@ enum {
  */
 typedef bool parse_block_fn(const uint8_t *lines, uint32_t numbers[BLOCK_LINES]);
 
-/* Sets the number's bit; returns whether it was clear.
+/* Sets the number's bit, of a bitmap that no other thread writes to; returns whether it was clear.
  *
  * Little-endian, so bit n & 31 of the 32-bit word at byte n >> 5 << 2 is bit n & 7 of byte n >> 3;
  * shifts and bit tests of words need no masking, and NU_BITMAP_BYTES is a multiple of 4.
  */
-typedef bool test_and_set_fn(uint8_t *bitmap, uint32_t number);
-
-/* For a bitmap that no other thread writes to at the same time. */
-static inline bool test_and_set_alone(uint8_t *bitmap, uint32_t number) {
+static inline bool test_and_set(uint8_t *bitmap, uint32_t number) {
     uint8_t *place = bitmap + (number >> 5) * sizeof(uint32_t);
     uint32_t word;
     memcpy(&word, place, sizeof word);
@@ -58,36 +56,24 @@ static inline bool test_and_set_alone(uint8_t *bitmap, uint32_t number) {
     return clear;
 }
 
-/* NU_BITMAP_BYTES is a multiple of 8, and little-endian words number the bits as bytes do. */
-static inline uint64_t *shared_words(uint8_t *bitmap) {
-    return (uint64_t *)__builtin_assume_aligned(bitmap, sizeof(uint64_t));
-}
-
-/* For a bitmap that several threads write to: of those that set a bit at once, one gets true.
- *
- * A locked instruction takes some 20 cycles and keeps later loads waiting, so a bit that is set
- * already, which it then stays, is only looked at. A thread that finds a bit set also sees all that
- * the one that set it did before: the loops rely on that to know whose batch has the number. On
- * x86-64 that order is there anyway.
+/* Probes a block: appends its new lines and returns the batch's new end. With a shared bitmap that
+ * may be the end before the last lines were settled.
  */
-static inline bool test_and_set_shared(uint8_t *bitmap, uint32_t number) {
-    uint64_t *word = shared_words(bitmap) + (number >> 6);
-    uint64_t bit = 1ull << (number & 63);
-    if (__atomic_load_n(word, __ATOMIC_ACQUIRE) & bit)
-        return false;
-    return !(__atomic_fetch_or(word, bit, __ATOMIC_ACQ_REL) & bit);
-}
-
-/* Probes a block: appends its new lines and returns the batch's new end. */
 typedef uint8_t *probe_block_fn(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
-                                const uint8_t *lines, uint8_t *out);
+                                const uint8_t *lines, uint8_t *out, struct nu_unsettled *unsettled);
+
+/* The same for one line, of which no byte more is readable. */
+typedef uint8_t *probe_line_fn(uint8_t *bitmap, uint32_t number, const uint8_t *line, uint8_t *out,
+                               struct nu_unsettled *unsettled);
 
 /* Each line is written and only the new ones are kept: a branch here would be a coin toss. A block
  * has COPY_BYTES to read from each of its lines, and the batch has as much room as the input has
  * bytes, so what is written beyond a line stays in the batch too.
  */
-NU_INLINE uint8_t *probe_each(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
-                              const uint8_t *lines, uint8_t *out, test_and_set_fn test_and_set) {
+NU_INLINE uint8_t *probe_block_alone(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
+                                     const uint8_t *lines, uint8_t *out,
+                                     struct nu_unsettled *unsettled) {
+    (void)unsettled;
     for (int i = 0; i < BLOCK_LINES; i++) {
         memcpy(out, lines + i * NU_LINE_BYTES, COPY_BYTES);
         out += test_and_set(bitmap, numbers[i]) ? NU_LINE_BYTES : 0;
@@ -95,35 +81,38 @@ NU_INLINE uint8_t *probe_each(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINE
     return out;
 }
 
-NU_INLINE uint8_t *probe_block_alone(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
-                                     const uint8_t *lines, uint8_t *out) {
-    return probe_each(bitmap, numbers, lines, out, test_and_set_alone);
+NU_INLINE uint8_t *probe_line_alone(uint8_t *bitmap, uint32_t number, const uint8_t *line,
+                                    uint8_t *out, struct nu_unsettled *unsettled) {
+    (void)unsettled;
+    if (!test_and_set(bitmap, number))
+        return out;
+    memcpy(out, line, NU_LINE_BYTES);
+    return out + NU_LINE_BYTES;
 }
 
-/* Numbers that follow each other have their bits in one word, and then one locked instruction sets
- * all of them. Of the threads that set a bit at once, again one alone finds it clear before.
- */
 NU_INLINE uint8_t *probe_block_shared(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
-                                      const uint8_t *lines, uint8_t *out) {
-    uint32_t spread = 0;
-    for (int i = 1; i < BLOCK_LINES; i++)
-        spread |= numbers[0] ^ numbers[i];
-    if (spread >> 6)
-        return probe_each(bitmap, numbers, lines, out, test_and_set_shared);
-    uint64_t *word = shared_words(bitmap) + (numbers[0] >> 6);
-    uint64_t bits = 0;
-    for (int i = 0; i < BLOCK_LINES; i++)
-        bits |= 1ull << (numbers[i] & 63);
-    uint64_t seen = __atomic_load_n(word, __ATOMIC_ACQUIRE);
-    if ((seen & bits) != bits)
-        seen = __atomic_fetch_or(word, bits, __ATOMIC_ACQ_REL);
+                                      const uint8_t *lines, uint8_t *out,
+                                      struct nu_unsettled *unsettled) {
+    size_t count = unsettled->count;
     for (int i = 0; i < BLOCK_LINES; i++) {
-        uint64_t bit = 1ull << (numbers[i] & 63);
+        bool clear = nu_is_clear(bitmap, numbers[i]);
         memcpy(out, lines + i * NU_LINE_BYTES, COPY_BYTES);
-        out += seen & bit ? 0 : NU_LINE_BYTES;
-        seen |= bit;
+        unsettled->numbers[count] = numbers[i];
+        out += clear ? NU_LINE_BYTES : 0;
+        count += clear;
     }
-    return out;
+    unsettled->count = count;
+    return count < NU_TURN_LINES ? out : nu_settle(bitmap, unsettled, out);
+}
+
+NU_INLINE uint8_t *probe_line_shared(uint8_t *bitmap, uint32_t number, const uint8_t *line,
+                                     uint8_t *out, struct nu_unsettled *unsettled) {
+    if (!nu_is_clear(bitmap, number))
+        return out;
+    memcpy(out, line, NU_LINE_BYTES);
+    unsettled->numbers[unsettled->count++] = number;
+    out += NU_LINE_BYTES;
+    return unsettled->count < NU_TURN_LINES ? out : nu_settle(bitmap, unsettled, out);
 }
 
 /* Judges what is no number: a "terminate", the start of some line, or bytes that can be no line. */
@@ -169,14 +158,15 @@ static inline bool parse_line(const uint8_t *line, uint32_t *number) {
     return line[NU_LINE_BYTES - 1] == '\n';
 }
 
-/* A whole kernel around one way to parse a block and one to set bits, by the block and alone.
+/* A whole kernel around one way to parse a block and one to probe numbers, by the block and alone.
  *
  * Only the last few lines, and the block with the first line that is no number, are left for the
  * loop at the end, which takes one line at a time and touches no byte too many.
  */
 NU_INLINE int ingest_through_window(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
                                     size_t stop, parse_block_fn parse_block,
-                                    probe_block_fn probe_block, test_and_set_fn test_and_set) {
+                                    probe_block_fn probe_block, probe_line_fn probe_line,
+                                    struct nu_unsettled *unsettled) {
     if (lacks_room(ingest, stop - start))
         return -ENOBUFS;
     uint8_t *bitmap = ingest->bitmap;
@@ -192,22 +182,36 @@ NU_INLINE int ingest_through_window(struct nu_ingest *ingest, const uint8_t *are
     for (; end - line >= BLOCK_REACH_BYTES && parse_block(line, block); line += BLOCK_BYTES) {
         uint32_t *slot = &window[parsed % WINDOW_LINES];
         if (parsed >= WINDOW_LINES)
-            out = probe_block(bitmap, slot, line - WINDOW_BYTES, out);
+            out = probe_block(bitmap, slot, line - WINDOW_BYTES, out, unsettled);
         memcpy(slot, block, sizeof block);
         for (int i = 0; i < BLOCK_LINES; i++)
             __builtin_prefetch(&bitmap[block[i] >> 3]);
         parsed += BLOCK_LINES;
     }
     for (size_t i = parsed > WINDOW_LINES ? parsed - WINDOW_LINES : 0; i < parsed; i += BLOCK_LINES)
-        out = probe_block(bitmap, &window[i % WINDOW_LINES], lines + i * NU_LINE_BYTES, out);
+        out = probe_block(bitmap, &window[i % WINDOW_LINES], lines + i * NU_LINE_BYTES, out,
+                          unsettled);
 
     uint32_t number;
     for (; end - line >= NU_LINE_BYTES && parse_line(line, &number); line += NU_LINE_BYTES)
-        if (test_and_set(bitmap, number)) {
-            memcpy(out, line, NU_LINE_BYTES);
-            out += NU_LINE_BYTES;
-        }
+        out = probe_line(bitmap, number, line, out, unsettled);
+    if (unsettled)
+        out = nu_settle(bitmap, unsettled, out);
     return finish(ingest, lines, line, end, out);
+}
+
+NU_INLINE int ingest_alone(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
+                           size_t stop, parse_block_fn parse_block) {
+    return ingest_through_window(ingest, arena, start, stop, parse_block, probe_block_alone,
+                                 probe_line_alone, NULL);
+}
+
+NU_INLINE int ingest_shared(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
+                            size_t stop, parse_block_fn parse_block) {
+    struct nu_unsettled unsettled;
+    unsettled.count = 0;
+    return ingest_through_window(ingest, arena, start, stop, parse_block, probe_block_shared,
+                                 probe_line_shared, &unsettled);
 }
 
 #endif
