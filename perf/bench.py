@@ -19,10 +19,11 @@ Contenders, each a process of its own that gets the same load over loopback:
 - epoll before, uring before: what another interpreter has installed, see --before.
 
 Rates are of numbers taken in: the load half-closes each connection and waits for the server's
-close; a light one, by sendfile, leaves more of the processors to the server. Processor time is the
-server's own. A log that is not exactly the set of the numbers sent fails the run. Machines drift,
-so only ratios of one round are compared; the tables give the median of the rounds with minimum and
-maximum. The table latency is described in perf/latency.py.
+close; a light one waits in the sockets before, and leaves the processors to the server, see
+perf/light_load.py. Processor time is the server's own. A log that is not exactly the set of the
+numbers sent fails the run. Machines drift, so only ratios of one round are compared; the tables
+give the median of the rounds with minimum and maximum. The table latency is described in
+perf/latency.py.
 """
 
 import json
@@ -48,7 +49,7 @@ import click
 
 import latency
 from latency import LOADS, LatencyRow
-from light_load import LightLoad
+from light_load import LIGHT_CLIENT_BYTES, LightLoad
 from numbers_uring.ingest.native import variants
 from numbers_uring.limits import BATCH_BYTES, BITMAP_BYTES, LINE_BYTES, RECEIVE_BYTES
 from numbers_uring.load.lines import make_lines
@@ -302,8 +303,11 @@ class Bench:
 
         `light` stands for LightLoad in the place of the load generator.
         """
-        name = f"{mix}, {clients} clients, {size_text(send_bytes)} sends{', light' * light}"
+        sends = "light" if light else f"{size_text(send_bytes)} sends"
+        name = f"{mix}, {clients} clients, {sends}"
         numbers = min(self._numbers, SENDS_MAX * max(send_bytes // LINE_BYTES, 1))
+        if light:
+            numbers = min(numbers, clients * LIGHT_CLIENT_BYTES // LINE_BYTES)
         found: dict[str, list[Measurement]] = {contender.name: [] for contender in contenders}
         for round_ in range(self.rounds):
             turn = round_ % len(contenders)
@@ -357,7 +361,7 @@ class Bench:
         with running(contender, self.log) as (pid, port):
             before_ns = cpu_ns(pid)
             with counting(pid, self._counters) as counts:
-                numbers_per_s = send(contender, replace(parameters, port=port))
+                numbers_per_s = send(contender, replace(parameters, port=port), pid)
             measurement = Measurement(
                 numbers_per_s=numbers_per_s,
                 cpu_ns_per_number=(cpu_ns(pid) - before_ns) / parameters.numbers,
@@ -370,19 +374,17 @@ class Bench:
             self._check.check(parameters, self.log)
         return measurement
 
-    def _send(self, contender: Contender, parameters: LoadParameters) -> float:
+    def _send(self, contender: Contender, parameters: LoadParameters, _: int) -> float:
         result = run_load(parameters)
         if result.numbers_taken != parameters.numbers:
             raise RuntimeError(f"{contender.name} did not take all numbers: {result.errors}")
         return result.numbers_per_s
 
-    def _send_light(self, _: Contender, parameters: LoadParameters) -> float:
+    def _send_light(self, _: Contender, parameters: LoadParameters, pid: int) -> float:
         anywhere = replace(parameters, port=1)
         if self._light_load is None or self._light_load.parameters != anywhere:
-            if self._light_load is not None:
-                self._light_load.close()
             self._light_load = LightLoad(anywhere)
-        return self._light_load.run(parameters.port)
+        return self._light_load.run(pid, parameters.port, partial(cpu_ns, pid))
 
 
 def size_text(size: int) -> str:
@@ -501,7 +503,7 @@ def run_reactors(bench: Bench) -> None:
         ]
         table = f"reactors, {backend.name}"
         for mix in (Mix.UNIQUE, Mix.DUPLICATE):
-            bench.scenario(table, [C, *contenders], mix, 8, 64 * 1024, light=True)
+            bench.scenario(table, [DISCARD, C, *contenders], mix, 100, 2**20, light=True)
         bench.scenario(table, [C, *contenders], Mix.UNIQUE, 1000, 100)
 
 

@@ -1,59 +1,91 @@
-"""The lightest load there is: lines in memory, handed to the sockets by sendfile(2).
+"""The lightest load there is: all of it waits in the clients' sockets before the server begins.
 
-What `numbers-uring load` sends, it copies; on a machine where sender and server share the
-processors, that time is missing to the server.
+A sender that works beside the server takes processor time that the server would use, and where two
+reactors have two processors, it takes it from the second. So the server is stopped by SIGSTOP, each
+client sends all its lines and shuts its side down, and the time begins when the server goes on.
+Linux moves what waits in a client's send buffer to the server as that receives.
 """
 
 import os
+import selectors
+import signal
 import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 
 from numbers_uring.limits import LINE_BYTES
 from numbers_uring.load.lines import make_lines
 from numbers_uring.load.model import LoadParameters
 
+LIGHT_CLIENT_BYTES = 2_000_000
+"""What a client sends at most: somewhat less than a send buffer takes in on loopback."""
+
 _CHUNK_LINES = 100_000
+_SETTLE_S = 0.02
+_TIMEOUT_S = 60.0
+
+
+def settled_ns(processor_time_ns: Callable[[], int]) -> int:
+    """Return the processor time of a process once it has nothing more to do."""
+    before, now = -1, processor_time_ns()
+    while now != before:
+        time.sleep(_SETTLE_S)
+        before, now = now, processor_time_ns()
+    return now
 
 
 class LightLoad:
-    """The lines of one load, in a file in memory until `close`."""
+    """The lines of one load, in memory."""
 
     def __init__(self, parameters: LoadParameters) -> None:
         self.parameters = parameters
-        self._fd = os.memfd_create("lines")
         plain = replace(parameters, port=1, clients=1, send_bytes=LINE_BYTES)
+        lines = bytearray()
         for first in range(0, plain.numbers, _CHUNK_LINES):
-            lines = make_lines(plain, first, min(_CHUNK_LINES, plain.numbers - first))
-            if os.write(self._fd, lines) != len(lines):
-                raise OSError("not enough memory for the lines")
+            lines += make_lines(plain, first, min(_CHUNK_LINES, plain.numbers - first))
+        self._lines = memoryview(lines)
 
-    def close(self) -> None:
-        os.close(self._fd)
+    def run(self, pid: int, port: int, processor_time_ns: Callable[[], int]) -> float:
+        """Let the server with this process id take in all lines; return the numbers in a second.
 
-    def run(self, port: int) -> float:
-        """Send all lines, a part by each client; return the numbers taken in a second.
-
-        A client shuts its side down and waits for the server to close. Raises OSError, also where
-        a client is reset.
+        `processor_time_ns` returns its processor time. Raises OSError, also where a client is reset
+        or its lines do not fit into its send buffer.
         """
         clients = self.parameters.clients
-        sockets = [socket.create_connection(("127.0.0.1", port), 60) for _ in range(clients)]
-        begin_s = time.perf_counter()
-        with ThreadPoolExecutor(clients) as pool:
-            list(pool.map(self._send, sockets, range(clients)))
-        return self.parameters.numbers / (time.perf_counter() - begin_s)
+        with ExitStack() as stack:
+            sockets = [
+                stack.enter_context(socket.create_connection(("127.0.0.1", port), _TIMEOUT_S))
+                for _ in range(clients)
+            ]
+            selector = stack.enter_context(selectors.DefaultSelector())
+            # All are accepted then, and with several reactors handed over.
+            settled_ns(processor_time_ns)
+            os.kill(pid, signal.SIGSTOP)
+            for part, client in enumerate(sockets):
+                self._send(client, part)
+                selector.register(client, selectors.EVENT_READ)
+            begin_s = time.perf_counter()
+            os.kill(pid, signal.SIGCONT)
+            left = clients
+            while left:
+                ready = selector.select(_TIMEOUT_S)
+                if not ready:
+                    raise TimeoutError("the server does not take in what waits")
+                for key, _ in ready:
+                    selector.unregister(key.fileobj)
+                left -= len(ready)
+            seconds = time.perf_counter() - begin_s
+            if any(client.recv(1) for client in sockets):
+                raise OSError("the server has said something")
+        return self.parameters.numbers / seconds
 
     def _send(self, client: socket.socket, part: int) -> None:
         numbers, clients = self.parameters.numbers, self.parameters.clients
-        offset, end = (numbers * i // clients * LINE_BYTES for i in (part, part + 1))
-        with client:
-            # A time-out makes the descriptor non-blocking, which sendfile would tell of.
-            client.settimeout(None)
-            while offset < end:
-                size = min(end - offset, self.parameters.send_bytes)
-                offset += os.sendfile(client.fileno(), self._fd, offset, size)
-            client.shutdown(socket.SHUT_WR)
-            if client.recv(1):
-                raise OSError("the server has said something")
+        first, end = (numbers * i // clients * LINE_BYTES for i in (part, part + 1))
+        client.setblocking(False)
+        while first < end:
+            # Raises BlockingIOError, an OSError, where the buffer is full.
+            first += client.send(self._lines[first:end])
+        client.shutdown(socket.SHUT_WR)

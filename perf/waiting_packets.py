@@ -16,16 +16,15 @@ import socket
 import statistics
 import sys
 import tempfile
-import time
 from contextlib import ExitStack
+from functools import partial
 from os import kill
 from pathlib import Path
 
 import click
 
 from bench import PEER, SERVE, C, Contender, build, cpu_ns, running, spread
-
-_SETTLE_S = 0.02
+from light_load import settled_ns
 
 
 def packets(clients: int, send_bytes: int, passes: int) -> list[list[bytes]]:
@@ -41,15 +40,6 @@ def packets(clients: int, send_bytes: int, passes: int) -> list[list[bytes]]:
     ]
 
 
-def settled_ns(pid: int) -> int:
-    """Return the processor time of a process once it has nothing more to do."""
-    before, now = -1, cpu_ns(pid)
-    while now != before:
-        time.sleep(_SETTLE_S)
-        before, now = now, cpu_ns(pid)
-    return now
-
-
 def measure(contender: Contender, log: Path, sent: list[list[bytes]]) -> float:
     """Return the processor time in us for each packet."""
     with ExitStack() as stack:
@@ -63,12 +53,12 @@ def measure(contender: Contender, log: Path, sent: list[list[bytes]]) -> float:
         for number, each in enumerate(sent):
             if number == 1:
                 # What the first pass has paid for is not a packet's.
-                begin_ns = settled_ns(pid)
+                begin_ns = settled_ns(partial(cpu_ns, pid))
             kill(pid, signal.SIGSTOP)
             for client, packet in zip(clients, each, strict=True):
                 client.sendall(packet)
             kill(pid, signal.SIGCONT)
-            end_ns = settled_ns(pid)
+            end_ns = settled_ns(partial(cpu_ns, pid))
     return (end_ns - begin_ns) / 1000 / (len(sent) - 1) / len(clients)
 
 
