@@ -754,10 +754,13 @@ STATUS_HEADER_LINES = 20
 """How many lines of `status --watch` stand below each of their headers."""
 
 SCRAPE_S = 5.0
-"""How long a server may be silent to `status`."""
+"""How long a server may take for an answer to `status`."""
 
 SCRAPE_BYTES_MAX = 1024 * 1024
 """Of its answer; more is not read."""
+
+HELP_COLUMNS_MIN = 20
+"""A help is laid out for a terminal of at least so many columns."""
 
 CHECK_PROGRESS_BYTES = 16 * 1024 * 1024
 """How much of a log is read between two updates of the progress bar."""

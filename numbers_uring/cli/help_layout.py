@@ -9,11 +9,13 @@ from cloup import HelpFormatter
 from cloup.formatting import HelpSection
 
 from numbers_uring.cli.help import HelpList, grouped_options, help_text
+from numbers_uring.limits import HELP_COLUMNS_MIN
 from numbers_uring.system.stdio import PROGRAM
 
-_HYPHEN, _SPACE = "\ue000", "\ue001"
-"""Stand for these two characters, until the lines are made, where a line may not end: a hyphen is
-within an option or a name, and a space may be within brackets."""
+_HYPHEN, _SPACE, _BREAK = "\ue000", "\ue001", "\ue002"
+"""The first two stand for these characters, until the lines are made, where a line may not end: a
+hyphen is within an option or a name, and a space may be within brackets. Where _BREAK is, one may
+end."""
 _LONG = re.compile("--")
 
 
@@ -68,9 +70,13 @@ class _Page:
         self._formatter = HelpFormatter(
             width=context.terminal_width, max_width=context.max_content_width
         )
+        # Nothing can be laid out in less; a terminal that narrow breaks the lines by itself.
+        self._formatter.width = max(self._formatter.width, HELP_COLUMNS_MIN)
 
     def text(self) -> str:
-        return self._formatter.getvalue().rstrip("\n").replace(_HYPHEN, "-").replace(_SPACE, " ")
+        text = self._formatter.getvalue().rstrip("\n").replace(_HYPHEN, "-").replace(_SPACE, " ")
+        # click ends the first line of a usage that it breaks with a space.
+        return re.sub(" +$", "", text, flags=re.MULTILINE)
 
     def write_head(self) -> None:
         """Write the usage, what the command does in a sentence, and the examples."""
@@ -104,11 +110,26 @@ class _Page:
                 HelpSection(
                     heading=each.title,
                     help=_glued(each.text) or None,
-                    definitions=[(_glued(name), _glued(text)) for name, text in each.entries],
+                    definitions=[
+                        (self._in_lines(name), _glued(text)) for name, text in each.entries
+                    ],
                 )
                 for each in lists
             ]
         )
+
+    def _in_lines(self, name: str) -> str:
+        """Return an option's names and values, in several lines where one has no room for them."""
+        columns = self._formatter.width - 2
+        glued = _glued(name)
+        if len(name) <= columns:
+            return glued
+        # Lines end behind a space or a bar.
+        wrapped = textwrap.wrap(
+            glued.replace("|", f"|{_BREAK} "), columns - 4, subsequent_indent="    "
+        )
+        lines = "\n  ".join(wrapped)
+        return lines.replace(f"{_BREAK} ", "").replace(_BREAK, "")
 
     def _write_command(self, command: str) -> None:
         """Write it so that it can be copied, also where it needs several lines."""

@@ -52,14 +52,21 @@ def in_one_line(text: str) -> str:
 
 
 @each_command
-@pytest.mark.parametrize("width", [60, 61, 72, 80, 100, 300], indirect=True)
+@pytest.mark.parametrize("width", [40, 60, 61, 72, 80, 100, 300], indirect=True)
 def test_no_line_is_wider_than_the_terminal(context: click.Context, width: int) -> None:
     pages = [long_help(context)] + ([] if is_group(context) else [short_help(context)])
     for page in pages:
         lines = page.splitlines()
         assert [line for line in lines if len(line) > min(width, 100)] == []
         # No option and no name may be taken for a part of one.
-        assert [line for line in lines if line.endswith("-")] == []
+        assert [line for line in lines if line.endswith(("-", " "))] == []
+
+
+@pytest.mark.parametrize("width", [0, 1, 2, 5, 9, 13, 20], indirect=True)
+def test_any_width_is_enough_for_a_help(width: int) -> None:
+    for context in CONTEXTS:
+        pages = [long_help(context)] + ([] if is_group(context) else [short_help(context)])
+        assert all("Usage:" in page for page in pages), width
 
 
 @each_command
