@@ -66,7 +66,8 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
 
     Several files are taken as parts of one log, in the order given: no number may occur in two of
     them. A torn tail is what a crash may leave at the end: a part of a line, zero bytes, or both.
-    The log of a running server can be checked, and may then end within a line.
+    The log of a running server can be checked, and may then end within a line. A compressed file is
+    refused: unpack it first.
 
     A log numbers.P.log of a cluster is compared with each record of the index numbers.P.index
     beside it, and an index stands for its log. A collector mends an index at its next start.

@@ -10,6 +10,7 @@ from pathlib import Path
 from numbers_uring.errors import StartError
 from numbers_uring.ingest.kernel import Kernel
 from numbers_uring.limits import BITMAP_BYTES
+from numbers_uring.log.compressed import require_plain
 from numbers_uring.log.opening import open_regular
 from numbers_uring.log.scan import Scan, scan
 
@@ -56,14 +57,18 @@ class Findings:
 def open_logs(paths: Sequence[Path], *, lock: bool) -> Iterator[list[Log]]:
     """Open `paths`, no two of them the same file; close, and so unlock, them at exit.
 
-    Raises StartError where one is no regular file, can't be read or, if it is to be locked, can't
-    be written or is in use by another process.
+    Raises StartError where one is no regular file, is compressed, can't be read or, if it is to be
+    locked, can't be written or is in use by another process.
     """
     with ExitStack() as opened:
         logs = []
         for path in paths:
             fd = open_regular(path, os.O_RDWR if lock else os.O_RDONLY)
             opened.callback(os.close, fd)
+            try:
+                require_plain(path, fd)
+            except OSError as error:
+                raise StartError(f"cannot read {path}: {error.strerror}") from error
             if lock:
                 _lock(path, fd)
             logs.append(Log(path, fd, os.fstat(fd).st_size))

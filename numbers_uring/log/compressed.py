@@ -40,6 +40,17 @@ def is_compressed(path: Path, fd: int) -> bool:
     return True
 
 
+def require_plain(path: Path, fd: int) -> None:
+    """Raise StartError where the file open as `fd` is compressed, whatever its name is.
+
+    Its lines would all be bad ones, and a repair would leave nothing of it. Raises OSError.
+    """
+    begin = os.pread(fd, 6, 0)
+    for magic, program in ((_GZIP, "gzip"), *_OTHERS):
+        if begin.startswith(magic):
+            raise StartError(f"cannot read {path}: it is compressed by {program}; unpack it first")
+
+
 class CompressedScan(NamedTuple):
     """What a compressed log holds."""
 

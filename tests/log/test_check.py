@@ -1,8 +1,11 @@
 """The command `check`: findings, exit codes, repairs, and what a failed repair leaves."""
 
+import bz2
 import errno
 import fcntl
+import gzip
 import json
+import lzma
 import os
 import signal
 import socket
@@ -285,6 +288,20 @@ def test_a_file_whose_reading_fails_is_one_line_and_exit_3(
     monkeypatch.setattr(os, "preadv", Failing(os.preadv, errno.EIO, 2))
     done = run(log)
     assert_error(done, 3, f"cannot read {log}", os.strerror(errno.EIO))
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("name", ["numbers.log.2.gz", "numbers.log"])
+def test_a_compressed_log_is_refused_and_left_as_it_is(
+    run: Run, tmp_path: Path, compress: Callable[[bytes], bytes], name: str
+) -> None:
+    log, other = tmp_path / name, tmp_path / "other.log"
+    other.write_bytes(BROKEN)
+    log.write_bytes(compress(lines(range(1000))))
+    before = log.read_bytes()
+    for arguments in ((), ("--repair",)):
+        assert_error(run(*arguments, other, log), 3, str(log), "compressed")
+    assert (log.read_bytes(), other.read_bytes()) == (before, BROKEN)
 
 
 def test_too_little_memory_is_one_line_and_exit_3(log: Path) -> None:
