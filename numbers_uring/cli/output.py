@@ -12,6 +12,8 @@ from numbers_uring.errors import Failure, StartError
 from numbers_uring.limits import WATCH_WRITE_S
 from numbers_uring.system.stdio import STDOUT, LineWriter
 
+_CLOSED = "cannot write to standard output: it is closed"
+
 
 class PrintedOutput:
     """As a context manager, collects what is printed, and writes it when it is left.
@@ -47,7 +49,7 @@ class PrintedOutput:
 
     def _write(self, data: bytes) -> None:
         if data and self._closed:
-            raise StartError("cannot write to standard output: it is closed")
+            raise StartError(_CLOSED)
         rest = memoryview(data)
         while rest:
             try:
@@ -59,10 +61,24 @@ class PrintedOutput:
                 raise StartError(f"cannot write to standard output: {failed.strerror}") from failed
 
 
-def write_now(writer: LineWriter, text: str) -> None:
-    """Write it, or nothing if the reader is slow. Raises StartError if the reader is gone."""
-    if not writer.write(text, wait_s=WATCH_WRITE_S):
-        poll = select.poll()
-        poll.register(STDOUT, 0)
-        if any(events & (select.POLLERR | select.POLLNVAL) for _, events in poll.poll(0)):
-            raise StartError("cannot write to standard output: its reader is gone")
+class WatchOutput:
+    """Standard output of a command that writes again and again. Raises StartError if closed."""
+
+    def __init__(self) -> None:
+        if sys.__stdout__ is None:
+            raise StartError(_CLOSED)
+        self._writer = LineWriter(STDOUT)
+        self.is_terminal = os.isatty(STDOUT)
+
+    def write(self, text: str) -> None:
+        """Write it, or nothing if the reader is slow. Raises StartError if that cannot succeed."""
+        if not self._writer.write(text, wait_s=WATCH_WRITE_S) and self._writer.error is not None:
+            reason = self._writer.error.strerror
+            raise StartError(f"cannot write to standard output: {reason}")
+
+    def size(self) -> tuple[int, int]:
+        """Return the columns and lines of the terminal; 0 where it does not know them."""
+        try:
+            return os.get_terminal_size(STDOUT)
+        except OSError:
+            return 0, 0

@@ -1,6 +1,7 @@
 """The command `status`: one server at a glance, from its metrics port."""
 
 import json
+import re
 import signal
 import time
 from contextlib import suppress
@@ -14,7 +15,7 @@ from numbers_uring.cli.help import Command
 from numbers_uring.errors import ExitCode, StartError
 from numbers_uring.limits import STATUS_HEADER_LINES, STATUS_INTERVAL_S
 from numbers_uring.system.diagnostics import Diagnostics
-from numbers_uring.system.stdio import PROGRAM, STDOUT, LineWriter
+from numbers_uring.system.stdio import PROGRAM
 
 if TYPE_CHECKING:
     from numbers_uring.metrics.figures import Figures
@@ -30,12 +31,13 @@ class _MetricsUrl(click.ParamType):  # type: ignore[type-arg] # generic only in 
     ) -> TcpAddress:
         if isinstance(value, TcpAddress):
             return value
-        text = str(value).removeprefix("http://").removesuffix("/").removesuffix("/metrics")
+        text = re.sub("^http://", "", str(value), flags=re.IGNORECASE)
+        text = text.removesuffix("/").removesuffix("/metrics")
         try:
             address = parse_tcp_address(text)
         except ValueError:
             address = TcpAddress("", 0)
-        if not address.port or "/" in address.host:
+        if not address.port or re.search(r"[/@?#\\\s]", address.host):
             self.fail(f"{value!r} is not of the form http://HOST:PORT.", param, ctx)
         return address
 
@@ -123,11 +125,11 @@ def _text(url: TcpAddress, before: "Figures", now: "Figures") -> str:
 
 def _watch(url: TcpAddress, before: "Figures | None", *, as_json: bool, say: Diagnostics) -> None:
     """Write a line each second until SIGINT or SIGTERM. Raises StartError if no one reads it."""
-    from numbers_uring.cli.output import write_now
+    from numbers_uring.cli.output import WatchOutput
     from numbers_uring.metrics.scrape import scrape
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    writer, lines, said = LineWriter(STDOUT), 0, False
+    output, table, said = WatchOutput(), _Table(), False
     with suppress(KeyboardInterrupt):
         due_s = time.monotonic()
         while True:
@@ -145,12 +147,9 @@ def _watch(url: TcpAddress, before: "Figures | None", *, as_json: bool, say: Dia
             if as_json:
                 text = json.dumps(_fields(before, now))
             else:
-                row = _row(before, now)
-                text = _line(row.values())
-                if lines % STATUS_HEADER_LINES == 0:
-                    text = f"{_line(row)}\n{text}"
-            lines += 1
-            write_now(writer, text)
+                columns = output.size()[0] if output.is_terminal else 0
+                text = table.next_line(_row(before, now), columns)
+            output.write(text)
             before = now
 
 
@@ -177,6 +176,37 @@ def _row(before: "Figures | None", now: "Figures") -> dict[str, str]:
     return row | {"state": now.state, "uptime": duration(now.uptime_s)}
 
 
-def _line(words: Any) -> str:
-    widths = (12, 12, 8, 14, 15, 10, 8, 11, 10, 10, 11)
-    return "".join(f"{word:>{width}}" for word, width in zip(words, widths, strict=True))
+_WIDTHS = {
+    **{"numbers/s": 12, "unique/s": 12, "MB/s": 8, "unique": 14, "duplicate": 15, "clients": 10},
+    **{"waiting": 8, "held back": 11, "log MB": 10, "in flight": 10, "state": 10, "uptime": 11},
+}
+_LEFT_OUT = (
+    *("MB/s", "uptime", "log MB", "in flight", "unique/s", "held back", "duplicate"),
+    *("waiting", "state", "unique", "clients"),
+)
+"""What a narrow terminal does not show, the first ones first."""
+
+
+class _Table:
+    """Lines below a header, which stands there again and again."""
+
+    def __init__(self) -> None:
+        self._titles: list[str] = []
+        self._lines = 0
+
+    def next_line(self, row: dict[str, str], columns: int) -> str:
+        """Return the line, of at most so many characters (0: any number), and its header if due."""
+        # A total that has become longer than its column moves the others.
+        cells = {title: f" {text:>{_WIDTHS[title] - 1}}" for title, text in row.items()}
+        for title in _LEFT_OUT:
+            if not columns or sum(map(len, cells.values())) <= columns:
+                break
+            cells.pop(title, None)
+        if list(cells) != self._titles or self._lines == STATUS_HEADER_LINES:
+            self._titles, self._lines = list(cells), 0
+        self._lines += 1
+        line = "".join(cells.values())
+        if self._lines > 1:
+            return line
+        header = "".join(f"{title:>{len(cell)}}" for title, cell in cells.items())
+        return f"{header}\n{line}"

@@ -2,20 +2,17 @@
 
 import asyncio
 import json
-import os
 import signal
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from numbers_uring.cli.output import write_now
+from numbers_uring.cli.output import WatchOutput
 from numbers_uring.cluster.bucket import VersionError
 from numbers_uring.cluster.connection import until_closed
 from numbers_uring.cluster.status import ClusterStatus, StatusReader
 from numbers_uring.cluster.status_text import as_text, body, head
 from numbers_uring.cluster.tasks import end_tasks
 from numbers_uring.errors import StartError
-from numbers_uring.system.stdio import STDOUT, LineWriter
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -37,12 +34,11 @@ async def watch_status(
     later if the connection is closed for good, the cluster is of another version, or no one reads
     what is written. `say` gets a line when a later status cannot be read.
     """
-    if sys.__stdout__ is None:
-        raise StartError("cannot write to standard output: it is closed")
+    output = WatchOutput()
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    showing = asyncio.create_task(_show(reader, interval_s, as_json=as_json, say=say))
+    showing = asyncio.create_task(_show(reader, interval_s, output, as_json=as_json, say=say))
     waiting = {
         showing,
         asyncio.create_task(until_closed(client)),
@@ -59,9 +55,14 @@ async def watch_status(
 
 
 async def _show(
-    reader: StatusReader, interval_s: float, *, as_json: bool, say: Callable[[str], None]
+    reader: StatusReader,
+    interval_s: float,
+    output: WatchOutput,
+    *,
+    as_json: bool,
+    say: Callable[[str], None],
 ) -> None:
-    writer, said, loop = LineWriter(STDOUT), "", asyncio.get_running_loop()
+    said, loop = "", asyncio.get_running_loop()
     found: ClusterStatus | None = None
     while True:
         due_s = loop.time() + interval_s
@@ -77,16 +78,16 @@ async def _show(
                 say(said)
         else:
             said = ""
-            write_now(writer, json.dumps(found.as_json()) if as_json else _text(found))
+            output.write(json.dumps(found.as_json()) if as_json else _text(found, output))
         await asyncio.sleep(due_s - loop.time())
 
 
-def _text(found: ClusterStatus) -> str:
+def _text(found: ClusterStatus, output: WatchOutput) -> str:
     """Return a screenful for a terminal, and all of it, with an empty line, for anything else."""
-    if not os.isatty(STDOUT):
+    if not output.is_terminal:
         return as_text(found) + "\n"
-    size = os.get_terminal_size(STDOUT)
+    columns, lines_max = output.size()
     lines = [*head(found), *body(found)]
-    if size.lines and size.columns:  # A terminal need not know its size.
-        lines = [line[: size.columns] for line in lines[: size.lines - 1]]
+    if columns and lines_max:
+        lines = [line[:columns] for line in lines[: lines_max - 1]]
     return _CLEAR + "\n".join(lines)

@@ -6,8 +6,10 @@ host of an operator who looks at a server from elsewhere then needs no extra of 
 
 import json
 import re
+import socket
 import time
 from http.client import HTTPConnection, HTTPException
+from typing import Any
 
 from numbers_uring.addresses import TcpAddress
 from numbers_uring.errors import StartError
@@ -54,10 +56,32 @@ def _get(address: TcpAddress, path: str) -> str:
     """Return the body of the answer, whatever its status. Raises StartError."""
     connection = HTTPConnection(address.host, address.port, timeout=SCRAPE_S)
     try:
+        connection.connect()
+        connection.sock = _BoundedSocket(connection.sock.detach(), SCRAPE_S)
         connection.request("GET", path, headers={"Accept": "text/plain"})
         return connection.getresponse().read(SCRAPE_BYTES_MAX).decode(errors="replace")
     except (OSError, HTTPException, UnicodeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, OSError):
+            reason = error.strerror or str(error)
+        elif isinstance(error, HTTPException):
+            reason = "its answer is not HTTP"
+        else:
+            reason = "this is no name of a host"
         raise StartError(f"cannot read the metrics at {address}: {reason}") from error
     finally:
         connection.close()
+
+
+class _BoundedSocket(socket.socket):
+    """A connection that ends by itself: a timeout alone would start anew with each byte."""
+
+    def __init__(self, fd: int, time_s: float) -> None:
+        super().__init__(fileno=fd)
+        self._end_s = time.monotonic() + time_s
+
+    def recv_into(self, *arguments: Any) -> int:
+        left_s = self._end_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("timed out")
+        self.settimeout(left_s)
+        return super().recv_into(*arguments)

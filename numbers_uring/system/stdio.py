@@ -44,6 +44,8 @@ class LineWriter:
         self._stream: Stream | None = None
         self._lock = threading.RLock()
         self._writing = False
+        self.error: OSError | None = None
+        """Why the last line could not be written, unless the reader is too slow."""
 
     def write(self, line: str, *, wait_s: float = 0) -> bool:
         """Write the line and a newline; return False if the reader is too slow or gone.
@@ -55,9 +57,11 @@ class LineWriter:
             if self._writing:
                 return False  # The handler of a signal that came in the middle of another line.
             self._writing = True
+            self.error = None
             try:
                 return self._write(data, time.monotonic() + wait_s)
-            except OSError:
+            except OSError as error:
+                self.error = error
                 return False
             finally:
                 self._writing = False

@@ -1,12 +1,17 @@
 """`status`: what it shows of real servers and nodes, and what of ports that have no server."""
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import threading
+import tty
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -14,6 +19,9 @@ from typing import Any
 
 import pytest
 
+from numbers_uring.addresses import TcpAddress
+from numbers_uring.errors import StartError
+from numbers_uring.metrics import scrape as metrics_scrape
 from ports import reserve_port
 from support.broker import broker_with_cluster
 from support.clients import flood
@@ -150,6 +158,44 @@ def test_a_watch_has_a_line_each_time_and_a_header_now_and_then(serve: Serve) ->
     assert " ok " in line
 
 
+@pytest.mark.parametrize("columns", [40, 80, 121, 200])
+def test_a_watch_fits_the_terminal(columns: int) -> None:
+    leader, follower = pty.openpty()
+    tty.setraw(follower)
+
+    def resize(columns: int) -> None:
+        fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+
+    resize(columns)
+    shown = b""
+
+    def lines_with(words: bytes, count: int) -> None:
+        nonlocal shown
+        while shown.count(words) < count or not shown.endswith(b"\n"):
+            shown += os.read(leader, 4096)
+
+    try:
+        # More numbers than their column has room for.
+        with (
+            scripted(10**12) as url,
+            CommandProcess(
+                *("status", "--watch", url), prefix=(sys.executable, "-c", FAST), stdout=follower
+            ) as watch,
+        ):
+            lines_with(b"numbers/s", 2)
+            widths = list(map(len, shown.decode().splitlines()))
+            assert min(columns - 20, 110) < max(widths) <= columns
+            assert b"clients" in shown
+            resize(36)
+            lines_with(b" numbers/s   clients\n", 1)
+            assert watch.stop() == 0
+    finally:
+        os.close(follower)
+        os.close(leader)
+    header, line = shown.decode().splitlines()[:2]
+    assert len(header) == len(line)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
 def test_a_watch_as_json_ends_with_a_signal(serve: Serve, number: signal.Signals) -> None:
     url = url_of(serve(*METRICS))
@@ -193,6 +239,18 @@ def test_a_watch_that_no_one_reads_ends(serve: Serve) -> None:
     finally:
         os.close(write_fd)
     assert "cannot write to standard output" in watch.stderr
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)], ids=" ".join)
+@pytest.mark.parametrize("output", [">&-", ">/dev/full", "</dev/null >&0"])
+def test_a_watch_that_cannot_be_written_ends(output: str, form: tuple[str, ...]) -> None:
+    with scripted(1000) as url:
+        shell = ("sh", "-c", f'exec "$@" {output}', "sh")
+        prefix = (*shell, sys.executable, "-c", FAST)
+        with CommandProcess("status", url, "--watch", *form, prefix=prefix) as watch:
+            assert watch.wait() == 3
+    assert "cannot write to standard output: " in watch.stderr
+    assert len(watch.stderr_lines) == 1
 
 
 # A server whose scrapes have what the test wants.
@@ -288,10 +346,55 @@ def test_where_no_server_answers_is_one_line_and_exit_3(options: tuple[str, ...]
     [
         *("", "4001", "http://127.0.0.1", "http://127.0.0.1:0", "https://127.0.0.1:4001"),
         *("http://127.0.0.1:4001/other", "http://:4001", "http://127.0.0.1:65536", "unix:socket"),
+        *("http://127.0.0.1:4001?", "user@127.0.0.1:4001", "a b:4001", "a\nb:4001", "a\tb:4001"),
     ],
 )
 def test_what_is_no_address_of_metrics_is_wrong_usage(url: str) -> None:
     assert_one_line_error(run_command("status", url), 2, "http://HOST:PORT")
+
+
+@pytest.mark.parametrize("host", ["a..b", 300 * "a", "\udcff", "nowhere.invalid"])
+def test_a_name_that_is_of_no_host_is_one_line_and_exit_3(host: str) -> None:
+    assert_one_line_error(run_command("status", f"http://{host}:4001"), 3, ":4001")
+
+
+def test_the_scheme_may_be_in_capitals() -> None:
+    with scripted(1000) as url:
+        assert run_command("status", url.upper()).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("begin", "piece"),
+    [
+        (b"HTTP/1.0 200 OK\r\n\r\n", b"numbers_uring_connections 1\n"),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 1000000\r\n\r\n", b"1"),
+        (b"HTTP/1.0 200 OK\r\n", b"a: b\r\n"),
+        (b"HTTP/1.0 200 ", b"O"),
+        (b"", b"HTTP/1.0 100 Continue\r\n\r\n"),
+    ],
+)
+def test_an_answer_without_an_end_is_not_awaited(
+    monkeypatch: pytest.MonkeyPatch, begin: bytes, piece: bytes
+) -> None:
+    monkeypatch.setattr("numbers_uring.metrics.scrape.SCRAPE_S", 0.3)
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def trickle() -> None:
+            client, _ = listener.accept()
+            with client, suppress(OSError):
+                client.sendall(begin)
+                while not done.wait(0.01):
+                    client.sendall(piece)
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        try:
+            with pytest.raises(StartError, match=r"cannot read the metrics .*: timed out"):
+                metrics_scrape.scrape(TcpAddress(*listener.getsockname()))
+        finally:
+            done.set()
+            thread.join(DEADLINE_S)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +407,9 @@ def test_what_is_no_address_of_metrics_is_wrong_usage(url: str) -> None:
         b"HTTP/1.0 404 Not Found\r\n\r\nno such page",
         b"HTTP/1.0 200 OK\r\nContent-Length: 50\r\n\r\nless",
         b"HTTP/1.0 200 OK\r\n\r\n<html>\xff</html>",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nmany\r\n",
+        b"HTTP/1.1 200 OK\r\n" + 200 * b"a: b\r\n",
+        b"HTTP/9.9 200 OK\r\n\r\n",
         b"HTTP/1.0 200 OK\r\n\r\nnumbers_uring_connections many\n",
         b"HTTP/1.0 200 OK\r\n\r\nnumbers_uring_connections NaN\n",
     ],
@@ -324,6 +430,7 @@ def test_another_server_is_one_line_and_exit_3(answer: bytes) -> None:
         done = run_command("status", f"http://{address}")
         thread.join(DEADLINE_S)
     assert_one_line_error(done, 3, address)
+    assert "(" not in done.stderr  # as in IncompleteRead(0 bytes read)
 
 
 def test_it_starts_without_the_library_of_metrics(serve: Serve) -> None:

@@ -442,7 +442,7 @@ def test_a_watched_status_outlives_the_nats_server_and_ends_with_its_reader(
             os.close(writer)
             os.close(reader)
             assert watching.wait() == 3
-            assert watching.stderr_lines[-1].endswith("standard output: its reader is gone")
+            assert watching.stderr_lines[-1].endswith("standard output: Broken pipe")
 
 
 def test_a_watched_status_without_a_standard_output_ends_at_once(shared: Broker) -> None:
