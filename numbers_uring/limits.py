@@ -67,6 +67,9 @@ DESCRIPTORS_PER_REACTOR = 4
 THREAD_START_BYTES = 4 * 1024 * 1024
 """What a thread may need, beside its stack, until it can say that memory is lacking."""
 
+THREAD_HEAP_BYTES = 128 * 1024 * 1024
+"""More than that on a free-threaded Python, whose threads have heaps in aligned segments."""
+
 THREAD_START_POLL_S = 0.05
 """How often the start checks that a thread that is to begin still exists."""
 

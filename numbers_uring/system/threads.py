@@ -2,6 +2,7 @@
 
 import resource
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import TYPE_CHECKING
 
 from numbers_uring.errors import StartError
-from numbers_uring.limits import THREAD_START_BYTES, THREAD_START_POLL_S
+from numbers_uring.limits import THREAD_HEAP_BYTES, THREAD_START_BYTES, THREAD_START_POLL_S
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -77,5 +78,8 @@ def _require_memory() -> None:
     stack_bytes, _ = resource.getrlimit(resource.RLIMIT_STACK)
     if stack_bytes == resource.RLIM_INFINITY:
         stack_bytes = 0
+    heap_bytes = THREAD_HEAP_BYTES if "t" in sys.abiflags else 0
     # Never touched: it takes address space for a moment, and no memory.
-    mmap(-1, stack_bytes + THREAD_START_BYTES, flags=MAP_PRIVATE | MAP_ANONYMOUS).close()
+    mmap(
+        -1, stack_bytes + heap_bytes + THREAD_START_BYTES, flags=MAP_PRIVATE | MAP_ANONYMOUS
+    ).close()

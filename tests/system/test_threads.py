@@ -1,5 +1,6 @@
 """Threads where there is hardly memory for them."""
 
+import sys
 import threading
 
 import pytest
@@ -33,3 +34,14 @@ def test_a_thread_is_not_started_where_it_could_hardly_say_what_it_lacks(
     assert not ran.is_set()
     start_thread(ran.set, "worker").join(DEADLINE_S)
     assert ran.is_set()
+
+
+def test_a_free_threaded_python_needs_memory_for_a_threads_heap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "THREAD_HEAP_BYTES", 1 << 60)
+    monkeypatch.setattr(sys, "abiflags", "t")
+    with pytest.raises(StartError, match="cannot start a thread for the worker: too little"):
+        start_thread(lambda: None, "worker")
+    monkeypatch.setattr(sys, "abiflags", "")
+    start_thread(lambda: None, "worker").join(DEADLINE_S)
