@@ -159,25 +159,31 @@ class Requests:
     def take_signals(self) -> None:
         """Take signals until the end: what the thread does, which flame graphs leave out."""
         try:
-            while True:
-                number = signal.Signals(signal.sigwait(_REQUESTS))
-                if self._over:
-                    return
-                self._take_signal(number)
+            while self._take_signal(signal.Signals(signal.sigwait(_REQUESTS))):
+                pass
         except OSError as error:
             self._warn(f"cannot wait for signals, which are handled late: {error.strerror}")
             # From now on they reach _catch, between two waits of the main thread.
             unblock_signals()
             threading.Event().wait()
 
-    def _take_signal(self, number: signal.Signals) -> None:
+    def _take_signal(self, number: signal.Signals) -> bool:
+        """Take it, and stop signals that repeat it; return False at the end."""
+        if self._over:
+            return False
         if number in STOP_SIGNALS and self.stop is not None:
             self._exit(number)
         self._note(number)
-        if number in STOP_SIGNALS:
-            time.sleep(SIGNAL_REPEAT_S)
-            while signal.sigtimedwait(STOP_SIGNALS, 0):
-                pass
+        if number not in STOP_SIGNALS:
+            return True
+        end_s = time.monotonic() + SIGNAL_REPEAT_S
+        while (left_s := end_s - time.monotonic()) > 0:
+            more = signal.sigtimedwait(_REQUESTS, left_s)
+            if more is not None and more.si_signo not in STOP_SIGNALS:
+                if self._over:
+                    return False
+                self._note(signal.Signals(more.si_signo))
+        return True
 
     def _catch(self, number: int, _frame: FrameType | None) -> None:
         # While they are not blocked, as when a child process is started.

@@ -234,6 +234,32 @@ def _run_with_requests(
     )
 
 
+def test_neither_a_stop_nor_other_requests_wait_for_a_stop_signal_to_be_repeated() -> None:
+    program = f"""
+        import os, signal, time
+        from numbers_uring.system import signals
+        signals.SIGNAL_REPEAT_S = 2 * {DEADLINE_S}
+        signals.SIGNAL_THREAD_END_S = {DEADLINE_S}
+        with signals.Requests(print) as requests:
+            for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1):
+                os.kill(os.getpid(), number)
+            while not requests.take_report():
+                time.sleep(0.001)
+            os.kill(os.getpid(), signal.SIGTERM)
+            while signal.SIGTERM in signal.sigpending():
+                time.sleep(0.001)
+        print(requests.stop.name)
+        """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=DEADLINE_S / 2,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "SIGTERM\n", "")
+
+
 def test_a_second_stop_signal_ends_the_process_as_a_shell_counts_it() -> None:
     done = _run_with_requests("")
     assert (done.returncode, done.stderr) == (128 + signal.SIGINT, "")
