@@ -16,7 +16,8 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
+from contextlib import suppress
+from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from operator import length_hint
 from typing import Any
 
@@ -69,6 +70,19 @@ _PORT = struct.Struct("!2xH")
 """Where sockaddr_in and sockaddr_in6 have them; their hosts are 4 and 8 bytes from the start."""
 _SCOPE_ID = struct.Struct("=24xI")
 """Of sockaddr_in6."""
+
+
+def _huge_mapping(size_bytes: int) -> mmap:
+    """Return memory of at least that size, of which pages are taken as they are touched.
+
+    On huge pages, where Linux grants them: a short and fast stream would else spend a third of its
+    time on faults. Linux aligns a mapping for them only if its size is a multiple of theirs.
+    """
+    pages = -(-size_bytes // lib.NU_HUGE_PAGE_BYTES)
+    memory = mmap(-1, pages * lib.NU_HUGE_PAGE_BYTES, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    with suppress(OSError):
+        memory.madvise(MADV_HUGEPAGE)
+    return memory
 
 
 class UringReactor:
@@ -134,10 +148,9 @@ class UringReactor:
                 "accepts_per_pass_max": ACCEPTS_PER_PASS_MAX,
             },
         )
-        arena_bytes = lib.nu_ring_arena_bytes(config)
-        self.arena = mmap(-1, arena_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+        self.arena = _huge_mapping(lib.nu_ring_arena_bytes(config))
         self._arena = ffi.from_buffer("uint8_t[]", self.arena, require_writable=True)
-        config.arena, config.arena_bytes = self._arena, arena_bytes
+        config.arena, config.arena_bytes = self._arena, len(self.arena)
         self._ring = self._open(config)
         lib.nu_ring_listen(self._ring)
 
