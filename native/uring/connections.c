@@ -94,6 +94,24 @@ void nu_ring_hand_out(struct nu_ring *ring, uint32_t kind, uint32_t connection, 
     ring->results->received_bytes += size;
 }
 
+/* Moves into the connection's first buffer what has come behind it, as far as there is room. Only
+ * small buffers are ever several, and several that are not full are tiny packets in a rush, which
+ * come faster than one a pass could be handed out. */
+static void merge(struct nu_ring *ring, struct nu_connection *connection) {
+    struct nu_pools *pools = &ring->pools;
+    struct nu_buffer *first = &pools->buffers[connection->first_buffer];
+    uint32_t left_bytes = pools->pools[first->pool].buffer_bytes - first->size;
+    while (first->next != NU_NONE && pools->buffers[first->next].size <= left_bytes) {
+        int32_t number = first->next;
+        const struct nu_buffer *next = &pools->buffers[number];
+        memcpy(pools->arena + first->start + first->size, pools->arena + next->start, next->size);
+        left_bytes -= next->size;
+        first->size += next->size;
+        first->next = next->next;
+        nu_pools_give_back(pools, number);
+    }
+}
+
 /* Hands out the connection's next buffer or, once it had all of them, its end.
  *
  * Never both in one pass, and nothing is closed here: the client sees that, and may take it to mean
@@ -102,6 +120,7 @@ static void serve(struct nu_ring *ring, uint32_t index) {
     struct nu_connection *connection = &ring->connections[index];
     leave(ring, index);
     if (connection->first_buffer != NU_NONE) {
+        merge(ring, connection);
         const struct nu_buffer *buffer = &ring->pools.buffers[connection->first_buffer];
         nu_ring_hand_out(ring, NU_RECEIVED, index, buffer->start, buffer->size);
         ring->leased[ring->leased_count++] = connection->first_buffer;

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -20,7 +21,7 @@ SOURCES = ["pass.c", "connections.c", "accept.c", "pools.c", "open.c", "drain.c"
 RECEIVE, LISTENER, WAKEUP = 1, 3, 4
 """Of native/uring/queue.h's nu_request."""
 MORE, BUFFER = 2, 1
-BUFFERS = 8
+BUFFERS, SMALL_BYTES = 8, 64
 PASSES_MAX = 40
 
 SANITIZERS = ["-fsanitize=address,undefined"] if "TEST_NATIVE" in os.environ else []
@@ -78,7 +79,7 @@ class Ring:
             "struct nu_ring_config *",
             {
                 "headroom_bytes": 16,
-                "small": (BUFFERS, 64),
+                "small": (BUFFERS, SMALL_BYTES),
                 "large": (BUFFERS, 256),
                 "connections_max": 4,
                 "listener_fds": self._fds,
@@ -98,6 +99,7 @@ class Ring:
         assert lib.nu_ring_open(config, ring, ffi.new("char **")) == 0
         self.ring = ring[0]
         self.clients: list[socket.socket] = []
+        self._buffer = 0
 
     def close(self) -> None:
         self.lib.nu_ring_close(self.ring)
@@ -109,6 +111,21 @@ class Ring:
         self.clients.append(far)
         connection: int = self.lib.nu_ring_adopt(self.ring, near.detach())
         return connection
+
+    def receive(self, piece: bytes, flags: int) -> int:
+        """Complete a receive into the small buffer that was not used for longest."""
+        buffer = self._buffer
+        self._buffer = (buffer + 1) % BUFFERS
+        start = buffer * 2 * SMALL_BYTES + SMALL_BYTES
+        self._arena[start : start + len(piece)] = piece
+        done: int = self.lib.scripted_complete(RECEIVE, len(piece), BUFFER | flags | buffer << 16)
+        return done
+
+    @property
+    def received(self) -> bytes:
+        """What the first row of the last pass has received."""
+        row = self._rows[0]
+        return bytes(self._arena[row.start : row.start + row.size])
 
     def turn(self) -> list[tuple[int, int, int]]:
         """Make a pass; return its rows: kind, connection and, of a CLOSED, the end."""
@@ -167,6 +184,25 @@ def test_a_receive_that_always_fails_ends_its_connection_at_last(ring: Ring, nam
         if not ring.lib.scripted_complete(RECEIVE, -code(name), 0):
             break
     assert rows == [(Kind.CLOSED, connection, End.RESET)]
+
+
+def test_packets_that_came_behind_each_other_are_handed_out_as_one_piece(ring: Ring) -> None:
+    """Or in a rush more would come than one a pass, each pass would be a small one, and late."""
+    connection = ring.client()
+    for _ in range(3):
+        assert ring.turn() == []
+        stream = b""
+        for size in (7, 40, 10, 7):
+            piece = bytes(random.choices(b"0123456789", k=size))
+            assert ring.receive(piece, MORE)
+            stream += piece
+        assert [row[:2] for row in ring.turn()] == [(Kind.RECEIVED, connection)]
+        assert ring.received == stream
+    for size in (SMALL_BYTES - 1, 1, SMALL_BYTES - 4, 5):
+        assert ring.receive(b"x" * size, MORE)
+    for size in (SMALL_BYTES, SMALL_BYTES - 4, 5):
+        assert [row[:2] for row in ring.turn()] == [(Kind.RECEIVED, connection)]
+        assert ring.received == b"x" * size
 
 
 def test_receives_that_find_no_buffer_are_armed_again_without_end(ring: Ring) -> None:
