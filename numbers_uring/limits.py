@@ -164,14 +164,17 @@ RING_QUEUED_MIN = 4096
 RING_COMPLETIONS_MAX = 4096
 """The most that one pass of the ring hands out."""
 
-RING_RETRIES_AT_ONCE = 16
-"""How often a failing ring is tried without a pause."""
+RETRIES_AT_ONCE = 16
+"""How often a wait that fails is tried without a pause: epoll_wait(2), or a pass of the ring."""
 
-RING_RETRY_S = 0.02
+RETRY_S = 0.02
 """The pause before each further try."""
 
-RING_RETRY_MAX_S = 10.0
-"""How long a failing ring is tried in all."""
+RETRY_MAX_S = 10.0
+"""How long it is tried in all."""
+
+RECEIVE_FAILURES_MAX = 16
+"""Receives of a connection in a row that fail with an error that may pass, until it is ended."""
 
 RING_PROBE_S = 1.0
 """How long the probe of a ring waits for what comes at once."""
@@ -781,7 +784,7 @@ assert RING_SMALL_BUFFERS & (RING_SMALL_BUFFERS - 1) == 0
 assert RING_LARGE_BUFFERS & (RING_LARGE_BUFFERS - 1) == 0
 assert RING_SMALL_BYTES <= RING_LARGE_BYTES <= RECEIVE_BYTES
 assert RING_COMPLETIONS_MAX >= 2 * ACCEPTS_PER_PASS_MAX
-assert 2 * RING_RETRY_S < RING_RETRY_MAX_S
+assert 2 * RETRY_S < RETRY_MAX_S
 assert DRAIN_S + DRAIN_USED_S < 1
 assert 2 * DRAIN_PAUSE_S < DRAIN_QUIET_S < DRAIN_USED_S < DRAIN_S
 assert 2 * LOG_NAME_CHECK_S < LOG_RENAMED_S

@@ -28,6 +28,8 @@ struct nu_epoll_pass {
     uint32_t events_max;
     int32_t *connections;   /* by descriptor: its slot, or -1 */
     uint32_t descriptors;   /* entries of that */
+    uint8_t *failures;      /* by descriptor: receives in a row, with an error that may pass */
+    uint32_t failures_max;  /* at most 255; so many end a connection */
     uint32_t receive_start; /* in the arena */
     uint32_t receive_bytes;
     uint32_t count; /* events that the last wait has found */
@@ -39,11 +41,16 @@ struct nu_epoll_pass {
     int32_t error;
 };
 
-/* Waits for events, at most timeout_ms. Returns their count, 0 also after a signal; or -errno. */
+/* Waits for events, at most timeout_ms. Returns their count, or -errno: -EINTR after a signal. */
 int nu_epoll_wait(struct nu_epoll_pass *pass, int timeout_ms);
 
 /* Goes on with the events of the last wait, one receive for each connection that is ready, until
  * Python is to decide on something. Returns an nu_epoll_step. */
 int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake);
+
+/* Receives once from this descriptor, to receive_start in the arena, and takes in nothing. Returns
+ * the size; 0 where nothing more comes, because of `error` or, at 0, EOF; -1 where there is nothing
+ * now, or a failure that is worth another try. */
+int64_t nu_epoll_receive(struct nu_epoll_pass *pass, int32_t fd, uint8_t *arena);
 
 #endif

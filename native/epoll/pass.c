@@ -11,23 +11,32 @@ int nu_epoll_wait(struct nu_epoll_pass *pass, int timeout_ms) {
     pass->count = pass->next = 0;
     int count = epoll_wait(pass->epoll_fd, pass->events, (int)pass->events_max, timeout_ms);
     if (count < 0)
-        return errno == EINTR ? 0 : -errno;
+        return -errno;
     pass->count = (uint32_t)count;
     return count;
+}
+
+int64_t nu_epoll_receive(struct nu_epoll_pass *pass, int32_t fd, uint8_t *arena) {
+    ssize_t size = recv(fd, arena + pass->receive_start, pass->receive_bytes, MSG_DONTWAIT);
+    pass->error = size < 0 ? errno : 0;
+    if (!pass->error) {
+        pass->failures[fd] = 0;
+        return size;
+    }
+    /* What is still there is reported again: without a bound that might never end. */
+    bool may_pass = pass->error == EAGAIN || pass->error == EINTR;
+    return may_pass && ++pass->failures[fd] < pass->failures_max ? -1 : 0;
 }
 
 /* Returns false where Python is to decide; the step is then in the pass. */
 static bool receive(struct nu_epoll_pass *pass, struct nu_intake *intake, uint32_t connection,
                     int *step) {
-    uint8_t *place = intake->arena + pass->receive_start;
-    ssize_t size = recv(pass->fd, place, pass->receive_bytes, MSG_DONTWAIT);
+    int64_t size = nu_epoll_receive(pass, pass->fd, intake->arena);
     if (size > 0) {
         *step = NU_PASS_TAKEN;
         return nu_intake_take(intake, connection, pass->receive_start, (size_t)size);
     }
-    pass->error = size ? errno : 0;
-    /* What is still there is reported again. */
-    if (pass->error == EAGAIN || pass->error == EINTR)
+    if (size < 0)
         return true;
     pass->connection = connection;
     *step = NU_PASS_ENDED;

@@ -67,6 +67,7 @@ struct nu_ring {
     struct nu_listener *listeners;
     uint32_t listener_count;
     uint32_t accepts_per_pass_max;
+    uint32_t receive_failures_max;
     bool listening;
     bool refuse;
     bool refusal_held;    /* clients wait that are not to be refused yet */

@@ -49,13 +49,17 @@ static void receive_from(struct nu_ring *ring, uint32_t index, struct nu_pool *p
     struct nu_connection *connection = &ring->connections[index];
     int32_t number = pool->reserve[--pool->reserve_count];
     uint8_t *place = ring->pools.arena + ring->pools.buffers[number].start;
-    ssize_t size = recv(connection->fd, place, pool->buffer_bytes, MSG_DONTWAIT);
-    int error = size < 0 ? errno : 0;
+    ssize_t size = 0;
+    int error = EINTR;
+    for (uint32_t tries = 0; tries < ring->receive_failures_max && error == EINTR; tries++) {
+        size = recv(connection->fd, place, pool->buffer_bytes, MSG_DONTWAIT);
+        error = size < 0 ? errno : 0;
+    }
     if (size > 0) {
         nu_connection_keep(ring, connection, number, (uint32_t)size);
     } else {
         nu_pools_give_back(&ring->pools, number);
-        if (error != EAGAIN && error != EINTR) {
+        if (error != EAGAIN) {
             connection->ended = true;
             connection->end = error ? NU_RESET : NU_EOF;
             if (error && !nu_is_network_error(error))

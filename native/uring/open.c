@@ -66,6 +66,7 @@ int nu_ring_open(const struct nu_ring_config *config, struct nu_ring **opened, c
         .unarmed = {empty, empty},
         .listener_count = config->listeners,
         .accepts_per_pass_max = config->accepts_per_pass_max,
+        .receive_failures_max = config->receive_failures_max,
         .refuse = config->refuse,
         .refuse_grace_ns = config->refuse_grace_ns,
         .wakeup_fd = config->wakeup_fd,

@@ -32,9 +32,6 @@ enum { LARGE_STOCK = 2, CONNECTIONS_PER_LARGE = 8, SMALL_STOCK = 32, SMALL_PER_C
 /* A completion queue that stays full is flushed this often a pass; the rest comes with the next. */
 enum { FLUSHES_MAX = 16 };
 
-/* A receive that ends so often in a row with an error that may pass ends its connection. */
-enum { RECEIVE_FAILURES_MAX = 16 };
-
 /* Completions. */
 
 /* Returns true if a receive that ended like this is to be armed again. */
@@ -45,7 +42,7 @@ static bool may_receive_again(struct nu_ring *ring, struct nu_connection *connec
     if (result == -ECANCELED && (connection->cancelling || ring->ending))
         return true;
     return (result == -ECANCELED || nu_error_may_pass(result)) &&
-           ++connection->failures < RECEIVE_FAILURES_MAX;
+           ++connection->failures < ring->receive_failures_max;
 }
 
 static void receive_ended(struct nu_ring *ring, struct nu_connection *connection, int32_t result) {

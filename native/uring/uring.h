@@ -69,6 +69,8 @@ struct nu_ring_config {
     uint32_t submissions_max;
     uint32_t queued_max; /* entries of the kernel's completion queue */
     uint32_t accepts_per_pass_max;
+    uint32_t receive_failures_max; /* in a row, with an error that may pass, until a connection is
+                                      ended */
 };
 
 enum nu_ring_sizes {

@@ -19,6 +19,7 @@ same in few calls of native/epoll/pass.c. What both stand on:
 - FIONREAD is what a socket holds (tcp(7), SIOCINQ).
 """
 
+import errno
 import fcntl
 import select
 import socket
@@ -38,6 +39,7 @@ from numbers_uring.limits import (
     HEADROOM_BYTES,
     NEWCOMERS_MAX,
     RECEIVE_BYTES,
+    RECEIVE_FAILURES_MAX,
     REFUSE_GRACE_S,
 )
 from numbers_uring.net.closing import close_all
@@ -50,6 +52,7 @@ from numbers_uring.reactor.epoll_pass import EpollPass, Step
 from numbers_uring.reactor.epoll_set import EpollSet
 from numbers_uring.reactor.pacing import Pacing
 from numbers_uring.reactor.receive_errors import ReceiveWarnings
+from numbers_uring.reactor.retries import Retries
 
 # Plain integers: comparing and building with enumeration members costs on the hot path.
 _OPENED, _RECEIVED, _CLOSED = int(Kind.OPENED), int(Kind.RECEIVED), int(Kind.CLOSED)
@@ -101,7 +104,10 @@ class EpollReactor:
         """Of each listener, the clients in its backlog when the first drain began."""
         self._stop_accepts = StopAccepts(warn)
         self._pacing = Pacing()
+        self._retries = Retries("epoll_wait", warn)
         self._receive_warnings = ReceiveWarnings(warn)
+        self._receive_failures = [0] * connections_max
+        """Of the plain loop, receives in a row that gave nothing."""
         self._pass: EpollPass | None = None
         self._epoll = EpollSet()
         self._epoll.register(wakeup_fd, select.EPOLLIN)
@@ -163,7 +169,7 @@ class EpollReactor:
     ) -> Generator[Completion, None, tuple[int, int]]:
         """Do the same by a compiled pass, which takes in what it receives."""
         assert self._pass is not None
-        events = self._pass.wait(timeout_s)
+        events = self._wait_or_retry(self._pass, timeout_s)
         received_bytes = 0
         for step in self._pass.steps() if events else ():
             connection, verdict, size = self._pass.taken
@@ -179,6 +185,19 @@ class EpollReactor:
                 yield _TAKEN, connection, verdict, size
             yield from self._take_ended()
         return events, received_bytes
+
+    def _wait_or_retry(self, compiled: EpollPass, timeout_s: float) -> int:
+        """Return how many descriptors are ready: none where the wait was interrupted."""
+        if self._retries.pause_s:
+            self.sleep(min(timeout_s, self._retries.pause_s))
+        try:
+            events = compiled.wait(timeout_s)
+        except InterruptedError:
+            # By a signal once; again and again only where system calls are tampered with.
+            self._retries.note(errno.EINTR)
+            return 0
+        self._retries.note(0)
+        return events
 
     def _note_end(self, connection: int, error: int) -> None:
         if error:
@@ -204,17 +223,34 @@ class EpollReactor:
     def _receive(self, connection: int) -> Completion | None:
         sock = self._sockets[connection]
         assert sock is not None
-        try:
-            size = sock.recv_into(self._payload)
-        except BlockingIOError:
+        size, error = self._receive_once(connection, sock)
+        if size < 0:
             return None
-        except OSError as error:
+        if error:
             # Whatever the network says (reset, keepalive timed out, no route): the client is gone.
-            self._receive_warnings.note(error.errno or 0)
+            self._receive_warnings.note(error)
             return self._end(connection, _RESET)
         if size:
             return _RECEIVED, connection, HEADROOM_BYTES, size
         return self._end(connection, _EOF)
+
+    def _receive_once(self, connection: int, sock: socket.socket) -> tuple[int, int]:
+        """Return the size, or -1 where it is worth another try; and why nothing more comes.
+
+        That is an errno; 0 beside a size of 0 is the end of the stream.
+        """
+        if self._pass is not None:
+            return self._pass.receive(sock.fileno())
+        try:
+            size = sock.recv_into(self._payload)
+        except BlockingIOError as error:
+            self._receive_failures[connection] += 1
+            may_try = self._receive_failures[connection] < RECEIVE_FAILURES_MAX
+            return (-1, 0) if may_try else (0, error.errno or 0)
+        except OSError as error:
+            return 0, error.errno or 0
+        self._receive_failures[connection] = 0
+        return size, 0
 
     def _end(self, connection: int, end: int) -> Completion:
         self._take_out(connection)
@@ -320,6 +356,7 @@ class EpollReactor:
         connection = self._free.pop()
         self._sockets[connection] = sock
         self._peers[connection] = peer
+        self._receive_failures[connection] = 0
         self._slots[sock.fileno()] = connection
         if self._pass is not None:
             self._pass.add(sock.fileno(), connection)

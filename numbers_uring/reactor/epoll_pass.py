@@ -8,7 +8,7 @@ from typing import Any
 
 from numbers_uring._native import ffi, lib
 from numbers_uring.ingest.kernel import CompiledIntake
-from numbers_uring.limits import HEADROOM_BYTES
+from numbers_uring.limits import HEADROOM_BYTES, RECEIVE_FAILURES_MAX
 from numbers_uring.reactor.epoll_set import wait_error
 
 
@@ -55,9 +55,11 @@ class EpollPass:
                 "events_max": events_max,
                 "receive_start": HEADROOM_BYTES,
                 "receive_bytes": receive_bytes,
+                "failures_max": RECEIVE_FAILURES_MAX,
             },
         )
         self._connections = array("i")
+        self._failures = bytearray()
         self._make_room(events_max)
 
     def _make_room(self, descriptors: int) -> None:
@@ -66,19 +68,26 @@ class EpollPass:
         self._connections = self._connections + array("i", [-1]) * more
         self._table: Any = ffi.from_buffer("int32_t[]", self._connections, require_writable=True)
         self._pass.connections, self._pass.descriptors = self._table, descriptors
+        self._failures = bytearray(descriptors)
+        self._failures_table: Any = ffi.from_buffer("uint8_t[]", self._failures)
+        self._pass.failures = self._failures_table
 
     def add(self, fd: int, connection: int) -> None:
         """Receive from this descriptor for the connection."""
         if fd >= len(self._connections):
             self._make_room(2 * fd)
         self._connections[fd] = connection
+        self._failures[fd] = 0
 
     def remove(self, fd: int) -> None:
         """Receive from this descriptor no more."""
         self._connections[fd] = -1
 
     def wait(self, timeout_s: float) -> int:
-        """Wait, and return how many descriptors are ready; 0 also after a signal."""
+        """Wait, and return how many descriptors are ready.
+
+        Raises OSError, which names the system call: InterruptedError after a signal.
+        """
         count: int = lib.nu_epoll_wait(self._pass, ceil(timeout_s * 1000))
         if count < 0:
             raise wait_error(-count)
@@ -91,6 +100,15 @@ class EpollPass:
             self._begin()
             step = lib.nu_epoll_take(self._pass, self._intake.pointer)
             yield step
+
+    def receive(self, fd: int) -> tuple[int, int]:
+        """Receive once, to HEADROOM_BYTES in the arena, and take in nothing.
+
+        Returns the size, or -1 where it is worth another try; and why nothing more comes: an errno,
+        or 0 beside a size of 0 at the end of the stream.
+        """
+        size: int = lib.nu_epoll_receive(self._pass, fd, self._intake.pointer.arena)
+        return size, 0 if size else self._pass.error
 
     @property
     def taken(self) -> tuple[int, int, int]:

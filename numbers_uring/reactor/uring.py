@@ -34,6 +34,7 @@ from numbers_uring.limits import (
     DRAIN_PAUSE_S,
     DRAIN_QUIET_S,
     HEADROOM_BYTES,
+    RECEIVE_FAILURES_MAX,
     REFUSE_GRACE_S,
     RING_COMPLETIONS_MAX,
     RING_LARGE_BUFFERS,
@@ -50,7 +51,7 @@ from numbers_uring.reactor.contract import Completion, End, Kind
 from numbers_uring.reactor.drain_bound import DrainBound
 from numbers_uring.reactor.pacing import Pacing
 from numbers_uring.reactor.receive_errors import ReceiveWarnings
-from numbers_uring.reactor.ring_retries import RingRetries
+from numbers_uring.reactor.retries import Retries
 
 assert tuple(Kind)[:3] == (lib.NU_OPENED, lib.NU_RECEIVED, lib.NU_CLOSED)
 assert tuple(End) == (lib.NU_EOF, lib.NU_RESET, lib.NU_DISCONNECTED)
@@ -109,7 +110,7 @@ class UringReactor:
         self._connections_max = connections_max
         self._backoff = AcceptBackoff(warn)
         self._receive_warnings = ReceiveWarnings(warn)
-        self._retries = RingRetries(warn)
+        self._retries = Retries("io_uring", warn)
         self._stop_accepts = StopAccepts(warn)
         self._pacing = Pacing()
         self._disconnected: set[int] = set()
@@ -146,6 +147,7 @@ class UringReactor:
                 "submissions_max": RING_SUBMISSIONS_MAX,
                 "queued_max": max(RING_QUEUED_MIN, 2 * connections_max),
                 "accepts_per_pass_max": ACCEPTS_PER_PASS_MAX,
+                "receive_failures_max": RECEIVE_FAILURES_MAX,
             },
         )
         self.arena = _huge_mapping(lib.nu_ring_arena_bytes(config))

@@ -20,7 +20,12 @@ import pytest
 
 from numbers_uring._native import ffi, lib
 from numbers_uring.config import WhenFull
-from numbers_uring.limits import HEADROOM_BYTES, RING_LARGE_BYTES, RING_SMALL_BYTES
+from numbers_uring.limits import (
+    HEADROOM_BYTES,
+    RECEIVE_FAILURES_MAX,
+    RING_LARGE_BYTES,
+    RING_SMALL_BYTES,
+)
 from numbers_uring.net.listeners import listen_tcp
 from numbers_uring.reactor.contract import Kind
 from numbers_uring.reactor.uring import UringReactor
@@ -67,6 +72,7 @@ class Ring:
                 "submissions_max": submissions_max,
                 "queued_max": queued_max,
                 "accepts_per_pass_max": 256,
+                "receive_failures_max": RECEIVE_FAILURES_MAX,
             },
         )
         self.arena = bytearray(lib.nu_ring_arena_bytes(config))

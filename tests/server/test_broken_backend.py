@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from numbers_uring.limits import RECEIVE_FAILURES_MAX, RETRY_S
 from support.faults import needs_strace, strace
 from support.logs import lines
 from support.processes import ServerProcess, assert_one_line_error, run_text
@@ -142,8 +143,55 @@ def test_a_reactor_that_breaks_ends_the_server_with_all_that_was_delivered_on_fi
     assert server.reported()[2] == len(expected)
 
 
+def failing(calls: str, error: str) -> tuple[str, ...]:
+    """Return options of strace that make system calls fail, always."""
+    return ("-e", f"trace={calls}", "-e", f"inject={calls}:error={error}")
+
+
 @needs_strace
-@pytest.mark.parametrize("error", ["ENOMEM", "EIO"])
+@pytest.mark.parametrize("kernel", ["auto", "python"])
+@pytest.mark.parametrize("error", ["EINTR", "EAGAIN", "EIO"])
+def test_receives_that_always_fail_reset_their_client_at_last_and_are_not_spun_on(
+    serve: Serve, error: str, kernel: str, tmp_path: Path
+) -> None:
+    """A ring receives in its own way: see tests/reactor/test_ring_results.py."""
+    if (error, kernel) == ("EINTR", "python"):
+        pytest.skip("Python itself receives again until it is over: see PEP 475")
+    server = serve("--backend", "epoll", "--reactors", "1", "--kernel", kernel)
+    trace = tmp_path / "trace"
+    with server.connect() as client, server.connect() as other:
+        client.sendall(lines([1]))
+        wait_until(lambda: server.logged() == [1], "the first number")
+        with strace(server, trace, *failing("recvfrom", error)):
+            client.sendall(lines([2]))
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        assert 1 <= trace.read_text().count("(INJECTED)") <= RECEIVE_FAILURES_MAX
+        other.sendall(lines([3]))
+        wait_until(lambda: server.logged() == [1, 3], "the other client's number")
+    assert server.stop() == 0
+    assert server.stderr.count("cannot receive from a client, disconnecting it: ") == 1
+
+
+@needs_strace
+def test_a_wait_that_is_always_interrupted_is_not_spun_on(serve: Serve, tmp_path: Path) -> None:
+    """Those of a ring, and what comes of both at last, are in tests/server/test_ring_faults.py."""
+    server = serve("--backend", "epoll", "--reactors", "1")
+    waits, _ = WAITS["epoll"]
+    trace = tmp_path / "trace"
+    with server.connect() as client:
+        with strace(server, trace, *failing(waits, "EINTR")):
+            client.sendall(lines([1]))
+            server.wait_for("epoll_wait fails for now: ")
+            begun, begin_s = trace.read_text().count("(INJECTED)"), time.monotonic()
+            wait_until(lambda: trace.read_text().count("(INJECTED)") > begun + 20, "some tries")
+            assert time.monotonic() - begin_s > 10 * RETRY_S, "it spins"
+        wait_until(lambda: server.logged() == [1], "what was sent meanwhile")
+    assert server.stop() == 0
+
+
+@needs_strace
+@pytest.mark.parametrize("error", ["ENOMEM", "EIO", "EINTR"])
 def test_receives_that_fail_at_a_stop_are_said_and_reset_the_client(
     serve: Serve, backend: str, error: str, tmp_path: Path
 ) -> None:
