@@ -3,16 +3,19 @@
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
+from itertools import pairwise
 
 import click
 from click.core import ParameterSource
 
 from numbers_uring.cli.types import Flag
+from numbers_uring.config import LogFormat
 from numbers_uring.system.stdio import PROGRAM
 
 ENVIRONMENT_PREFIX = "NUMBERS_URING"
 """The prefix of the variables for options: PREFIX_COMMAND_OPTION."""
 
+_READS_VARIABLES_OF = {"DOCTOR": "SERVE"}
 _SERVICE_LINK = re.compile(rf"{ENVIRONMENT_PREFIX}_(SERVICE_(HOST|PORT)|PORT)(_.*)?")
 """What Kubernetes sets in each pod beside a service that is named numbers-uring."""
 
@@ -78,6 +81,21 @@ def _unknown_text(name: str, known: Collection[str]) -> str:
     nearest = get_close_matches(name.upper(), sorted(known), n=1, cutoff=0.8)
     hint = f" Did you mean {nearest[0]}?" if nearest else ""
     return f"{name} in the environment is no option of {PROGRAM}.{hint}"
+
+
+def early_log_format(arguments: Sequence[str]) -> LogFormat:
+    """Return the format that the command line or else the environment asks for.
+
+    For errors about options, which come before click has read --log-format.
+    """
+    command = next((word for word in arguments if not word.startswith("-")), "").upper()
+    command = _READS_VARIABLES_OF.get(command, command)
+    value = os.environ.get(f"{ENVIRONMENT_PREFIX}_{command}_LOG_FORMAT")
+    for word, next_word in pairwise([*arguments, ""]):
+        option, equals, text = word.partition("=")
+        if option == "--log-format":
+            value = text if equals else next_word
+    return LogFormat.JSON if value == LogFormat.JSON.value else LogFormat.TEXT
 
 
 def source_text(error: click.UsageError) -> str:

@@ -9,7 +9,7 @@ from click.exceptions import Exit, NoArgsIsHelpError
 from click.shell_completion import shell_complete
 
 from numbers_uring.cli.commands import COMPLETE_VARIABLE, cli
-from numbers_uring.cli.environment import source_text
+from numbers_uring.cli.environment import early_log_format, source_text
 from numbers_uring.cli.interrupts import is_interrupt
 from numbers_uring.cli.output import PrintedOutput
 from numbers_uring.errors import ExitCode, Failure, StopRequestedError, UnexpectedError
@@ -27,7 +27,7 @@ def run() -> int:
     printed = PrintedOutput()
     open_standard_streams()
     unblock_signals()
-    say = Diagnostics(LineWriter(STDERR))
+    say = Diagnostics(LineWriter(STDERR), form=early_log_format(sys.argv[1:]))
     say.take_over()
     try:
         with printed:
@@ -38,7 +38,10 @@ def run() -> int:
         return error.exit_code
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx else PROGRAM
-        say.error(f"{error.format_message()}{source_text(error)} Try '{command} --help'.")
+        # Not all of click's messages end as sentences do.
+        text = error.format_message()
+        end = "" if text.endswith((".", "?", "!")) else "."
+        say.error(f"{text}{end}{source_text(error)} Try '{command} --help'.")
         return error.exit_code
     except click.ClickException as error:
         say.error(error.format_message())

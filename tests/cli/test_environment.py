@@ -1,5 +1,6 @@
 """Variables that stand for options: each option has one, and no other one is taken in silence."""
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +114,33 @@ def test_values_that_exclude_each_other_name_their_variables() -> None:
     done = run("serve", "--quiet", environment=variables)
     assert_one_line_error(done, 2, "NUMBERS_URING_SERVE_VERBOSE")
     assert "NUMBERS_URING_SERVE_QUIET" not in done.stderr
+
+
+BAD_USAGE = [("--port", "http"), ("--nothing",), ("more",), ("--port",), ("--quiet", "--verbose")]
+
+
+@pytest.mark.parametrize("arguments", [(), *BAD_USAGE], ids=" ".join)
+@pytest.mark.parametrize("command", ["serve", "doctor"])
+def test_wrong_usage_is_told_in_the_format_asked_for(
+    command: str, arguments: tuple[str, ...]
+) -> None:
+    asked = {"NUMBERS_URING_SERVE_LOG_FORMAT": "json"}
+    if not arguments:
+        asked["NUMBERS_URING_SERVE_TERMINAT"] = "never"
+    for form, environment in (
+        ((), asked),
+        (("--log-format", "json"), {}),
+        (("--log-format=json",), {"NUMBERS_URING_SERVE_LOG_FORMAT": "text"}),
+    ):
+        if not (arguments or environment == asked):
+            continue
+        done = run(command, *form, *arguments, environment=environment)
+        assert done.returncode == 2
+        said = json.loads(done.stderr)
+        assert said["level"] == "error"
+        assert re.search(r"\. Try 'numbers-uring.* --help'\.$", said["message"]), said
+    as_text = run(command, "--log-format", "text", *(arguments or ("x",)), environment=asked)
+    assert as_text.stderr.startswith("numbers-uring: error: ")
 
 
 @pytest.mark.parametrize("value", ["", "1", "complete", "bash_sorce", "bash_complete_"])
