@@ -10,6 +10,8 @@ Facts of nats-py 2.16 that it relies on:
 
 import asyncio
 import json
+import os
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from ssl import SSLError
@@ -196,9 +198,20 @@ async def until_closed(client: "Client") -> NoReturn:
     raise ConnectionError(reason_text(client.last_error or ConnectionError("it was closed")))
 
 
+_ERRNO = re.compile(r"\[Errno (-?\d+)\] ?")
+_SSL = re.compile(r"\[SSL: \w+\] | \(_ssl\.c:\d+\)")
+
+
 def reason_text(error: Exception) -> str:
-    """Return the error's text, without what the client puts around the NATS server's text."""
-    text = str(error).removeprefix("nats: ").strip("'")
+    """Return the error's text, without what the client puts around the NATS server's text.
+
+    And in the system's words: asyncio's have tuples in them, one for each address that it tried.
+    """
+    text = _SSL.sub("", str(error).removeprefix("nats: ").strip("'"))
+    numbers = [int(number) for number in _ERRNO.findall(text)]
+    if numbers and min(numbers) > 0:
+        return ", ".join(dict.fromkeys(map(os.strerror, numbers)))
+    text = _ERRNO.sub("", text)
     if not text and isinstance(error, TimeoutError):
         return "no answer"
     return text or type(error).__name__

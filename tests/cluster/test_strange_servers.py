@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -18,6 +19,37 @@ from support.broker import Broker
 from support.waiting import DEADLINE_S
 
 INFO = b'INFO {"server_id":"x","version":"2.15.0","max_payload":1048576,"headers":true%b}\r\n'
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            OSError(111, "Connect call failed ('127.0.0.1', 4222)"),
+            "Connection refused",
+        ),
+        (
+            OSError(
+                "Multiple exceptions: [Errno 111] Connect call failed ('::1', 4222, 0, 0), "
+                "[Errno 111] Connect call failed ('127.0.0.1', 4222)"
+            ),
+            "Connection refused",
+        ),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (
+            ssl.SSLError(1, "[SSL: WRONG_VERSION_NUMBER] wrong version number (_ssl.c:1006)"),
+            "wrong version number",
+        ),
+        (OSError(), "OSError"),
+        (TimeoutError(), "no answer"),
+        (Exception("nats: 'Authorization Violation'"), "Authorization Violation"),
+    ],
+    ids=str,
+)
+def test_an_error_is_told_in_words_and_without_what_python_adds(
+    error: Exception, words: str
+) -> None:
+    assert connection.reason_text(error) == words
 
 
 def says_nothing(peer: socket.socket) -> None:

@@ -118,7 +118,9 @@ def test_a_nats_server_without_jetstream_or_without_room_is_told_in_one_line(
     done = run_command(
         "cluster", "init", "--partitions", "2", "--nats", "nats://u:geheim@127.0.0.1:1"
     )
-    assert_one_line_error(done, 3, "cannot reach the NATS server at nats://127.0.0.1:1: ")
+    assert_one_line_error(
+        done, 3, "cannot reach the NATS server at nats://127.0.0.1:1: Connection refused"
+    )
     assert "geheim" not in done.stderr
     done = run_command("cluster", "status", "--nats", "127.0.0.1:x")
     assert_one_line_error(done, 2, "--nats", "'127.0.0.1:x' is not like nats://HOST:PORT")
