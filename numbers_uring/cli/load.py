@@ -302,7 +302,9 @@ def _load_and_print(
     else:
         click.echo(result_table(result) if os.isatty(STDOUT) else result_line(result))
     for text, clients in result.errors.items():
-        say.error(f"{text} ({clients} of {counted(parameters.clients, 'client')})")
+        # "terminate" has a client of its own.
+        of = f" ({clients} of {counted(parameters.clients, 'client')})"
+        say.error(text + ("" if text.startswith("terminate ") else of))
     if result.numbers_not_taken_min:
         missing = counted_and(result.numbers_not_taken_min, "number", "was", "were")
         say(f"at least {missing} not taken in")

@@ -1,5 +1,6 @@
 """A file for a plot by matplotlib at the end of a run, found to be possible at its start."""
 
+import logging
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +26,8 @@ class PlotFile(OutputFile):
         if self._format not in FORMATS:
             names = ", ".join(f".{name}" for name in FORMATS)
             raise click.UsageError(f"--plot {path}: the name must end in one of {names}.")
+        # It warns of a home directory where it may keep no cache, which does not matter here.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
         try:
             # Not at the top: it is an extra, and takes half a second.
             import_module("matplotlib.figure")

@@ -548,6 +548,21 @@ def test_a_server_that_answers_is_an_error() -> None:
     assert [text for text in result.errors if "answered" in text]
 
 
+def test_the_client_that_says_terminate_is_none_of_the_others() -> None:
+    def answer(connection: socket.socket) -> None:
+        received = b""
+        with suppress(ConnectionResetError):
+            while piece := connection.recv(100):
+                received += piece
+                if received == b"terminate\n":
+                    connection.sendall(b"no\n")
+
+    with peer(answer) as port:
+        done = load_command("--port", port, "--numbers", 10, "--clients", 2, "--terminate")
+    assert done.returncode == 1
+    assert done.stderr.endswith("error: terminate was answered\n")
+
+
 def test_a_killed_server_is_an_error_and_no_hang(tmp_path: Path) -> None:
     with closing(Server(tmp_path, "--report-interval", "0.05")) as server:
         load = slow_load(server.port)

@@ -92,6 +92,15 @@ def result(taken: int = 10) -> LoadResult:
     )
 
 
+def test_a_home_directory_that_does_not_exist_does_not_matter(
+    sink: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, "/dev/null/none")
+    done = load(sink, "--clients", "1", "--plot", str(tmp_path / "plot.svg"))
+    assert (done.returncode, done.stderr) == (ExitCode.CLEAN, "")
+
+
 @pytest.mark.parametrize("ending", FORMATS)
 def test_the_ending_of_the_name_says_the_format(ending: str, sink: int, tmp_path: Path) -> None:
     plot = tmp_path / f"plot.{ending}"
