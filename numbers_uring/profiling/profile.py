@@ -28,7 +28,9 @@ def refuse_the_log(path: Path, log_path: Path) -> None:
     """Raise StartError where the picture would get the log's place."""
     # What can't be resolved can't be opened either, which says why.
     with suppress(OSError, RuntimeError):
-        if path.resolve() == log_path.resolve():
+        same = path.resolve() == log_path.resolve()
+        # By another hard link, too.
+        if same or (path.exists() and log_path.exists() and path.samefile(log_path)):
             raise StartError(f"the profile would replace the log {path}")
 
 

@@ -1,19 +1,22 @@
 """A file that is opened at the start of a run, and written at its end."""
 
 import os
+import re
 import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 from numbers_uring.errors import StartError
+from numbers_uring.limits import LINE_BYTES
 
 
 class OutputFile:
     """Opens `path` at once, and changes nothing in an existing file before `write` is called.
 
     As a context manager it closes the file, and removes one that it has created and that was not
-    written. Raises StartError where the file can't be opened, or is not a regular one.
+    written. Raises StartError where the file can't be opened, is not a regular one, or is a log,
+    whose numbers a wrong name would replace.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,6 +34,9 @@ class OutputFile:
             os.close(self._fd)
             raise StartError(f"cannot write {path}: not a regular file")
         self._old_bytes = state.st_size
+        if _is_log(path):
+            os.close(self._fd)
+            raise StartError(f"cannot write {path}: it is a log of numbers")
 
     def __enter__(self) -> Self:
         return self
@@ -68,6 +74,15 @@ class OutputFile:
         if self._created:
             with suppress(OSError):
                 self.path.unlink()
+
+
+def _is_log(path: Path) -> bool:
+    """Return whether a line of a number is at its beginning; False if it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return re.match(rb"[0-9]{9}\n", file.read(LINE_BYTES)) is not None
+    except OSError:
+        return False
 
 
 def try_output(path: Path) -> None:

@@ -182,18 +182,24 @@ def test_a_profile_that_cannot_be_recorded_is_refused_at_the_start(
     assert not list(leftovers.iterdir())
 
 
-@pytest.mark.parametrize("name", [".", "missing/graph.svg", "numbers.log", "pipe"])
+@pytest.mark.parametrize(
+    "name", [".", "missing/graph.svg", "numbers.log", "same.svg", "old.log", "pipe"]
+)
 def test_a_file_that_cannot_hold_the_profile_is_refused_at_the_start(
     name: str, tmp_path: Path
 ) -> None:
     log = tmp_path / "numbers.log"
-    log.write_bytes(lines([7]))
+    log.write_bytes(b"" if name == "same.svg" else lines([7]))
+    before = log.read_bytes()
+    (tmp_path / "same.svg").hardlink_to(log)
+    (tmp_path / "old.log").write_bytes(lines([8]))
     os.mkfifo(tmp_path / "pipe")
     tried = serve_in_vain(log, tmp_path / name)
     assert tried.returncode in {ExitCode.NOT_STARTED, ExitCode.USAGE}
     assert tried.stderr.startswith("numbers-uring: error: ")
     assert tried.stderr.count("\n") == 1
-    assert log.read_bytes() == lines([7])
+    assert log.read_bytes() == before
+    assert (tmp_path / "old.log").read_bytes() == lines([8])
 
 
 def serve_in_vain(

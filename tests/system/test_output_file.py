@@ -96,3 +96,16 @@ def test_what_is_no_regular_file_is_refused(make: Callable[[Path], None], tmp_pa
 def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(StartError, match="cannot write"):
         OutputFile(tmp_path / name)
+
+
+@pytest.mark.parametrize("by", ["name", "link", "hard link"])
+def test_a_log_is_not_replaced(tmp_path: Path, by: str) -> None:
+    log, other = tmp_path / "numbers.log", tmp_path / "picture.svg"
+    log.write_bytes(b"000000001\n000000002\n")
+    if by == "link":
+        other.symlink_to(log)
+    elif by == "hard link":
+        other.hardlink_to(log)
+    with pytest.raises(StartError, match="is a log of numbers"):
+        OutputFile(log if by == "name" else other)
+    assert log.read_bytes() == b"000000001\n000000002\n"
