@@ -22,6 +22,7 @@ from packaging.requirements import Requirement
 
 from index_readme import index_readme
 from numbers_uring import __version__
+from support.once import made_once
 from support.processes import ServerProcess
 from support.waiting import DEADLINE_S
 
@@ -88,19 +89,20 @@ def sources(copy: Path) -> None:
 HAS_DEBHELPER = shutil.which("dh") is not None
 
 
-def make_dist(copy: Path, *prefix: str) -> Path:
+def make_dist(copy: Path, *prefix: str) -> None:
     # --old-file: the venv, which is not the copy's own, needs nothing done to it.
     venv = (f"VENV={sys.prefix}", f"--old-file={sys.prefix}/dev.stamp")
     # The venv has what a build requires, and need not get it once more.
     target = "deb" if HAS_DEBHELPER else "dist"
     output(*prefix, "make", *venv, target, "BUILDER=", cwd=copy)
-    return copy / "dist"
 
 
-@pytest.fixture(scope="module")
-def two_dists(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two folders dist, made beside each other from copies of the sources, each in its own way."""
-    copies = [tmp_path_factory.mktemp("sources") / name for name in ("numbers-uring", "a/b c/d")]
+COPIES = ("numbers-uring", "a/b c/d")
+
+
+def make_both(folder: Path) -> None:
+    """Make dist in two copies of the sources, beside each other, each in its own way."""
+    copies = [folder / name for name in COPIES]
     for copy in copies:
         sources(copy)
     oldest_s = COMMITTED_S - 100 * 24 * 3600
@@ -110,7 +112,13 @@ def two_dists(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
             os.utime(path, (oldest_s, oldest_s))
     other = ("env", "TZ=Asia/Kathmandu", "LC_ALL=C", "sh", "-c", 'umask 077; exec "$@"', "sh")
     with ThreadPoolExecutor() as builders:
-        return list(builders.map(lambda copy, way: make_dist(copy, *way), copies, [(), other]))
+        list(builders.map(lambda copy, way: make_dist(copy, *way), copies, [(), other]))
+
+
+@pytest.fixture(scope="module")
+def two_dists(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = made_once(tmp_path_factory, "sources", make_both)
+    return [folder / name / "dist" for name in COPIES]
 
 
 @pytest.fixture(scope="module")
