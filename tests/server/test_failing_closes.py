@@ -24,10 +24,16 @@ def reactors(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def descriptors(server: ServerProcess) -> set[Path]:
+    return set(Path(f"/proc/{server.process.pid}/fd").iterdir())
+
+
 def stop_with(server: ServerProcess, trace: Path, *fault: str) -> int:
     """Stop a server whose only client has left; return its exit code."""
+    before = descriptors(server)
     server.send(lines([1]))
     wait_until(lambda: server.logged() == [1], "the number")
+    wait_until(lambda: descriptors(server) == before, "the close of the connection")
     with strace(server, trace, "-y", "-e", "trace=close", *fault):
         return server.stop()
 
