@@ -2,7 +2,7 @@
 # Another Python, as in `make test PYTHON=/usr/bin/python3`, has a venv of its own beside .venv.
 PYTHON ?= python3
 VENV := .venv$(if $(filter-out python3,$(PYTHON)),-$(shell $(PYTHON) -c \
-    'import platform; print(platform.python_version())'))
+    'import platform, sys; print(platform.python_version() + sys.abiflags)'))
 BIN := $(VENV)/bin
 ARGS ?=
 NATIVE := $(wildcard native/*.py native/*.h native/*/*.c native/*/*.h)
@@ -15,14 +15,14 @@ C_SOURCES := $(wildcard native/*.h native/*/*.c native/*/*.h perf/*.c tests/nati
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: serve test test-oldest test-reactors coverage lint format sanitize fuzz soak cluster ci man dist deb pins
-.PHONY: sweep differential soak-all bench debhelper
+.PHONY: sweep differential soak-all bench debhelper needs needs-of-oldest
 .PHONY: container-check deb-check install-check clean
 
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/numbers-uring serve $(ARGS)
 
 # Most tests wait for processes, so more of them run at once than there are processors; those that
-# measure time run by themselves behind them. 5 is "no tests", of which ARGS may have selected none.
+# measure time run by themselves behind them, but those that wait for seconds beside each other. 5 is "no tests", of which ARGS may have selected none.
 # A busy machine can keep a test from its processors for longer than it waits: what has failed beside
 # others runs again without them, and has to pass then.
 TEST_PROCESSES ?= 3
@@ -30,7 +30,10 @@ AGAIN := --last-failed --last-failed-no-failures=none
 test: $(VENV)/dev.stamp
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal -m "not alone" $(ARGS) || [ $$? = 5 ] || \
 	    $(BIN)/pytest $(AGAIN) -m "not alone" $(ARGS)
-	$(BIN)/pytest -m alone $(ARGS) || [ $$? = 5 ] || $(BIN)/pytest $(AGAIN) -m alone $(ARGS)
+	$(BIN)/pytest -n 3 --dist load -m "alone and waiting" $(ARGS) || [ $$? = 5 ] || \
+	    $(BIN)/pytest $(AGAIN) -m "alone and waiting" $(ARGS)
+	$(BIN)/pytest -m "alone and not waiting" $(ARGS) || [ $$? = 5 ] || \
+	    $(BIN)/pytest $(AGAIN) -m "alone and not waiting" $(ARGS)
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check $(FORMATTED)
@@ -162,14 +165,20 @@ test-oldest: $(VENV)/dev.stamp
 	    $(addprefix --ignore=,$(SAME_ON_EACH_PYTHON)) $(ARGS) || \
 	$(BIN)/pytest $(AGAIN) -m "not alone" $(ARGS)
 
+SAME_PYTHON = $(filter $(realpath $(OLDEST_PYTHON)),$(realpath $(shell command -v python3)))
 ci:
+	$(MAKE) --jobs 2 --output-sync=target needs $(if $(SAME_PYTHON),,needs-of-oldest)
 	SOAK_ROUNDS=12 $(MAKE) test TEST_PROCESSES=6
 	SOAK_ROUNDS=3 $(MAKE) test-reactors REACTORS=4 TEST_PROCESSES=5
-	sample="--sample 50 --seed $$(date +%Y%m%d)"; \
+	sample="--sample 50 --processes 6 --seed $$(date +%Y%m%d)"; \
 	    $(MAKE) sweep ARGS="$$sample" || $(MAKE) sweep ARGS="$$sample"
 	$(MAKE) --jobs 2 --output-sync=target lint sanitize
-	[ "$$(readlink -f "$$(command -v python3)")" = "$$(readlink -f $(OLDEST_PYTHON))" ] || \
-	    $(MAKE) test-oldest PYTHON=$(OLDEST_PYTHON) TEST_PROCESSES=5
+	$(if $(SAME_PYTHON),,$(MAKE) test-oldest PYTHON=$(OLDEST_PYTHON) TEST_PROCESSES=5)
+
+needs: $(VENV)/needs.stamp
+
+needs-of-oldest:
+	$(MAKE) needs PYTHON=$(OLDEST_PYTHON)
 
 # The manual page, and the completions beside it, as a wheel has them.
 man: $(VENV)/dev.stamp
@@ -261,6 +270,15 @@ $(VENV)/serve.stamp: $(VENV)/venv.stamp $(BUILT)
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/dev.stamp: $(VENV)/venv.stamp $(BUILT)
-	$(BIN)/pip install --quiet --editable '.[dev]'
+# What the tests and checks need, apart from the server, whose building writes into this folder: `make ci`
+# installs it for two Pythons at once.
+NEEDS := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+    print(*project["dependencies"], *project["optional-dependencies"]["dev"], sep="\n")
+$(VENV)/needs.stamp: $(VENV)/venv.stamp pyproject.toml
+	$(BIN)/python -c '$(NEEDS)' > $(VENV)/needs.txt
+	$(BIN)/pip install --quiet --requirement $(VENV)/needs.txt
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/needs.stamp $(BUILT)
+	$(BIN)/pip install --quiet --no-deps --editable .
 	@touch $@ $(VENV)/serve.stamp

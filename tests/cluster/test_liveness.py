@@ -25,7 +25,10 @@ from support.waiting import DEADLINE_S, wait_until
 
 LACKING = lacking()
 
-pytestmark = [pytest.mark.alone, pytest.mark.skipif(bool(LACKING), reason=LACKING)]
+pytestmark = [
+    *(pytest.mark.alone, pytest.mark.waiting),
+    pytest.mark.skipif(bool(LACKING), reason=LACKING),
+]
 
 PARTITIONS = 3
 COST_S = 15.0
