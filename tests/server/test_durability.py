@@ -325,15 +325,12 @@ def test_a_client_that_never_reads_or_closes_does_not_hold_a_stop_up(
     server = serve("--backend", backend)
     with server.connect() as client:
         client.sendall(lines([1]))
-        child = os.fork()
-        if child == 0:  # A second holder of the connection, that never closes it.
-            signal.pause()
-            os._exit(0)
-        try:
-            assert server.terminate() == 0
-        finally:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+        # A second holder of the connection, that never closes it.
+        with subprocess.Popen(["sleep", "infinity"], pass_fds=[client.fileno()]) as child:
+            try:
+                assert server.terminate() == 0
+            finally:
+                child.kill()
     assert server.logged() == [1]
 
 
