@@ -170,7 +170,7 @@ ci:
 	$(MAKE) --jobs 2 --output-sync=target needs $(if $(SAME_PYTHON),,needs-of-oldest)
 	SOAK_ROUNDS=12 $(MAKE) test TEST_PROCESSES=6
 	SOAK_ROUNDS=3 $(MAKE) test-reactors REACTORS=4 TEST_PROCESSES=5
-	sample="--sample 50 --processes 6 --seed $$(date +%Y%m%d)"; \
+	sample="--sample 50 --seed $$(date +%Y%m%d)"; \
 	    $(MAKE) sweep ARGS="$$sample" || $(MAKE) sweep ARGS="$$sample"
 	$(MAKE) --jobs 2 --output-sync=target lint sanitize
 	$(if $(SAME_PYTHON),,$(MAKE) test-oldest PYTHON=$(OLDEST_PYTHON) TEST_PROCESSES=5)

@@ -71,9 +71,11 @@ class Runner:
         chance = random.Random(seed)
         seen: dict[str, set[str]] = {}
         with tempfile.TemporaryDirectory(prefix="sweep-") as directory:
-            for index, mode in enumerate(modes):
-                record = Path(directory) / f"{index}"
-                outcome = self.run(mode, record=record)
+            records = [Path(directory) / f"{index}" for index in range(len(modes))]
+            outcomes = self._pool.map(
+                lambda mode, record: self.run(mode, record=record), modes, records
+            )
+            for mode, record, outcome in zip(modes, records, outcomes, strict=True):
                 problems = judge(outcome)
                 if problems:
                     print(f"the plain session of {mode}: {problems}", file=sys.stderr)
