@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from numbers_uring.cluster.access import AccessFileError, NoTlsError, client_for, is_refusal
-from numbers_uring.cluster.tasks import end_tasks
+from numbers_uring.cluster.tasks import unless_stopped
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
@@ -136,13 +136,14 @@ async def connected(
     *,
     access: BrokerAccess,
     say: Callable[[str], None] = lambda _text: None,
+    stop: asyncio.Event | None = None,
 ) -> "AsyncIterator[Client]":
     """Connect to the NATS server at `url`: nats://HOST:PORT, or several with commas between.
 
     A lost connection is made again, without a time limit, unless the NATS server refuses it: see
     `until_closed`. `say` gets a line for the operator when the connection is lost, when it is back,
     and for each error in between. A NATS server that is silent is left for another one that `url`
-    names. Raises StartError if none answers.
+    names. Raises StartError if none answers, and StopRequestedError if `stop` is set before that.
     """
     require_nats_library()
     import nats  # noqa: PLC0415
@@ -150,28 +151,23 @@ async def connected(
     client, arguments = client_for(url, access)
     events = _Events(client, url, say)
     start_s = BROKER_START_S + (events.servers - 1) * BROKER_CONNECT_S
-    # A task, because nats-py can lose a cancellation, and then tries on for ever.
-    connecting = asyncio.create_task(
-        client.connect(
-            servers=[each.strip() for each in url.split(",")],
-            name=name,
-            error_cb=events.note,
-            disconnected_cb=events.lost,
-            reconnected_cb=events.found,
-            **arguments,
-        )
+    connecting = client.connect(
+        servers=[each.strip() for each in url.split(",")],
+        name=name,
+        error_cb=events.note,
+        disconnected_cb=events.lost,
+        reconnected_cb=events.found,
+        **arguments,
     )
     try:
         async with asyncio.timeout(start_s) as events.attempt:
-            await asyncio.wait({connecting})
-        connecting.result()
+            # In a task, because nats-py can lose a cancellation, and then tries on for ever.
+            await unless_stopped(connecting, asyncio.Event() if stop is None else stop)
     except (OSError, nats.errors.Error, ValueError) as error:
         # A client that was never connected cannot be closed.
         raise StartError(
             f"cannot reach {events.name}: {reason_text(events.reason or error)}"
         ) from error
-    finally:
-        await end_tasks(connecting)
     events.attempt = None
     try:
         yield client

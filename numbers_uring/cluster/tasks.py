@@ -1,9 +1,10 @@
 """Tasks of an event loop: some of many at a time, and cancelled until they have ended."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
+from numbers_uring.errors import StopRequestedError
 from numbers_uring.limits import CANCEL_AGAIN_S, STREAM_REQUESTS_MAX
 
 T = TypeVar("T")
@@ -27,6 +28,18 @@ async def each_of(these: Iterable[U], ask: Callable[[U], Awaitable[T]]) -> list[
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T:
+    """Await what may take long. Raises StopRequestedError where `stop` is set first."""
+    task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise StopRequestedError
+        return task.result()
+    finally:
+        await end_tasks(task, stopped)
 
 
 async def end_tasks(*tasks: "asyncio.Task[Any]") -> list[BaseException]:

@@ -161,6 +161,7 @@ def _connect(parts: Parts) -> None:
         say=parts.say,
         inform=parts.say.info,
         wake=parts.requests.wake,
+        stop_requested=lambda: parts.requests.stop is not None,
     )
     parts.stack.callback(forwarder.close)
     parts.sink = forwarder

@@ -1,9 +1,11 @@
 """Servers that accept a connection and then do something else than a NATS server would."""
 
 import asyncio
+import signal
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,7 +17,9 @@ from numbers_uring.cluster import connection
 from numbers_uring.cluster.connection import connected, jetstream
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
+from numbers_uring.limits import BROKER_CONNECT_S
 from support.broker import Broker
+from support.processes import CommandProcess
 from support.waiting import DEADLINE_S
 
 INFO = b'INFO {"server_id":"x","version":"2.15.0","max_payload":1048576,"headers":true%b}\r\n'
@@ -201,6 +205,56 @@ def test_servers_that_are_none_end_a_start_in_time(
         assert "TimeoutError" not in str(raised.value)
     for each in strange:
         assert each.met > 0
+
+
+def answers_pings_alone(peer: socket.socket) -> None:
+    peer.sendall(INFO % b"")
+    while received := peer.recv(65536):
+        peer.sendall(b"PONG\r\n" * received.count(b"PING\r\n"))
+
+
+NODE = ("serve", "--port", "0", "--partitions", "1", "--forward")
+COLLECTOR = ("collect", "--log-dir", "logs", "--partitions", "0", "--nats")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
+@pytest.mark.parametrize("command", [NODE, COLLECTOR], ids=lambda command: command[0])
+@pytest.mark.parametrize("act", [says_nothing, answers_pings_alone])
+def test_a_start_that_waits_for_the_nats_server_is_stopped_at_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    act: Callable[[socket.socket], None],
+    command: tuple[str, ...],
+    number: signal.Signals,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    waiting = threading.Event()
+
+    def meet(peer: socket.socket) -> None:
+        if act is says_nothing:
+            waiting.set()
+        act(Watched(peer))  # type: ignore[arg-type]
+
+    class Watched:
+        def __init__(self, peer: socket.socket) -> None:
+            self.sendall = peer.sendall
+            self._peer = peer
+
+        def recv(self, size: int) -> bytes:
+            received = self._peer.recv(size)
+            if b"$JS.API" in received:
+                waiting.set()
+            return received
+
+    with ExitStack() as stack:
+        server = StrangeServer(stack, meet)
+        process = stack.enter_context(CommandProcess(*command, server.url))
+        assert waiting.wait(DEADLINE_S)
+        begin_s = time.monotonic()
+        assert process.stop(number) == 0
+        # What it waits for takes longer.
+        assert time.monotonic() - begin_s < BROKER_CONNECT_S
+    assert process.stderr == ""
 
 
 def test_a_start_ends_in_time_although_the_client_loses_a_cancellation(

@@ -4,7 +4,6 @@ import asyncio
 import os
 import threading
 import time
-from collections.abc import Coroutine
 from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from numbers_uring.cluster.connection import (
     url_text,
 )
 from numbers_uring.cluster.partitions import parse_partitions
-from numbers_uring.cluster.tasks import end_tasks
+from numbers_uring.cluster.tasks import end_tasks, unless_stopped
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import (
     BackendError,
@@ -168,6 +167,7 @@ class _Collectors:
                     f"{PROGRAM} collect",
                     access=self._config.access,
                     say=self._say,
+                    stop=self._stop,
                 )
             )
             self._state = CollectorsState(
@@ -181,7 +181,9 @@ class _Collectors:
             )
             js = jetstream(client)
             with broker_errors("ask the NATS server for the partitions"):
-                chosen, partitions = await choose_partitions(js, self._config.partitions)
+                chosen, partitions = await unless_stopped(
+                    choose_partitions(js, self._config.partitions), self._stop
+                )
             parts.push_async_callback(_cancel, asyncio.create_task(self._watch(client)))
             pool = parts.enter_context(
                 start_pool(min(len(chosen), COLLECTOR_THREADS_MAX), "partitions")
@@ -189,7 +191,7 @@ class _Collectors:
             start = Start(js, partitions, pool, say=self._say, inform=self._say_progress)
             start.open(parts, chosen, self._config.log_dir, self._collectors)
             with broker_errors("ask the NATS server for the streams"):
-                states = await start.ask_states(chosen)
+                states = await unless_stopped(start.ask_states(chosen), self._stop)
             membership = Membership(
                 js,
                 self._collectors,
@@ -208,7 +210,7 @@ class _Collectors:
                 )
             parts.push_async_callback(membership.copies.leave)
             with broker_errors("register the copies"):
-                await self._unless_stopped(membership.register())
+                await unless_stopped(membership.register(), self._stop)
             # From here on, what they have is reported: to read long logs takes minutes.
             parts.push_async_callback(_cancel, asyncio.create_task(self._tend(membership)))
             await start.resume(
@@ -229,17 +231,6 @@ class _Collectors:
         self._tell_end()
 
     # Starting.
-
-    async def _unless_stopped(self, starting: Coroutine[Any, Any, None]) -> None:
-        """Await what may take long. Raises StopRequestedError where a stop comes first."""
-        task = asyncio.create_task(starting)
-        stopped = asyncio.create_task(self._stop.wait())
-        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if not task.done():
-            await _cancel(task)
-            raise StopRequestedError
-        task.result()
 
     def _say_progress(self, text: str) -> None:
         self._say.info(text)

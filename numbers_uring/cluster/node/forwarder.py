@@ -37,6 +37,7 @@ class Forwarder:
         say: Callable[[str], None],
         inform: Callable[[str], None],
         wake: Callable[[], None],
+        stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self._url_text = url_text(url)
         self._partitions = partitions
@@ -50,6 +51,7 @@ class Forwarder:
             say=say,
             inform=inform,
             on_failure=wake,
+            stop_requested=stop_requested,
         )
         self._outbox = Outbox(partitions, wake=self._publisher.wake)
         self._publisher.attach(self._outbox)

@@ -26,10 +26,12 @@ from numbers_uring.cluster.node.kept import Kept
 from numbers_uring.cluster.node.outbox import Batch, Outbox
 from numbers_uring.cluster.partitions import stream_name, subject_name
 from numbers_uring.cluster.streams import check_streams
+from numbers_uring.cluster.tasks import unless_stopped
 from numbers_uring.cluster.values import Node
 from numbers_uring.config import BrokerAccess
 from numbers_uring.errors import StartError
 from numbers_uring.limits import (
+    BROKER_POLL_S,
     FORWARD_BATCH_BYTES,
     FORWARD_CLOSE_S,
     FORWARD_HEADER_BYTES_MAX,
@@ -56,7 +58,8 @@ class Publisher:
 
     Publishes the batches of the outbox that `attach` names, each with an id of its own.
     `say` gets a line for the operator when batches are refused, `inform` when that ends.
-    `on_failure` is called, in the thread, when there is a `failure`. Raises StartError.
+    `on_failure` is called, in the thread, when there is a `failure`. Raises StartError,
+    and StopRequestedError if `stop_requested` returns True before it is connected.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class Publisher:
         say: Callable[[str], None],
         inform: Callable[[str], None],
         on_failure: Callable[[], None],
+        stop_requested: Callable[[], bool],
     ) -> None:
         self.name = f"the NATS server at {url_text(url)}"
         self.problem: str | None = None
@@ -96,9 +100,13 @@ class Publisher:
         self._connection_changed = asyncio.Event()
         self._attached = asyncio.Event()
         self._closing = asyncio.Event()
+        self._begun = threading.Event()
         self._ready = threading.Event()
         self._thread = start_thread(self._live, "publisher")
-        wait_for_beginning(self._thread, self._ready)
+        wait_for_beginning(self._thread, self._begun)
+        while not self._ready.wait(BROKER_POLL_S):
+            if stop_requested():
+                self._call(self._closing.set)
         if self.failure is not None:
             self._thread.join()
             raise self.failure
@@ -139,6 +147,7 @@ class Publisher:
             # The runner also ends the tasks that the client leaves when there is no NATS server.
             with asyncio.Runner() as runner:
                 self._loop = runner.get_loop()
+                self._begun.set()
                 runner.run(self._run())
         except BaseException as error:
             while isinstance(error, BaseExceptionGroup):
@@ -150,17 +159,21 @@ class Publisher:
                 self._on_failure()
         finally:
             self._ready.set()
+            self._begun.set()
 
     async def _run(self) -> None:
         name = f"numbers-uring {self._run_id}"
-        async with connected(self._url, name, access=self._access, say=self._note) as client:
+        async with connected(
+            self._url, name, access=self._access, say=self._note, stop=self._closing
+        ) as client:
             if client.max_payload < FORWARD_BATCH_BYTES + FORWARD_HEADER_BYTES_MAX:
                 raise StartError(
                     f"{self.name} accepts messages of at most {client.max_payload} bytes "
                     f"(max_payload), and batches have {FORWARD_BATCH_BYTES} and a header"
                 )
             js = jetstream(client)
-            kept = Kept(await check_streams(js, self._partitions))
+            streams = await unless_stopped(check_streams(js, self._partitions), self._closing)
+            kept = Kept(streams)
             self._ready.set()
             try:
                 async with asyncio.TaskGroup() as tasks:
