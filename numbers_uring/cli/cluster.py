@@ -14,6 +14,7 @@ from numbers_uring.errors import ExitCode
 from numbers_uring.limits import COPIES_MAX, MESSAGE_BYTES_MAX, PARTITIONS_MAX
 from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.stdio import PROGRAM
+from numbers_uring.words import counted
 
 if TYPE_CHECKING:
     from numbers_uring.cluster.status import ClusterStatus
@@ -125,8 +126,8 @@ def init(
     keep_s = made.settings.keep_s
     trimming = f"messages are kept for {keep_s:g} s" if keep_s else "nothing is trimmed"
     say.info(
-        f"the cluster at {url_text(nats)} is ready: {partitions} partitions, "
-        f"{made.created} streams created, {partitions - made.created} existed before"
+        f"the cluster at {url_text(nats)} is ready: {counted(partitions, 'partition')}, "
+        f"{counted(made.created, 'stream')} created, {partitions - made.created} existed before"
         f"{f', {made.changed} of them changed' if made.changed else ''}; replicas "
         f"{made.replicas}, copies {made.settings.copies}, {trimming}"
     )

@@ -310,8 +310,8 @@ def _load_and_print(
         say(f"at least {missing} not taken in")
     if result.ended_early:
         say(
-            f"all {parameters.numbers} numbers of mix {parameters.mix} were sent before --duration "
-            "had passed"
+            f"mix {parameters.mix} ended before --duration had passed, with "
+            f"{counted(parameters.numbers, 'number')}"
         )
     if result.interrupted:
         say("interrupted")

@@ -19,8 +19,8 @@ _TITLES = ("p50", "p90", "p99", "p99.9", "max")
 def result_table(result: LoadResult) -> str:
     """Return the result for a terminal: what was sent, how fast, and the times."""
     rows = [
-        ("sent", f"{_sent(result, ',')} numbers, {_megabytes(result)} MB"),
-        ("taken in", f"{result.numbers_taken:,} numbers"),
+        ("sent", f"{_sent(result, ',')}, {_megabytes(result)} MB"),
+        ("taken in", _numbers(result.numbers_taken, ",")),
         ("from", f"{counted(result.parameters.clients, 'client')}, {_source(result)}"),
         ("time", f"{result.seconds:.3f} s"),
         ("rate", f"{_rate(result.numbers_per_s)}, {_figure(result.bytes_per_s / 1e6)} MB/s"),
@@ -38,7 +38,7 @@ def result_line(result: LoadResult) -> str:
     """Return the result as one line, for a file or a pipe."""
     taken = f" {counted(result.numbers_taken, 'number')} taken in," if not result.complete else ""
     return (
-        f"Sent {_sent(result)} numbers ({_megabytes(result)} MB, {_source(result)})"
+        f"Sent {_sent(result)} ({_megabytes(result)} MB, {_source(result)})"
         f" from {counted(result.parameters.clients, 'client')} in {result.seconds:.3f} s:{taken}"
         f" {_figure(result.numbers_per_s / 1e6)} M numbers/s,"
         f" {_figure(result.bytes_per_s / 1e6)} MB/s taken in;"
@@ -50,8 +50,13 @@ def result_line(result: LoadResult) -> str:
 def _sent(result: LoadResult, form: str = "") -> str:
     parameters = result.parameters
     known = result.complete or parameters.duration_s
-    some = "" if known else f" of {parameters.numbers:{form}}"
-    return f"{result.numbers_sent:{form}}{some}"
+    if known:
+        return _numbers(result.numbers_sent, form)
+    return f"{result.numbers_sent:{form}} of {_numbers(parameters.numbers, form)}"
+
+
+def _numbers(count: int, form: str) -> str:
+    return f"{count:{form}} number{'' if count == 1 else 's'}"
 
 
 def _megabytes(result: LoadResult) -> str:

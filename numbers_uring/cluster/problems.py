@@ -20,6 +20,7 @@ from numbers_uring.cluster.streams import late_replicas, time_ns
 from numbers_uring.cluster.values import Copy, Node, Settings
 from numbers_uring.ingest.report import rate_text
 from numbers_uring.limits import COPY_BEHIND_S, NODE_GONE_S, STREAM_FULL_SHARE
+from numbers_uring.words import counted
 
 
 class Problem(NamedTuple):
@@ -214,7 +215,7 @@ def _of_copies(one: PartitionStatus, settings: Settings) -> Iterator[Problem]:
             moving = f"takes in {rate_text(copy.per_s)}" if copy.per_s else "takes in nothing"
             yield Problem(
                 "copy_behind",
-                f"{text} is {each.lag_messages} messages behind, the first of them from "
+                f"{text} is {counted(each.lag_messages, 'message')} behind, the first of them from "
                 f"{_age(each.lag_s)} ago, and {moving}",
             )
     for found in disagreements(each.copy for each in one.copies):

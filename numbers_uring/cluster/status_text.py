@@ -9,6 +9,7 @@ from numbers_uring.cluster.status import ClusterStatus
 from numbers_uring.cluster.values import Node
 from numbers_uring.ingest.report import rate_text
 from numbers_uring.limits import PROBLEMS_SHOWN_MAX
+from numbers_uring.words import counted
 
 
 def head(found: ClusterStatus) -> list[str]:
@@ -17,11 +18,11 @@ def head(found: ClusterStatus) -> list[str]:
     keep = f"keep {settings.keep_s:g} s" if settings.keep_s else "no trimming"
     gone = f" and {totals['nodes_gone']} gone" if totals["nodes_gone"] else ""
     lines = [
-        f"cluster: {totals['collected']} of {totals['partitions']} partitions collected, "
-        f"{totals['nodes']} {'node' if totals['nodes'] == 1 else 'nodes'}{gone}",
+        f"cluster: {totals['collected']} of {counted(totals['partitions'], 'partition')} "
+        f"collected, {counted(totals['nodes'], 'node')}{gone}",
         f"         replicas {found.replicas}, copies {settings.copies}, {keep}",
-        f"         {totals['numbers']} numbers, {rate_text(totals['per_s'])}, "
-        f"lag {totals['lag_messages']} messages",
+        f"         {counted(totals['numbers'], 'number')}, {rate_text(totals['per_s'])}, "
+        f"lag {counted(totals['lag_messages'], 'message')}",
         f"         streams {totals['bytes'] / 1e6:.1f} MB, {totals['full_share']:.0%} full at most",
     ]
     for _, some in groupby(found.problems, key=lambda problem: problem.kind):
@@ -66,7 +67,7 @@ def _partition_text(one: PartitionStatus) -> Iterator[str]:
         yield f"partition {one.partition}: the stream {stream.name} does not answer"
     else:
         yield (
-            f"partition {one.partition}: {one.numbers} numbers, last message "
+            f"partition {one.partition}: {counted(one.numbers, 'number')}, last message "
             f"{stream.last_sequence}, {stream.bytes / 1e6:.1f} MB ({stream.full_share:.0%} full)"
         )
     if not one.copies:

@@ -19,6 +19,7 @@ from numbers_uring.cluster.stream_settings import Json, wrong_stream_settings
 from numbers_uring.cluster.tasks import each_of
 from numbers_uring.errors import StartError
 from numbers_uring.limits import NANOSECONDS_PER_S, REPLICA_SILENT_S
+from numbers_uring.words import counted
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
@@ -85,8 +86,8 @@ def check_number(recorded: int, partitions: int) -> None:
     """Raise StartError if the cluster was made with another number of partitions."""
     if recorded != partitions:
         raise StartError(
-            f"the cluster has {recorded} partitions, not {partitions}: their ranges differ, so "
-            "another number needs other streams, on a NATS server of their own"
+            f"the cluster has {counted(recorded, 'partition')}, not {partitions}: their ranges "
+            "differ, so another number needs other streams, on a NATS server of their own"
         )
 
 

@@ -186,7 +186,7 @@ def _broker(parts: Parts, probe: Callable[[], None], values: dict[str, Value]) -
     return Check(
         name="nats",
         severity=Severity.OK,
-        text=f"{url} answers, and its {partitions} streams are as they have to be",
+        text=f"{url} answers, and the settings of its {counted(partitions, 'stream')} are right",
         values=values,
     )
 

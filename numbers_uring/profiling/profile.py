@@ -22,6 +22,7 @@ from numbers_uring.system.diagnostics import Diagnostics
 from numbers_uring.system.output_file import OutputFile
 from numbers_uring.system.signals import STOP_SIGNALS, Requests, caught, unblocked
 from numbers_uring.system.threads import start_thread
+from numbers_uring.words import counted
 
 
 def refuse_the_log(path: Path, log_path: Path) -> None:
@@ -143,7 +144,7 @@ class Profile:
             stacks,
             title="numbers-uring serve: where the time goes",
             subtitle=f"{self._about}; "
-            f"{stacks.total()} samples at {recorder.hz} Hz by {recorder.tool}, "
+            f"{counted(stacks.total(), 'sample')} at {recorder.hz} Hz by {recorder.tool}, "
             f"Python {_version()}, Linux {platform.release()}",
         )
         self._output.write(picture.encode())
@@ -154,7 +155,7 @@ class Profile:
             for origin in Origin
         )
         self._say.info(
-            f"profile in {self._output.path}: {stacks.total()} samples: {shown}"
+            f"profile in {self._output.path}: {counted(stacks.total(), 'sample')}: {shown}"
             f"{', the rest was not read in time' if reading.was_cut else ''}"
         )
 

@@ -73,7 +73,7 @@ def test_a_cluster_is_made_once_and_what_is_not_given_stays(empty: Broker) -> No
     assert "copies 2, nothing is trimmed" in done(empty, "--keep", "0")
     assert empty.run(settings) == Settings(partitions=3, copies=2)
     empty.run(lambda js: js.delete_stream("numbers-1"))
-    assert "1 streams created, 2 existed before" in done(empty)
+    assert "1 stream created, 2 existed before" in done(empty)
 
 
 def test_the_number_of_partitions_is_refused_before_anything_is_made(empty: Broker) -> None:

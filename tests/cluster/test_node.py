@@ -487,7 +487,7 @@ def test_the_doctor_tries_the_nats_server_in_the_place_of_the_log(
     options = ("doctor", "--port", "0", "--forward", shared.url, "--partitions")
     done = run_command(*options, str(PARTITIONS), cwd=tmp_path)
     assert done.returncode == 0, done.stdout
-    assert f"{shared.url} answers, and its {PARTITIONS} streams" in done.stdout
+    assert f"{shared.url} answers, and the settings of its {PARTITIONS} streams" in done.stdout
     done = run_command(*options, "5", cwd=tmp_path)
     assert done.returncode == 1
     assert "3 partitions, not 5" in done.stdout

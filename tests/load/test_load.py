@@ -470,6 +470,13 @@ def test_the_result_is_one_line_and_the_environment_counts(server: Server) -> No
     )
 
 
+def test_one_number_is_told_in_the_singular(server: Server) -> None:
+    one = ("--port", server.port, "--numbers", 1, "--clients", 1)
+    done = load_command(*one, "--duration", 5)
+    assert done.stdout.startswith("Sent 1 number (0.0 MB, mix unique, prepared) from 1 client in ")
+    assert done.stderr.endswith("with 1 number\n")
+
+
 def test_a_rate_is_not_exceeded(server: Server) -> None:
     result = run_load(
         parameters(Mix.UNIQUE, 1_000, port=server.port, rate=2_000, timeout_s=DEADLINE_S)
@@ -794,7 +801,7 @@ def test_a_mix_that_ends_before_the_duration_says_so(server: Server) -> None:
     done = load_command("--port", server.port, "--duration", 1000, "--numbers", 100)
     assert done.returncode == 0
     assert done.stdout.startswith("Sent 100 numbers (")
-    said = "numbers-uring: all 100 numbers of mix unique were sent before --duration had passed\n"
+    said = "numbers-uring: mix unique ended before --duration had passed, with 100 numbers\n"
     assert done.stderr == said
 
 

@@ -28,6 +28,7 @@ from numbers_uring.limits import (
     NO_SPACE_RETRY_S,
 )
 from numbers_uring.system.stopwatch import Stopwatch
+from numbers_uring.words import counted
 
 if TYPE_CHECKING:
     from numbers_uring.cluster.collector.feed import Message
@@ -205,8 +206,9 @@ class PartitionCollector:
         if self.files.tail_bytes and at_end and not self._tail_said:
             self._tail_said = True
             self._say(
-                f"the log {self.files.log_path} has {self.files.tail_bytes} bytes that no message "
-                f"of its stream has brought, up to message {self._position[0]}, its last one"
+                f"the log {self.files.log_path} has {counted(self.files.tail_bytes, 'byte')} that "
+                "no message of its stream has brought, up to message "
+                f"{self._position[0]}, its last one"
             )
 
     # In a thread of the pool.

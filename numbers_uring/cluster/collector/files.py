@@ -27,6 +27,7 @@ from numbers_uring.log.durability import Durability
 from numbers_uring.log.file import LogFile
 from numbers_uring.log.opening import open_locked
 from numbers_uring.log.progress import StartProgress
+from numbers_uring.words import counted
 
 _LINE = re.compile(rb"[0-9]{9}\n")
 _CHUNK_BYTES = LOG_SCAN_CHUNK_BYTES // LINE_BYTES * LINE_BYTES
@@ -148,9 +149,9 @@ class PartitionFiles:
         self.synced = self.record
         self._log_bytes = self.record.log_bytes
         self._inform(
-            f"resumed {self.log_path}: {self.record.count} numbers, up to message "
+            f"resumed {self.log_path}: {counted(self.record.count, 'number')}, up to message "
             f"{self.record.sequence}, in {scan.seconds:.1f} s"
-            + (f"; {self.tail_bytes} bytes to be compared" if self.tail_bytes else "")
+            + (f"; {counted(self.tail_bytes, 'byte')} to be compared" if self.tail_bytes else "")
         )
 
     def _start(self, scan: LogScan, stream: Stream, replay: bool) -> None:
@@ -236,8 +237,8 @@ class PartitionFiles:
         if not (self._index.append([self.record]) and self._index.sync()):
             raise StartError(f"no space for the index {self._index.path}")
         self._say(
-            f"the log {self.log_path} keeps its {self.record.count} numbers: taking in the stream "
-            f"{stream_name(self._partition)} from its first message"
+            f"the log {self.log_path} keeps its {counted(self.record.count, 'number')}: taking in "
+            f"the stream {stream_name(self._partition)} from its first message"
         )
 
     # Growing.

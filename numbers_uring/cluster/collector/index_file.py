@@ -14,6 +14,7 @@ from numbers_uring.limits import INDEX_RECORDS_MAX
 from numbers_uring.log.calls import FileCalls, again
 from numbers_uring.log.directory import open_directory, sync_directory
 from numbers_uring.log.file import NO_SPACE
+from numbers_uring.words import counted
 
 _FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
 
@@ -44,7 +45,7 @@ class IndexFile:
         if reading.damage is not None:
             say(
                 f"the index {path} is damaged, {reading.damage}: "
-                f"using the {len(self.records)} records before it"
+                f"using the {counted(len(self.records), 'record')} before it"
             )
 
     def forget(self, kept: int) -> None:

@@ -51,6 +51,7 @@ from numbers_uring.system.signals import Requests, prepare_signals
 from numbers_uring.system.stdio import PROGRAM, STDOUT, LineWriter
 from numbers_uring.system.threads import start_pool
 from numbers_uring.systemd.notify import ServiceManager
+from numbers_uring.words import counted
 
 if TYPE_CHECKING:
     from nats.aio.client import Client
@@ -375,7 +376,8 @@ class _Collectors:
         urls = [] if self._metrics is None else self._metrics.urls
         self._say.info(
             f"collecting {self._names} of {partitions} at {url_text(self._config.url)}, "
-            f"logs in {self._config.log_dir} with {numbers} numbers, started in {took_s:.2f} s"
+            f"logs in {self._config.log_dir} with {counted(numbers, 'number')}, started in "
+            f"{took_s:.2f} s"
             f"{', metrics on ' if urls else ''}{' and '.join(urls)}",
             event="started",
             partitions=[collector.partition for collector in self._collectors],
@@ -388,8 +390,8 @@ class _Collectors:
         counts = self._counts
         by = "no signal" if self._requests.stop is None else self._requests.stop.name
         summary = (
-            f"stopped by {by}: {counts.unique} numbers written to {self._config.log_dir}, "
-            f"{counts.duplicate} repeats"
+            f"stopped by {by}: {counted(counts.unique, 'number')} written to "
+            f"{self._config.log_dir}, {counted(counts.duplicate, 'repeat')}"
         )
         self._manager.status(summary)
         self._say.info(

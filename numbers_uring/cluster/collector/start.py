@@ -29,6 +29,7 @@ from numbers_uring.ingest.bitmap import populate, reserve
 from numbers_uring.limits import COLLECTOR_BATCH_BYTES, COLLECTOR_THREADS_MAX, READ_OPENS_MAX
 from numbers_uring.system.descriptors import raise_descriptor_limit
 from numbers_uring.system.diagnostics import Diagnostics
+from numbers_uring.words import counted
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
@@ -51,7 +52,7 @@ async def choose_partitions(js: "JetStreamContext", text: str) -> tuple[list[int
     try:
         chosen = parse_partitions(text, partitions)
     except ValueError as error:
-        raise StartError(f"the cluster has {partitions} partitions: {error}") from error
+        raise StartError(f"the cluster has {counted(partitions, 'partition')}: {error}") from error
     raise_descriptor_limit(files_max(len(chosen)), f"--partitions {text}")
     await check_streams(js, partitions)
     return chosen, partitions

@@ -19,6 +19,7 @@ from numbers_uring.cluster.verify.report import PartitionReport
 from numbers_uring.errors import StartError
 from numbers_uring.ingest.bitmap import reserve
 from numbers_uring.limits import LINE_BYTES, LOG_SCAN_CHUNK_BYTES
+from numbers_uring.words import counted
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
@@ -239,8 +240,8 @@ class _Comparison:
             )
         elif last < self._state.last_sequence:
             copy.find(
-                f"it is {self._state.last_sequence - last} messages behind: its index ends at "
-                f"message {last}, and the stream at message {self._state.last_sequence}"
+                f"it is {counted(self._state.last_sequence - last, 'message')} behind: its index "
+                f"ends at message {last}, and the stream at message {self._state.last_sequence}"
             )
         elif copy.tail_bytes:
             copy.find(f"its last {copy.tail_bytes} bytes are not in its index")
