@@ -109,7 +109,8 @@ def measure(kernels: list[Kernel], memory: bytearray, pieces: int) -> dict[str, 
 
 def allocate(pages: str) -> tuple[bytearray, int]:
     if pages == "huge":
-        return bitmap.allocate()
+        memory, huge_bytes = bitmap.allocate()
+        return memory, huge_bytes or 0
     return bytearray(BITMAP_BYTES), 0
 
 

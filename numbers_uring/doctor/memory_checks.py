@@ -63,6 +63,8 @@ def check_huge_pages(bitmap: Bitmap | None) -> Check:
     modes = f"enabled {enabled or 'unknown'}, defrag {defrag or 'unknown'}"
     if bitmap is None:
         share, severity, text = None, Severity.NOTE, "not tried, for lack of memory"
+    elif bitmap.huge_bytes is None:
+        share, severity, text = None, Severity.NOTE, "unknown, /proc/self/smaps cannot be read"
     else:
         share = bitmap.huge_bytes / len(bitmap.memory)
         severity = Severity.OK if share >= HUGE_PAGES_SHARE_MIN else Severity.NOTE

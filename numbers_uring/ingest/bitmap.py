@@ -21,8 +21,9 @@ class Bitmap(NamedTuple):
     """A zeroed bitmap, all of it touched."""
 
     memory: bytearray
-    huge_bytes: int
-    """How much of it lies on huge pages, which spare random access most of its page walks."""
+    huge_bytes: int | None
+    """How much of it lies on huge pages, which spare random access most of its page walks; None
+    where that is unknown."""
 
 
 def allocate(size_bytes: int = BITMAP_BYTES) -> Bitmap:
@@ -72,13 +73,13 @@ def _lack_text(size_bytes: int) -> str:
     return f"not enough memory for a bitmap of {size_bytes} bytes"
 
 
-def _huge_bytes(first: int, end: int) -> int:
+def _huge_bytes(first: int, end: int) -> int | None:
     """Return how many of the bytes at addresses first to end - 1 lie on huge pages."""
     try:
         with Path("/proc/self/smaps").open(encoding="ascii", errors="replace") as smaps:
             return huge_bytes_within(smaps, first, end)
     except OSError:
-        return 0  # /proc is not mounted, or closed to us
+        return None  # /proc is not mounted, or closed to us
 
 
 def huge_bytes_within(smaps: Iterable[str], first: int, end: int) -> int:

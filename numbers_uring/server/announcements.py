@@ -18,7 +18,7 @@ def tell_start(parts: Parts, took_s: float) -> None:
     seen = f"{counted(parts.seen.numbers, 'number')} of --seen, " if config.seen else ""
     parts.say.info(
         f"listening on {' and '.join(parts.addresses)}, backend {parts.backend}, "
-        f"kernel {kernel}, {reactors}{_bitmap_text(parts.bitmap)}, "
+        f"kernel {kernel}, {reactors}{_bitmap_text(parts.bitmap)}"
         f"at most {counted(config.connections_max, 'client')}, "
         f"{sink.name.removeprefix('the ')}{dropped}, {seen}"
         f"started in {took_s:.2f} s"
@@ -37,10 +37,12 @@ def tell_start(parts: Parts, took_s: float) -> None:
 
 
 def _bitmap_text(bitmap: Bitmap) -> str:
+    if bitmap.huge_bytes is None:
+        return ""
     share = 100 * bitmap.huge_bytes // len(bitmap.memory)
     if share == 0:
-        return "no huge pages"
-    return "huge pages" if share >= 95 else f"huge pages for {share} % of the bitmap"
+        return "no huge pages, "
+    return "huge pages, " if share >= 95 else f"huge pages for {share} % of the bitmap, "
 
 
 def tell_end(parts: Parts, server: Server) -> None:

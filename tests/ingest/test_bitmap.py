@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from numbers_uring._native import ffi, lib
+from numbers_uring.doctor.memory_checks import check_huge_pages
 from numbers_uring.errors import StartError
 from numbers_uring.ingest import bitmap
 from numbers_uring.limits import BITMAP_BYTES
@@ -29,7 +30,18 @@ def test_the_bitmap_is_zeroed_and_as_long_as_asked_for() -> None:
     allocated = bitmap.allocate()
     assert len(allocated.memory) == BITMAP_BYTES
     assert allocated.memory.count(0) == BITMAP_BYTES
-    assert 0 <= allocated.huge_bytes <= BITMAP_BYTES
+    assert 0 <= (allocated.huge_bytes or 0) <= BITMAP_BYTES
+
+
+def test_without_proc_it_is_unknown_whether_pages_are_huge(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bitmap, "Path", lambda _: tmp_path / "missing")
+    allocated = bitmap.allocate()
+    assert allocated.huge_bytes is None
+    check = check_huge_pages(allocated)
+    assert check.text.startswith("unknown")
+    assert check.values["share"] is None
 
 
 def test_huge_pages_are_had_where_the_system_grants_them() -> None:
@@ -38,7 +50,7 @@ def test_huge_pages_are_had_where_the_system_grants_them() -> None:
     if refusal:
         pytest.skip(f"the system grants no huge pages: {errno.errorcode[-refusal]}")
     # Memory may be too fragmented for all of it.
-    assert bitmap.allocate().huge_bytes > 0
+    assert bitmap.allocate().huge_bytes
 
 
 def test_refused_huge_pages_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
