@@ -78,8 +78,14 @@ def _unknown_text(name: str, known: Collection[str]) -> str:
     # Here, because it is only needed for an error.
     from difflib import get_close_matches
 
-    nearest = get_close_matches(name.upper(), sorted(known), n=1, cutoff=0.8)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    # By what differs: a long prefix that is right makes any two names alike.
+    prefix = _command_prefix(name) or ""
+    same = [each for each in sorted(known) if prefix and each.startswith(prefix)]
+    rests = [each.removeprefix(prefix) for each in same]
+    nearest = get_close_matches(name.removeprefix(prefix).upper(), rests, n=1, cutoff=0.7)
+    if not nearest:
+        prefix, nearest = "", get_close_matches(name.upper(), sorted(known), n=1, cutoff=0.9)
+    hint = f" Did you mean {prefix}{nearest[0]}?" if nearest else ""
     return f"{name} in the environment is no option of {PROGRAM}.{hint}"
 
 

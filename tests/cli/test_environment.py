@@ -60,6 +60,14 @@ def test_the_nearest_name_is_named(command: str, variable: str, nearest: str) ->
     assert_one_line_error(run(command, environment={variable: "1"}), 2, variable, nearest)
 
 
+@pytest.mark.parametrize("name", ["SERVE_X", "SERVE_HELP", "LOAD_FOO", "X"])
+def test_a_name_that_is_near_to_none_gets_no_hint(name: str) -> None:
+    command = "load" if name.startswith("LOAD") else "serve"
+    done = run(command, environment={f"NUMBERS_URING_{name}": "1"})
+    assert_one_line_error(done, 2, f"NUMBERS_URING_{name}")
+    assert "Did you mean" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "variable",
     [
