@@ -6,10 +6,12 @@ again meanwhile; where in the log the line is, is looked up afterwards, so the f
 that says when it was on file. The server's close, a FIN, says the same to the client itself.
 
 The prober runs in front of all other processes where it may (nice), so that it measures the server
-and not its own wait for a processor. From look to look at the log it sleeps for a sixteenth of what
-the last probe took, at least for 10 us and as long as it was awake: it would hold the server
-up if it kept its processor. Beside it runs the load, which is
-`numbers-uring load`, a C program in all that matters here; the table says what each costs.
+and not its own wait for a processor. From look to look at the log it sleeps for a sixteenth of the
+time for which the oldest pending probe has waited, at least for 10 us and for as long as it was
+awake. So it takes the less of a processor, the longer probes wait. Otherwise it makes them wait: it
+would take the server's processor from it, the more of it the more probes are pending. Beside it
+runs the load, which is `numbers-uring load`, a C program in all that matters here; the table says
+what each costs.
 """
 
 import math
@@ -145,10 +147,10 @@ class _Prober:
         self._port = port
         self._sizes = _Sizes(log)
         self._opened: list[socket.socket] = [self._connect() for _ in range(PROBES_AHEAD)]
-        self._pending: dict[socket.socket, _Probe] = {}
+        self._pending: dict[int, tuple[socket.socket, _Probe]] = {}
+        """By descriptor, the oldest first."""
+        self._ends = select.epoll()
         self._done: list[_Probe] = []
-        self._last_s = 0.0
-        """How long the last probe that ended took."""
         lines = make_lines(LoadParameters(numbers=NUMBERS), NUMBERS - PROBE_LINES, PROBE_LINES)
         self._lines = (
             bytes(lines[start:stop])
@@ -170,15 +172,19 @@ class _Prober:
                 self._send()
                 due_s += random.expovariate(1 / PROBE_INTERVAL_S)
             self._sizes.look()
-            pause_s = self._pause_s(time.monotonic() - now_s, due_s - now_s)
-            ready, _, _ = select.select(list(self._pending), [], [], pause_s)
-            for client in ready:
-                self._close(client)
+            end_s = time.monotonic()
+            pause_s = self._pause_s(end_s, end_s - now_s, due_s - end_s)
+            # Not epoll's own wait, which has a resolution of milliseconds.
+            select.select([self._ends], [], [], pause_s)
+            for fd, _ in self._ends.poll(0):
+                self._close(fd)
 
-    def _pause_s(self, awake_s: float, left_s: float) -> float:
+    def _pause_s(self, now_s: float, awake_s: float, left_s: float) -> float:
         if not self._pending:
             return max(left_s, 0)
-        return max(min(max(LOOK_S, LOOK_SHARE * self._last_s, awake_s), left_s), 0)
+        _, oldest = next(iter(self._pending.values()))
+        waited_s = now_s - oldest.sent_ns / 1e9
+        return max(min(max(LOOK_S, LOOK_SHARE * waited_s, awake_s), left_s), 0)
 
     def _send(self) -> None:
         client = self._opened.pop(0)
@@ -186,15 +192,15 @@ class _Prober:
         if client.send(probe.line) != LINE_BYTES:
             raise RuntimeError("a line could not be sent at once")
         client.shutdown(socket.SHUT_WR)
-        self._pending[client] = probe
+        self._pending[client.fileno()] = client, probe
+        self._ends.register(client, select.EPOLLIN)
         self._opened.append(self._connect())
 
-    def _close(self, client: socket.socket) -> None:
+    def _close(self, fd: int) -> None:
+        client, probe = self._pending.pop(fd)
         if client.recv(1):
             raise RuntimeError("the server has said something")
-        probe = self._pending.pop(client)
         probe.closed_ns = time.monotonic_ns()
-        self._last_s = (probe.closed_ns - probe.sent_ns) / 1e9
         # The line is on file by then, whether or not a look has seen it.
         probe.most_bytes = self._sizes.look()
         self._done.append(probe)
@@ -212,8 +218,9 @@ class _Prober:
         return on_file_ms, closed_ms
 
     def close(self) -> None:
-        for client in (*self._opened, *self._pending):
+        for client in (*self._opened, *(client for client, _ in self._pending.values())):
             client.close()
+        self._ends.close()
 
 
 def measure(

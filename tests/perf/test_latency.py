@@ -1,6 +1,9 @@
 """The benchmark of latency: what it takes for the moment when a line was on file."""
 
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -46,3 +49,22 @@ def test_every_line_of_the_quiet_client_is_found_beside_a_load(
         for on_file, closed in zip(found.on_file_ms, found.closed_ms, strict=True)
     )
     assert os.getpriority(os.PRIO_PROCESS, 0) == nice
+
+
+def test_a_prober_whose_probes_wait_leaves_the_processor_to_the_server(tmp_path: Path) -> None:
+    log, seconds = tmp_path / "log", 0.4
+    with ServerProcess(log, "--max-clients", "500") as server, log.open("rb") as file:
+        prober = latency._Prober(server.port, file.fileno())
+        go_on = threading.Timer(seconds, server.process.send_signal, (signal.SIGCONT,))
+        server.process.send_signal(signal.SIGSTOP)
+        go_on.start()
+        begin_s = time.process_time()
+        try:
+            prober.run(seconds)
+            used_s = time.process_time() - begin_s
+        finally:
+            go_on.join()
+            prober.close()
+    assert len(prober._done) > 50
+    # One that looks as often as it can needs nearly half of it.
+    assert used_s < 0.25 * seconds
