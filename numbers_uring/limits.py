@@ -33,6 +33,13 @@ CHUNK_BYTES_MAX = TAIL_BYTES_MAX + RECEIVE_BYTES
 TAKE_BYTES_MAX = 1024 * 1024
 """What a compiled pass takes in, the last piece aside, before Python sees whether to stop."""
 
+GATHER_BYTES = 4096
+"""Lines of small pieces that a kernel takes in at once, few enough for the first-level cache."""
+
+GATHER_PIECE_BYTES = 1024
+"""A piece, with the tail in front of it, that counts as small. In larger ones a kernel's window has
+enough lines."""
+
 BATCH_BYTES = 2304 * 1024
 """Lines that wait for the log: appended before each wait, and when a piece might not fit."""
 
@@ -776,6 +783,7 @@ CHECK_PROGRESS_BYTES = 16 * 1024 * 1024
 assert BITMAP_BYTES * 8 == NUMBERS
 assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * CHUNK_BYTES_MAX
+assert LINE_BYTES <= GATHER_PIECE_BYTES <= GATHER_BYTES < BATCH_BYTES - CHUNK_BYTES_MAX
 assert STREAM_RETRY_S < STREAM_THREAD_WAIT_S < LAST_REPORT_WAIT_S < 1
 assert 4 * DIAGNOSTIC_CHARACTERS_MAX < PIPE_BUF
 assert SIGNAL_REPEAT_S < SIGNAL_THREAD_END_S < 1

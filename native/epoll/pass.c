@@ -43,9 +43,8 @@ static bool receive(struct nu_epoll_pass *pass, struct nu_intake *intake, uint32
     return false;
 }
 
-int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake) {
+static int take(struct nu_epoll_pass *pass, struct nu_intake *intake) {
     const struct epoll_event *events = pass->events;
-    nu_intake_begin(intake);
     while (pass->next < pass->count) {
         if (!nu_intake_has_room(intake))
             return NU_PASS_TAKEN;
@@ -60,4 +59,11 @@ int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake) {
             return step;
     }
     return NU_PASS_OVER;
+}
+
+int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake) {
+    nu_intake_begin(intake);
+    int step = take(pass, intake);
+    nu_intake_end(intake);
+    return step;
 }

@@ -24,6 +24,12 @@ struct nu_intake {
     uint32_t *complete;       /* room for all connections, or NULL */
     uint64_t chunk_bytes_max; /* room that the batch must have before a piece is taken in */
     uint64_t call_bytes_max;  /* of pieces, after which a call returns */
+    uint8_t *gathered;        /* room for gather_bytes_max */
+    uint32_t gather_bytes_max;
+    uint32_t gather_piece_bytes_max; /* with the tail; not more than that */
+
+    /* Of the present call. */
+    uint32_t gathered_bytes; /* of its small pieces, numbers that no kernel has taken in yet */
 
     /* Of the last call of a pass. */
     uint64_t taken_bytes;

@@ -1,4 +1,9 @@
-/* What the passes of native/epoll/ and native/uring/ take pieces in with. */
+/* What the passes of native/epoll/ and native/uring/ take pieces in with.
+ *
+ * A kernel hides the misses of the bitmap behind the lines that follow (window.h), and a piece of a
+ * line or two has none. So the lines of small pieces are gathered within a call, and a kernel takes
+ * in many of them at once, in the order in which they came.
+ */
 #ifndef NUMBERS_URING_PIECES_H
 #define NUMBERS_URING_PIECES_H
 
@@ -9,9 +14,14 @@
 /* To be called at the beginning of a call of a pass. */
 void nu_intake_begin(struct nu_intake *intake);
 
+/* To be called before a call of a pass returns: only then all that was taken in is in the bitmap,
+ * the batch and the counters. */
+void nu_intake_end(struct nu_intake *intake);
+
 /* Returns false while the batch may not have room for the next piece. */
 static inline bool nu_intake_has_room(const struct nu_intake *intake) {
-    return intake->ingest->batch_bytes - intake->ingest->batch_used >= intake->chunk_bytes_max;
+    return intake->ingest->batch_bytes - intake->ingest->batch_used >=
+           intake->chunk_bytes_max + intake->gathered_bytes;
 }
 
 /* Takes in arena[start..start + size), the next piece of this connection; the bytes in front of it,

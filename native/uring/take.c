@@ -3,9 +3,8 @@
 #include "ingest/pieces.h"
 #include "uring/connections.h"
 
-int nu_ring_take(struct nu_ring *ring, struct nu_intake *intake) {
+static int take(struct nu_ring *ring, struct nu_intake *intake) {
     struct nu_ring_results *results = ring->results;
-    nu_intake_begin(intake);
     while (results->next < results->count) {
         const struct nu_completion *row = &ring->completions[results->next];
         if (row->kind != NU_RECEIVED)
@@ -19,4 +18,11 @@ int nu_ring_take(struct nu_ring *ring, struct nu_intake *intake) {
             return NU_ROWS_TAKEN;
     }
     return NU_ROWS_OVER;
+}
+
+int nu_ring_take(struct nu_ring *ring, struct nu_intake *intake) {
+    nu_intake_begin(intake);
+    int step = take(ring, intake);
+    nu_intake_end(intake);
+    return step;
 }

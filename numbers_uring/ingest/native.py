@@ -8,6 +8,8 @@ from numbers_uring.ingest.kernel import BoundKernel, Kernel, Memory, Result, Ver
 from numbers_uring.limits import (
     BITMAP_BYTES,
     CHUNK_BYTES_MAX,
+    GATHER_BYTES,
+    GATHER_PIECE_BYTES,
     LINE_BYTES,
     TAIL_BYTES_MAX,
     TAKE_BYTES_MAX,
@@ -80,6 +82,7 @@ class CompiledIntake:
     def __init__(self, kernel: Any, ingest: Any, arena: Any, tails: bytearray) -> None:
         self._tails: Any = ffi.from_buffer("struct nu_tail[]", tails, require_writable=True)
         self._complete: Any = ffi.new("uint32_t[]", len(self._tails))
+        self._gathered: Any = ffi.new("uint8_t[]", GATHER_BYTES)
         self.pointer: Any = ffi.new(
             "struct nu_intake *",
             {
@@ -89,6 +92,9 @@ class CompiledIntake:
                 "tails": self._tails,
                 "chunk_bytes_max": CHUNK_BYTES_MAX,
                 "call_bytes_max": TAKE_BYTES_MAX,
+                "gathered": self._gathered,
+                "gather_bytes_max": GATHER_BYTES,
+                "gather_piece_bytes_max": GATHER_PIECE_BYTES,
             },
         )
 

@@ -8,9 +8,11 @@
 #include "check.h"
 #include "ingest/pieces.h"
 
+#include <stdbool.h>
 #include <string.h>
 
 enum { CONNECTIONS = 3, CUT_BYTES = 2, CUTS_MAX = 12, TAIL_BYTES = NU_LINE_BYTES - 1 };
+enum { GATHER_BYTES = 48, GATHER_PIECE_BYTES = 24 };
 
 struct stream {
     uint8_t *bytes;
@@ -42,8 +44,9 @@ static void forget(const struct stream *stream) {
     }
 }
 
+/* Ends the call after this piece where that `ends` it, or a pass would. */
 static void take(struct nu_intake *intake, struct stream *stream, uint32_t connection,
-                 const uint8_t *piece, size_t size) {
+                 const uint8_t *piece, size_t size, bool ends) {
     /* The piece ends where the memory ends, and the tail has room in front of it and no more. */
     uint8_t *arena = malloc(TAIL_BYTES + size);
     CHECK(arena != NULL);
@@ -52,16 +55,24 @@ static void take(struct nu_intake *intake, struct stream *stream, uint32_t conne
     memcpy(stream->bytes + stream->size, piece, size);
     stream->size += size;
     intake->arena = arena;
-    nu_intake_begin(intake);
+    size_t start = TAIL_BYTES - intake->tails[connection].size;
+    uint64_t before = intake->taken_bytes;
+    uint32_t complete = intake->complete_count;
     CHECK(nu_intake_has_room(intake));
     bool goes_on = nu_intake_take(intake, connection, TAIL_BYTES, size);
     stream->verdict = intake->verdict;
-    CHECK(intake->taken_bytes == size && intake->connection == connection);
-    CHECK(goes_on == (intake->verdict == NU_MORE && size < intake->call_bytes_max));
-    CHECK(intake->complete_count == (intake->ingest->consumed > 0));
+    CHECK(intake->taken_bytes == before + size && intake->connection == connection);
+    CHECK(goes_on == (intake->verdict == NU_MORE && before + size < intake->call_bytes_max));
+    /* What is rejected comes behind what was taken in. */
+    CHECK(intake->complete_count == complete + (intake->rejected_start > start));
     CHECK(intake->rejected_start <= intake->rejected_stop);
     CHECK(intake->rejected_stop == TAIL_BYTES + size);
     free(arena);
+    if (ends || !goes_on) {
+        nu_intake_end(intake);
+        CHECK(intake->gathered_bytes == 0);
+        nu_intake_begin(intake);
+    }
 }
 
 /* Checks what was taken in against the whole stream. */
@@ -85,13 +96,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         return -1;
     struct stream streams[CONNECTIONS] = {0};
     struct nu_ingest ingest = {.bitmap = bitmap, .batch_bytes = size};
-    struct nu_intake intake = {.ingest = &ingest, .call_bytes_max = 64};
-    uint32_t complete[CONNECTIONS];
+    struct nu_intake intake = {.ingest = &ingest, .call_bytes_max = 128};
+    uint32_t complete[CUTS_MAX];
     intake.kernel = data[0] & 128 ? nu_ingest_scalar : nu_ingest_swar;
     intake.complete = complete;
     intake.tails = malloc(CONNECTIONS * sizeof *intake.tails);
     ingest.batch = malloc(size);
-    CHECK(intake.tails && ingest.batch);
+    intake.gathered = malloc(GATHER_BYTES);
+    intake.gather_bytes_max = GATHER_BYTES;
+    intake.gather_piece_bytes_max = GATHER_PIECE_BYTES;
+    CHECK(intake.tails && ingest.batch && intake.gathered);
     memset(intake.tails, 0, CONNECTIONS * sizeof *intake.tails);
     for (int i = 0; i < CONNECTIONS; i++)
         streams[i].bytes = allocate(size);
@@ -102,10 +116,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         size_t left = (size_t)(data + size - piece);
         size_t bytes = cut[1] < left ? cut[1] : left;
         if (bytes && stream->verdict == NU_MORE) {
-            take(&intake, stream, cut[0] % CONNECTIONS, piece, bytes);
+            take(&intake, stream, cut[0] % CONNECTIONS, piece, bytes, cut[0] & 128);
             piece += bytes;
         }
     }
+    nu_intake_end(&intake);
     uint64_t lines = 0;
     for (uint32_t i = 0; i < CONNECTIONS; i++)
         lines += check(&intake, &streams[i], i);
@@ -115,6 +130,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         forget(&streams[i]);
         free(streams[i].bytes);
     }
+    free(intake.gathered);
     free(intake.tails);
     free(ingest.batch);
     return 0;

@@ -34,8 +34,14 @@ static void *take_in(void *argument) {
     struct nu_ingest *ingest = &taker->ingest;
     struct nu_tail tail = {0};
     uint8_t *arena = malloc(sizeof tail + PIECE_BYTES);
-    struct nu_intake intake = {
-        .kernel = taker->function, .ingest = ingest, .arena = arena, .tails = &tail};
+    uint8_t gathered[PIECE_BYTES / 2];
+    struct nu_intake intake = {.kernel = taker->function,
+                               .ingest = ingest,
+                               .arena = arena,
+                               .tails = &tail,
+                               .gathered = gathered,
+                               .gather_bytes_max = sizeof gathered,
+                               .gather_piece_bytes_max = sizeof gathered / 4};
     if (!arena)
         abort();
     pthread_barrier_wait(taker->barrier);
@@ -49,6 +55,7 @@ static void *take_in(void *argument) {
             memcpy(arena + sizeof tail, taker->lines + piece * PIECE_BYTES + start, size);
             nu_intake_take(&intake, 0, sizeof tail, size);
         }
+        nu_intake_end(&intake);
         if (intake.verdict != NU_MORE)
             abort();
         if (taker->other_began && ingest->duplicate > duplicate && !taker->other_began[piece])
