@@ -63,11 +63,13 @@ class LightLoad:
             # All are accepted then, and with several reactors handed over.
             settled_ns(processor_time_ns)
             os.kill(pid, signal.SIGSTOP)
-            for part, client in enumerate(sockets):
-                self._send(client, part)
-                selector.register(client, selectors.EVENT_READ)
-            begin_s = time.perf_counter()
-            os.kill(pid, signal.SIGCONT)
+            try:
+                for part, client in enumerate(sockets):
+                    self._send(client, part)
+                    selector.register(client, selectors.EVENT_READ)
+                begin_s = time.perf_counter()
+            finally:
+                os.kill(pid, signal.SIGCONT)
             left = clients
             while left:
                 ready = selector.select(_TIMEOUT_S)
