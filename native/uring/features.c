@@ -124,7 +124,8 @@ void nu_probe_features(int32_t near, int32_t far, int32_t outcomes[NU_FEATURES])
         outcomes[i] = -ECANCELED;
     outcomes[NU_FEATURE_SETUP] = nu_pools_open(&pools, &config);
     if (outcomes[NU_FEATURE_SETUP] == 0)
-        outcomes[NU_FEATURE_SETUP] = nu_queue_open(&queue, PROBE_SUBMISSIONS, PROBE_QUEUED, &step);
+        outcomes[NU_FEATURE_SETUP] =
+            nu_queue_open(&queue, PROBE_SUBMISSIONS, PROBE_QUEUED, 0, &step);
     if (outcomes[NU_FEATURE_SETUP] == 0)
         probe(&queue, &pools, near, far, outcomes);
     nu_queue_close(&queue);

@@ -36,7 +36,8 @@ static int set_up(struct nu_ring *ring, const struct nu_ring_config *config, con
     *step = "memory";
     int error = allocate(ring, config);
     if (!error)
-        error = nu_queue_open(&ring->queue, config->submissions_max, config->queued_max, step);
+        error = nu_queue_open(&ring->queue, config->submissions_max, config->queued_max,
+                              config->ignored_features, step);
     if (error)
         return error;
     *step = "io_uring_register";

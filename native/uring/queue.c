@@ -254,7 +254,7 @@ static int map_queues(struct nu_queue *queue, const struct io_uring_params *para
 }
 
 int nu_queue_open(struct nu_queue *queue, uint32_t submissions_max, uint32_t queued_max,
-                  const char **step) {
+                  uint32_t ignored_features, const char **step) {
     const uint32_t features = IORING_FEAT_SINGLE_MMAP | IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG;
     struct io_uring_params params = {
         .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CLAMP |
@@ -265,6 +265,7 @@ int nu_queue_open(struct nu_queue *queue, uint32_t submissions_max, uint32_t que
     queue->fd = io_uring_setup(submissions_max, &params);
     if (queue->fd < 0)
         return queue->fd;
+    params.features &= ~ignored_features;
     if ((params.features & features) != features)
         return -EOPNOTSUPP;
     queue->can_pile_up = params.features & NU_URING_FEAT_MIN_TIMEOUT;

@@ -42,10 +42,10 @@ struct nu_queue {
  * for: IO_LOCAL_TW_DEFAULT_MAX in io_uring/io_uring.c. */
 enum { NU_RUN_MIN = 20 };
 
-/* Sets the queues up. Returns 0 or -errno; *step then names the system call that failed. The caller
- * closes the queue in either case. */
+/* Sets the queues up; features that are ignored are taken for missing. Returns 0 or -errno; *step
+ * then names the system call that failed. The caller closes the queue in either case. */
 int nu_queue_open(struct nu_queue *queue, uint32_t submissions_max, uint32_t queued_max,
-                  const char **step);
+                  uint32_t ignored_features, const char **step);
 
 void nu_queue_close(struct nu_queue *queue);
 

@@ -67,7 +67,8 @@ struct nu_ring_config {
     struct nu_completion *completions;
     uint32_t completions_max;
     uint32_t submissions_max;
-    uint32_t queued_max; /* entries of the kernel's completion queue */
+    uint32_t queued_max;       /* entries of the kernel's completion queue */
+    uint32_t ignored_features; /* NU_URING_FEAT_ that count as missing though Linux has them */
     uint32_t accepts_per_pass_max;
     uint32_t receive_failures_max; /* in a row, with an error that may pass, until a connection is
                                       ended */

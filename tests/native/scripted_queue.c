@@ -82,8 +82,8 @@ void scripted_stray(uint64_t user_data, int32_t result, uint32_t flags) {
 /* The queue. */
 
 int nu_queue_open(struct nu_queue *queue, uint32_t submissions_max, uint32_t queued_max,
-                  const char **step) {
-    (void)queue, (void)submissions_max, (void)queued_max, (void)step;
+                  uint32_t ignored_features, const char **step) {
+    (void)queue, (void)submissions_max, (void)queued_max, (void)ignored_features, (void)step;
     return 0;
 }
 

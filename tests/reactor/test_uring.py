@@ -10,9 +10,10 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ class Ring:
         queued_max: int = 4096,
         completions_max: int = 1024,
         headroom_bytes: int = HEADROOM_BYTES,
+        ignored_features: int = 0,
         listener: socket.socket | None = None,
     ) -> None:
         self.results: Any = ffi.new("struct nu_ring_results *")
@@ -71,6 +73,7 @@ class Ring:
                 "completions_max": completions_max,
                 "submissions_max": submissions_max,
                 "queued_max": queued_max,
+                "ignored_features": ignored_features,
                 "accepts_per_pass_max": 256,
                 "receive_failures_max": RECEIVE_FAILURES_MAX,
             },
@@ -151,6 +154,12 @@ def make_ring() -> Iterator[MakeRing]:
         yield MakeRing(stack)
 
 
+@pytest.fixture(params=[0, lib.NU_URING_FEAT_MIN_TIMEOUT], ids=["min_wait", "sleep"])
+def make_piling_ring(make_ring: MakeRing, request: pytest.FixtureRequest) -> Callable[..., Ring]:
+    """Make rings that let packets pile up as Linux 6.12 can, and as before."""
+    return partial(make_ring, ignored_features=request.param)
+
+
 def test_receives_that_found_no_buffer_are_armed_again(make_ring: MakeRing) -> None:
     ring = make_ring(small=(2, 64))
     connections = [ring.client() for _ in range(20)]
@@ -187,10 +196,10 @@ def test_more_connections_than_buffers_are_armed_before_a_wait(
 
 @pytest.mark.parametrize("pile_up_s", [0.0, 0.001])
 def test_one_pass_hands_out_what_all_clients_have_sent(
-    make_ring: MakeRing, pile_up_s: float
+    make_piling_ring: Callable[..., Ring], pile_up_s: float
 ) -> None:
     """Though Linux runs the work for 20 of them in one call, unless it is told to do more."""
-    ring = make_ring(small=(256, 64), connections_max=200)
+    ring = make_piling_ring(small=(256, 64), connections_max=200)
     connections = [ring.client() for _ in range(200)]
     ring.settle()
     for round_ in range(3):
@@ -200,8 +209,10 @@ def test_one_pass_hands_out_what_all_clients_have_sent(
         assert sorted(rows) == [(Kind.RECEIVED, each, b"%d" % round_) for each in connections]
 
 
-def test_packets_pile_up_for_as_long_as_was_asked_for(make_ring: MakeRing) -> None:
-    ring = make_ring()
+def test_packets_pile_up_for_as_long_as_was_asked_for(
+    make_piling_ring: Callable[..., Ring],
+) -> None:
+    ring = make_piling_ring()
     connection = ring.client()
     ring.settle()
     ring.clients[connection].sendall(b"here")
@@ -210,8 +221,10 @@ def test_packets_pile_up_for_as_long_as_was_asked_for(make_ring: MakeRing) -> No
     assert time.monotonic() - begin_s >= 0.05
 
 
-def test_a_pass_that_piles_up_waits_for_the_first_packet_too(make_ring: MakeRing) -> None:
-    ring = make_ring()
+def test_a_pass_that_piles_up_waits_for_the_first_packet_too(
+    make_piling_ring: Callable[..., Ring],
+) -> None:
+    ring = make_piling_ring()
     connection = ring.client()
     ring.settle()
     with ThreadPoolExecutor(1) as pool:
@@ -225,8 +238,10 @@ def _send_later(client: socket.socket) -> None:
     client.sendall(b"here")
 
 
-def test_a_pass_whose_time_is_up_before_packets_have_piled_up_ends(make_ring: MakeRing) -> None:
-    ring = make_ring()
+def test_a_pass_whose_time_is_up_before_packets_have_piled_up_ends(
+    make_piling_ring: Callable[..., Ring],
+) -> None:
+    ring = make_piling_ring()
     connection = ring.client()
     ring.settle()
     assert ring.turn(0.01, pile_up_s=DEADLINE_S) == []
