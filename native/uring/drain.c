@@ -37,7 +37,8 @@ void nu_ring_begin_drain(struct nu_ring *ring) {
     nu_end_requests(ring, drain_wait_ns);
     ring->draining = true;
     /* Where Linux has not ended a receive, it does not run it either: that takes an enter
-     * (DEFER_TASKRUN), and there is none any more. */
+     * (DEFER_TASKRUN), and there is none any more. So its buffers are free, too. */
+    nu_pools_take_back(&ring->pools, NU_LARGE);
     for (uint32_t i = 0; i < ring->connections_max; i++)
         if (ring->connections[i].fd >= 0) {
             ring->connections[i].armed = false;

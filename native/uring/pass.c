@@ -79,9 +79,8 @@ static void received(struct nu_ring *ring, uint32_t index, const struct io_uring
         receive_ended(ring, connection, cqe->res);
     }
     if (cqe->flags & IORING_CQE_F_BUFFER) {
-        struct nu_pool *pool = &ring->pools.pools[connection->armed_pool];
-        int32_t number = (int32_t)(pool->first_buffer + (cqe->flags >> IORING_CQE_BUFFER_SHIFT));
-        pool->available--;
+        int32_t number = nu_pools_use(&ring->pools, connection->armed_pool,
+                                      (uint16_t)(cqe->flags >> IORING_CQE_BUFFER_SHIFT));
         if (cqe->res > 0 && connection->end != NU_DISCONNECTED) {
             nu_connection_keep(ring, connection, number, (uint32_t)cqe->res);
             choose_pool(ring, index, (uint32_t)cqe->res);

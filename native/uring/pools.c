@@ -80,6 +80,20 @@ void nu_pools_give_back(struct nu_pools *pools, int32_t buffer) {
     pool->reserve[pool->reserve_count++] = buffer;
 }
 
+int32_t nu_pools_use(struct nu_pools *pools, uint16_t number, uint16_t id) {
+    struct nu_pool *pool = &pools->pools[number];
+    int32_t buffer = (int32_t)(pool->first_buffer + id);
+    pools->buffers[buffer].provided = false;
+    pool->available--;
+    return buffer;
+}
+
+void nu_pools_take_back(struct nu_pools *pools, uint16_t number) {
+    for (uint32_t id = 0; id < pools->pools[number].buffers; id++)
+        if (pools->buffers[pools->pools[number].first_buffer + id].provided)
+            nu_pools_give_back(pools, nu_pools_use(pools, number, (uint16_t)id));
+}
+
 static void provide_one(struct nu_pools *pools, struct nu_pool *pool) {
     int32_t number = pool->reserve[--pool->reserve_count];
     struct io_uring_buf *entry = &pool->ring->bufs[pool->tail & (pool->buffers - 1)];
@@ -87,6 +101,7 @@ static void provide_one(struct nu_pools *pools, struct nu_pool *pool) {
     entry->addr = (uintptr_t)pools->arena + pools->buffers[number].start;
     entry->len = pool->buffer_bytes;
     entry->bid = pools->buffers[number].id;
+    pools->buffers[number].provided = true;
     pool->tail++;
     pool->available++;
 }

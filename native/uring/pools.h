@@ -29,6 +29,7 @@ struct nu_buffer {
     int32_t next;   /* of the same connection */
     uint16_t id;    /* in its pool */
     uint8_t pool;
+    bool provided; /* to the kernel, which has not used it yet */
 };
 
 struct nu_pools {
@@ -49,6 +50,12 @@ int nu_pools_register(struct nu_pools *pools, uint16_t pool, struct nu_queue *qu
 
 /* Puts a buffer into its pool's reserve. */
 void nu_pools_give_back(struct nu_pools *pools, int32_t buffer);
+
+/* Called when the kernel has used a buffer, given by its id in the pool. Returns its number. */
+int32_t nu_pools_use(struct nu_pools *pools, uint16_t pool, uint16_t id);
+
+/* Puts into reserve what the kernel has of the pool; it must run no receive any more. */
+void nu_pools_take_back(struct nu_pools *pools, uint16_t pool);
 
 /* Gives the kernel buffers of the pool until it has `wanted`, or none is in reserve. */
 void nu_pools_provide(struct nu_pools *pools, uint16_t pool, uint32_t wanted);

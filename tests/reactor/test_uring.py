@@ -249,6 +249,16 @@ def test_a_pass_whose_time_is_up_before_packets_have_piled_up_ends(
     assert ring.turn(0.0, pile_up_s=DEADLINE_S) == [(Kind.RECEIVED, connection, b"here")]
 
 
+def test_a_drain_receives_though_linux_had_every_buffer(make_ring: MakeRing) -> None:
+    ring = make_ring(large=(2, 1024))
+    connections = [ring.client() for _ in range(5)]
+    ring.settle()
+    lib.nu_ring_begin_drain(ring.ring)
+    for connection in connections:
+        ring.clients[connection].sendall(b"here")
+    assert ring.collect(20) == dict.fromkeys(connections, b"here")
+
+
 def test_with_an_empty_pool_all_are_served_in_turn(make_ring: MakeRing) -> None:
     """A client that sends without end may take one of two buffers each pass, but not both."""
     ring = make_ring(small=(2, 64), large=(1, 1024))
