@@ -39,7 +39,7 @@ def _different_files(
 
 _EXAMPLES = (
     ("Check the log of a server, which may be running:", "check numbers.log"),
-    ("Check the parts of a rotated log together:", "check numbers.log.1 numbers.log"),
+    ("Check the parts of a rotated log together:", "check numbers.log.1.gz numbers.log"),
     ("Cut a torn last line, and drop bad lines and duplicates:", "check --repair numbers.log"),
 )
 
@@ -57,7 +57,8 @@ _EXAMPLES = (
     "--repair",
     is_flag=True,
     help="Replace each file with findings by a copy of its whole lines of nine digits, without "
-    "numbers that occur earlier in the files. A file that a server uses is refused.",
+    "numbers that occur earlier in the files. A file that a server uses, or that is compressed, is "
+    "refused.",
 )
 @click.option("--json", is_flag=True, help="Print the findings as one JSON object.")
 @click.version_option(__version__, prog_name=PROGRAM)
@@ -66,8 +67,8 @@ def check(files: tuple[Path, ...], repair: bool, json: bool) -> int:
 
     Several files are taken as parts of one log, in the order given: no number may occur in two of
     them. A torn tail is what a crash may leave at the end: a part of a line, zero bytes, or both.
-    The log of a running server can be checked, and may then end within a line. A compressed file is
-    refused: unpack it first.
+    The log of a running server can be checked, and may then end within a line. A rotated log may be
+    compressed by gzip: offsets are those of the log before that, and --repair refuses it.
 
     A log numbers.P.log of a cluster is compared with each record of the index numbers.P.index
     beside it, and an index stands for its log. A collector mends an index at its next start.
@@ -125,6 +126,7 @@ def _json(
                 {
                     "path": str(found.log.path),
                     "bytes": found.scan.size_bytes,
+                    "compressed": found.log.compressed,
                     "numbers": found.scan.lines,
                     "duplicates": found.duplicates,
                     "repeated_from_earlier_files": found.repeated,

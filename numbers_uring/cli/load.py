@@ -39,7 +39,8 @@ numbers then count as accepted. It is an error if the server closes earlier or s
 
 With FILEs, the numbers of these logs are sent instead of a mix, for example to a new cluster or
 server. All files are read once before that: if a line is no number, nothing is sent. A torn tail is
-left out and reported.
+left out and reported. A FILE that gzip has compressed is unpacked into the folder that TMPDIR
+names, or else /tmp, until the end.
 
 All lines of a mix are prepared before the clock starts if they fit in --prepare-bytes. Otherwise
 the thread that sends makes them during the run; the result says which.
@@ -235,7 +236,8 @@ def load(
     """Run one load."""
     say: Diagnostics = context.obj
     clients = options["clients"]
-    raise_descriptor_limit(clients + len(files), f"--clients {clients}")
+    # A file that is compressed is unpacked into another one.
+    raise_descriptor_limit(clients + 2 * len(files), f"--clients {clients}")
     with ExitStack() as opened:
         if files:
             _refuse_options_of_mix(context)

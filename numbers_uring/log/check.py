@@ -10,9 +10,9 @@ from pathlib import Path
 from numbers_uring.errors import StartError
 from numbers_uring.ingest.kernel import Kernel
 from numbers_uring.limits import BITMAP_BYTES
-from numbers_uring.log.compressed import require_plain
+from numbers_uring.log.compressed import is_compressed, require_end, scan_either
 from numbers_uring.log.opening import open_regular
-from numbers_uring.log.scan import Scan, scan
+from numbers_uring.log.scan import Scan
 
 Progress = Callable[[int], None]
 """Called with the size of each chunk, in bytes, once it was taken in."""
@@ -30,6 +30,8 @@ class Log:
     path: Path
     fd: int
     size_bytes: int
+    compressed: bool
+    """By gzip; the size is that of the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +59,8 @@ class Findings:
 def open_logs(paths: Sequence[Path], *, lock: bool) -> Iterator[list[Log]]:
     """Open `paths`, no two of them the same file; close, and so unlock, them at exit.
 
-    Raises StartError where one is no regular file, is compressed, can't be read or, if it is to be
-    locked, can't be written or is in use by another process.
+    Raises StartError where one is no regular file, can't be read or, if it is to be locked, is
+    compressed, can't be written or is in use by another process.
     """
     with ExitStack() as opened:
         logs = []
@@ -66,12 +68,16 @@ def open_logs(paths: Sequence[Path], *, lock: bool) -> Iterator[list[Log]]:
             fd = open_regular(path, os.O_RDWR if lock else os.O_RDONLY)
             opened.callback(os.close, fd)
             try:
-                require_plain(path, fd)
+                compressed = is_compressed(path, fd)
             except OSError as error:
                 raise StartError(f"cannot read {path}: {error.strerror}") from error
             if lock:
+                if compressed:
+                    raise StartError(
+                        f"cannot repair {path}: it is compressed by gzip; unpack it first"
+                    )
                 _lock(path, fd)
-            logs.append(Log(path, fd, os.fstat(fd).st_size))
+            logs.append(Log(path, fd, os.fstat(fd).st_size, compressed))
         yield logs
 
 
@@ -115,10 +121,10 @@ def check_logs(
 
 
 def _read(log: Log, kernel: Kernel, bitmap: bytearray, progress: Progress) -> Scan:
-    try:
-        return scan(log.fd, kernel, bitmap, progress=progress)
-    except OSError as error:
-        raise StartError(f"cannot read {log.path}: {error.strerror}") from error
+    found = scan_either(
+        log.path, log.fd, kernel, bitmap, compressed=log.compressed, progress=progress
+    )
+    return require_end(log.path, found)
 
 
 def total_bytes(logs: Sequence[Log]) -> int:

@@ -11,9 +11,8 @@ from typing import NamedTuple
 from numbers_uring.errors import StartError
 from numbers_uring.ingest.kernel import Kernel, Memory
 from numbers_uring.limits import SEEN_POLL_S, SEEN_THREADS_MAX
-from numbers_uring.log.compressed import CompressedScan, scan_compressed
+from numbers_uring.log.compressed import CompressedScan, require_end, scan_either
 from numbers_uring.log.progress import StartProgress
-from numbers_uring.log.scan import scan
 from numbers_uring.log.seen_files import SeenFile
 from numbers_uring.system.threads import start_thread
 from numbers_uring.words import counted
@@ -104,7 +103,7 @@ def _require_copy(file: SeenFile, found: CompressedScan, files: Sequence[SeenFil
     original = file.path.with_suffix("")
     has_original = any(other.path == original and not other.compressed for other in files)
     if found.scan.unique or not (found.scan.duplicates or has_original):
-        raise StartError(f"cannot read {file.path}: its end is missing, and perhaps numbers in it")
+        require_end(file.path, found)
 
 
 class _EndedError(Exception):
@@ -180,15 +179,8 @@ class _Reading:
                 self._read_bytes[file] += chunk_bytes
                 look()
 
-            self._found[file] = _scan(file, self._kernel, self._bitmap, note)
-
-
-def _scan(
-    file: SeenFile, kernel: Kernel, bitmap: Memory, progress: Callable[[int], None]
-) -> CompressedScan:
-    try:
-        if file.compressed:
-            return scan_compressed(file.path, file.fd, kernel, bitmap, progress=progress)
-        return CompressedScan(scan(file.fd, kernel, bitmap, progress=progress), ends_early=False)
-    except OSError as error:
-        raise StartError(f"cannot read {file.path}: {error.strerror}") from error
+            self._found[file] = scan_either(
+                *(file.path, file.fd, self._kernel, self._bitmap),
+                compressed=file.compressed,
+                progress=note,
+            )

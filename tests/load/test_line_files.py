@@ -1,5 +1,6 @@
 """The numbers of logs, sent to a server by `load`."""
 
+import gzip
 import json
 import os
 import re
@@ -82,6 +83,43 @@ def test_a_torn_tail_is_left_out_and_reported(tmp_path: Path, tail: bytes) -> No
         assert done.stdout.startswith("Sent 1500 numbers (0.0 MB, 2 files) from 5 clients in ")
         assert server.stop() == 0
     assert sorted(logged(tmp_path / "numbers.log")) == list(range(1_500))
+
+
+def test_compressed_logs_are_sent_as_they_were(tmp_path: Path) -> None:
+    paths = [*parts(tmp_path, 3_000, 0, 100_000), tmp_path / "numbers.log.1.gz"]
+    with paths[2].open("ab") as file:
+        file.write(TAILS["both"])
+    for path in paths[1:3]:
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    paths[3].write_bytes(gzip.compress(lines([7])) + gzip.compress(lines([8])))
+    received: list[bytes] = []
+    with (
+        opened(*paths) as files,
+        peer(lambda connection: received.append(read_all(connection))) as port,
+    ):
+        result = sent(port, files, clients=3, send_bytes=1_003)
+    assert result.complete, result
+    assert b"".join(received) == lines([*range(103_000), 7, 8])
+
+
+def test_a_compressed_log_that_does_not_fit_where_it_is_unpacked_is_not_sent(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "numbers.log.1.gz"
+    path.write_bytes(gzip.compress(lines(range(100_000))))
+    limit = ("prlimit", "--fsize=100000", "env", f"TMPDIR={tmp_path}")
+    done = run_command("load", "--port", str(reserve_port()), str(path), prefix=limit)
+    text = f"cannot unpack {path} into {tmp_path}: File too large; TMPDIR can name another folder"
+    assert_one_line_error(done, ExitCode.NOT_STARTED, text)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("size", [0, -20])
+def test_a_compressed_log_without_its_end_is_not_sent(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "numbers.log.1.gz"
+    path.write_bytes(gzip.compress(lines(range(1_000)))[:size])
+    done = run_command("load", "--port", str(reserve_port()), str(path))
+    assert_one_line_error(done, ExitCode.NOT_STARTED, f"cannot read {path}: its end is missing")
 
 
 def test_empty_logs_are_no_error(tmp_path: Path) -> None:

@@ -148,6 +148,41 @@ def test_repeats_across_files_are_told_from_those_within_one(run: Run, tmp_path:
     assert run(paths[0], paths[2]).lines[1].endswith("2 duplicates, 1 repeated from earlier files")
 
 
+def test_a_log_that_gzip_has_compressed_is_read_as_it_was(run: Run, tmp_path: Path) -> None:
+    old, new = tmp_path / "numbers.log.1.gz", tmp_path / "numbers.log"
+    old.write_bytes(gzip.compress(BROKEN[:40]) + gzip.compress(BROKEN[40:]))
+    new.write_bytes(lines([5, 1]))
+    plain = tmp_path / "plain"
+    plain.write_bytes(BROKEN)
+    done, as_plain = run(old, new), run(plain, new)
+    assert (done.code, done.errors) == (1, [])
+    assert done.lines == [line.replace(str(plain), str(old)) for line in as_plain.lines]
+    # What tells repeats apart reads a file once more.
+    assert run(new, old).lines[1] == run(new, plain).lines[1].replace(str(plain), str(old))
+    found = json.loads(run("--json", old, new).lines[0])["files"]
+    assert [file["compressed"] for file in found] == [True, False]
+    assert found[0]["bytes"] == len(BROKEN)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (gzip.compress(BROKEN)[:-9], "cannot read {}: its end is missing, and perhaps numbers"),
+        (gzip.compress(BROKEN) + b"x", "cannot read {}: it is damaged: incorrect header check"),
+        (gzip.compress(BROKEN)[:-8] + bytes(8), "cannot read {}: it is damaged: incorrect "),
+        (BROKEN, "cannot read {}: not compressed by gzip"),
+        (b"\x28\xb5\x2f\xfd", "cannot read {}: compressed by zstd, not by gzip"),
+    ],
+    ids=["cut", "garbage behind", "wrong sum", "plain", "zstd"],
+)
+def test_a_compressed_log_that_cannot_be_read_is_no_finding(
+    run: Run, tmp_path: Path, content: bytes, text: str
+) -> None:
+    path = tmp_path / "numbers.log.1.gz"
+    path.write_bytes(content)
+    assert_error(run(path), 3, text.format(path))
+
+
 def test_json_is_one_object_with_the_exit_code(run: Run, tmp_path: Path) -> None:
     first, second = tmp_path / "1.log", tmp_path / "2.log"
     first.write_bytes(lines([1, 4]))
@@ -164,6 +199,7 @@ def test_json_is_one_object_with_the_exit_code(run: Run, tmp_path: Path) -> None
             {
                 "path": str(first),
                 "bytes": 20,
+                "compressed": False,
                 "numbers": 2,
                 "duplicates": 0,
                 "repeated_from_earlier_files": 0,
@@ -178,6 +214,7 @@ def test_json_is_one_object_with_the_exit_code(run: Run, tmp_path: Path) -> None
             {
                 "path": str(second),
                 "bytes": len(BROKEN),
+                "compressed": False,
                 "numbers": 6,
                 "duplicates": 2,
                 "repeated_from_earlier_files": 2,
@@ -292,7 +329,7 @@ def test_a_file_whose_reading_fails_is_one_line_and_exit_3(
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
 @pytest.mark.parametrize("name", ["numbers.log.2.gz", "numbers.log"])
-def test_a_compressed_log_is_refused_and_left_as_it_is(
+def test_a_compressed_log_is_not_repaired_and_read_if_gzip_made_it(
     run: Run, tmp_path: Path, compress: Callable[[bytes], bytes], name: str
 ) -> None:
     log, other = tmp_path / name, tmp_path / "other.log"
@@ -300,7 +337,11 @@ def test_a_compressed_log_is_refused_and_left_as_it_is(
     log.write_bytes(compress(lines(range(1000))))
     before = log.read_bytes()
     for arguments in ((), ("--repair",)):
-        assert_error(run(*arguments, other, log), 3, str(log), "compressed")
+        done = run(*arguments, other, log)
+        if compress is gzip.compress and not arguments:
+            assert done.lines[1] == f"{log}: 1000 numbers, 4 repeated from earlier files"
+        else:
+            assert_error(done, 3, str(log), "compressed by")
     assert (log.read_bytes(), other.read_bytes()) == (before, BROKEN)
 
 

@@ -3,8 +3,9 @@
 import gzip
 import json
 import os
+import platform
 import signal
-import zlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -20,10 +21,10 @@ from numbers_uring.ingest.native import variants
 from numbers_uring.limits import BITMAP_BYTES, SEEN_LISTINGS_MAX
 from numbers_uring.log import seen as seen_module
 from numbers_uring.log import seen_files as seen_files_module
-from numbers_uring.log.compressed import scan_compressed
+from numbers_uring.log.compressed import inflater, scan_compressed
 from numbers_uring.log.opening import open_regular
 from numbers_uring.log.seen import Seen, read_seen
-from numbers_uring.log.seen_files import SeenFile, SeenFiles
+from numbers_uring.log.seen_files import SeenFiles
 from support.logs import lines
 from support.processes import CommandProcess, ServerProcess, failure
 
@@ -43,6 +44,17 @@ def rotated(tmp_path: Path) -> Path:
     (tmp_path / "numbers.log.1").write_bytes(ONE)
     (tmp_path / "numbers.log.2.gz").write_bytes(gzip.compress(TWO))
     return tmp_path
+
+
+@pytest.fixture(params=["isal", "zlib"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Decompress by each of the two libraries."""
+    if request.param == "zlib":
+        monkeypatch.setitem(sys.modules, "isal", None)
+    elif platform.machine() not in {"x86_64", "aarch64"}:
+        pytest.skip("isal has no package for this processor")
+    name: str = request.param
+    return name
 
 
 # A server.
@@ -151,6 +163,16 @@ def test_a_file_that_cannot_be_read_is_refused_and_the_log_left_as_it_is(
     assert (code, len(said)) == (3, 1)
     assert said[0].startswith(f"numbers-uring: error: cannot read {tmp_path / file}: {text}")
     assert log.read_bytes() == LOG + b"0000"
+
+
+@pytest.mark.parametrize("name", [name for name in CONTENTS if CONTENTS[name][0] == "x.1.gz"])
+def test_each_library_finds_the_same_faults(tmp_path: Path, library: str, name: str) -> None:
+    file, content, text = CONTENTS[name]
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(StartError) as caught:
+        read(tmp_path / "x*")
+    assert str(caught.value).startswith(f"cannot read {tmp_path / file}: {text}")
+    assert str(caught.value).isprintable()
 
 
 def make_fifo(path: Path) -> None:
@@ -283,19 +305,17 @@ def test_what_ends_one_thread_ends_them_all(
     opened = SeenFiles([tmp_path / "x*"], is_log=lambda _: False)
     running, calls = [0], count()
 
-    def scan(
-        file: SeenFile, _kernel: object, _bitmap: object, progress: Callable[[int], None]
-    ) -> None:
+    def scan(path: Path, *_: object, progress: Callable[[int], None], **_compressed: bool) -> None:
         running[0] += 1
         try:
             while True:
                 progress(1)
-                if not stop and file.path.name == "x.3.gz":
+                if not stop and path.name == "x.3.gz":
                     raise StartError("it is broken")
         finally:
             running[0] -= 1
 
-    monkeypatch.setattr(seen_module, "_scan", scan)
+    monkeypatch.setattr(seen_module, "scan_either", scan)
     # As many threads as files: whichever has the broken one, the others would read for ever.
     with processors(monkeypatch, 7), pytest.raises((StartError, StopRequestedError)) as caught:
         read_seen(
@@ -329,6 +349,10 @@ def test_a_hidden_file_is_matched_by_a_dot_alone(tmp_path: Path) -> None:
 # The format of gzip.
 
 
+def test_isal_is_used_where_it_is_installed(library: str) -> None:
+    assert inflater().begin.__module__ == {"isal": "isal.isal_zlib", "zlib": "zlib"}[library]
+
+
 def scan_of(path: Path, data: bytes) -> tuple[int, bool]:
     path.write_bytes(data)
     fd = os.open(path, os.O_RDONLY)
@@ -353,7 +377,7 @@ same_file = settings(
     zeros=st.sampled_from([0, 1, 600]),
 )
 def test_members_one_behind_the_other_are_one_file(
-    tmp_path: Path, cuts: list[int], levels: list[int], zeros: int
+    tmp_path: Path, library: str, cuts: list[int], levels: list[int], zeros: int
 ) -> None:
     ends = [*sorted(cuts), len(TWO)]
     data = b"".join(
@@ -364,13 +388,15 @@ def test_members_one_behind_the_other_are_one_file(
     clear(TWO)
 
 
-def test_a_file_that_expands_a_thousand_times_is_read_in_pieces(tmp_path: Path) -> None:
+def test_a_file_that_expands_a_thousand_times_is_read_in_pieces(
+    tmp_path: Path, library: str
+) -> None:
     numbers = 1_000_000
     assert scan_of(tmp_path / "x", gzip.compress(b"000000007\n" * numbers)) == (numbers, False)
     clear(b"000000007")
 
 
-def test_wherever_it_is_cut_it_is_known_to_have_no_end(tmp_path: Path) -> None:
+def test_wherever_it_is_cut_it_is_known_to_have_no_end(tmp_path: Path, library: str) -> None:
     whole = gzip.compress(TWO)
     for size in range(len(whole)):
         found, ends_early = scan_of(tmp_path / "x", whole[:size])
@@ -378,8 +404,13 @@ def test_wherever_it_is_cut_it_is_known_to_have_no_end(tmp_path: Path) -> None:
     clear(TWO)
 
 
-def test_whichever_byte_is_wrong_it_is_noticed_or_makes_no_difference(tmp_path: Path) -> None:
+def test_whichever_byte_is_wrong_it_is_noticed_or_makes_no_difference(
+    tmp_path: Path, library: str
+) -> None:
     whole = gzip.compress(TWO)
+    scan_of(tmp_path / "x", whole)
+    bits = BITMAP[: 1000 // 8]
+    BITMAP[: 1000 // 8] = bytes(1000 // 8)
     noticed = 0
     for at in range(len(whole)):
         wrong = bytearray(whole)
@@ -390,7 +421,7 @@ def test_whichever_byte_is_wrong_it_is_noticed_or_makes_no_difference(tmp_path: 
             noticed += 1
         else:
             noticed += ends_early
-            assert ends_early or (zlib.decompress(bytes(wrong), 31) == TWO and found == 300), at
+            assert ends_early or (found == 300 and BITMAP[: 1000 // 8] == bits), at
         BITMAP[: 1000 // 8] = bytes(1000 // 8)
     assert noticed > len(whole) - 20
     BITMAP[:] = bytes(BITMAP_BYTES)

@@ -58,10 +58,11 @@ def as_pinned(name: str) -> str:
 def pinned(name: str) -> dict[str, list[str]]:
     """Return the hashes of each NAME==VERSION in a file that `make pins` writes."""
     text = (ROOT / "deploy" / name).read_text().replace("\\\n", "")
+    # Between the two there may be the processors that it is for.
     entries = [
         line.split() for line in text.splitlines() if line and not line.strip().startswith("#")
     ]
-    return {entry[0]: entry[1:] for entry in entries}
+    return {entry[0]: [word for word in entry if word.startswith("--hash=")] for entry in entries}
 
 
 def sources(copy: Path) -> None:
