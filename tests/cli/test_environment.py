@@ -146,7 +146,7 @@ def test_wrong_usage_is_told_in_the_format_asked_for(
         assert done.returncode == 2
         said = json.loads(done.stderr)
         assert said["level"] == "error"
-        assert re.search(r"\. Try 'numbers-uring.* --help'\.$", said["message"]), said
+        assert re.search(r"[.?] Try 'numbers-uring.* --help'\.$", said["message"]), said
     as_text = run(command, "--log-format", "text", *(arguments or ("x",)), environment=asked)
     assert as_text.stderr.startswith("numbers-uring: error: ")
 
