@@ -58,5 +58,7 @@ bool nu_intake_take(struct nu_intake *intake, uint32_t connection, size_t start,
     intake->verdict = verdict;
     intake->rejected_start = (uint32_t)start;
     intake->rejected_stop = (uint32_t)stop;
+    if (intake->complete && intake->complete_count == intake->complete_max)
+        return false;
     return verdict == NU_MORE && intake->taken_bytes < intake->call_bytes_max;
 }

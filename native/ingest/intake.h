@@ -21,7 +21,8 @@ struct nu_intake {
     struct nu_ingest *ingest;
     uint8_t *arena; /* with room for a tail in front of each piece */
     struct nu_tail *tails;
-    uint32_t *complete;       /* room for all connections, or NULL */
+    uint32_t *complete;       /* room for complete_max, or NULL */
+    uint32_t complete_max;    /* after which a call returns: it may receive twice from one */
     uint64_t chunk_bytes_max; /* room that the batch must have before a piece is taken in */
     uint64_t call_bytes_max;  /* of pieces, after which a call returns */
     uint8_t *gathered;        /* room for gather_bytes_max */

@@ -100,7 +100,7 @@ class CompiledIntake:
 
     def note_complete(self) -> None:
         """Make `complete` tell something."""
-        self.pointer.complete = self._complete
+        self.pointer.complete, self.pointer.complete_max = self._complete, len(self._complete)
 
     @property
     def complete(self) -> list[int]:

@@ -12,7 +12,7 @@
 #include <string.h>
 
 enum { CONNECTIONS = 3, CUT_BYTES = 2, CUTS_MAX = 12, TAIL_BYTES = NU_LINE_BYTES - 1 };
-enum { GATHER_BYTES = 48, GATHER_PIECE_BYTES = 24 };
+enum { GATHER_BYTES = 48, GATHER_PIECE_BYTES = 24, COMPLETE_MAX = 4 };
 
 struct stream {
     uint8_t *bytes;
@@ -62,7 +62,8 @@ static void take(struct nu_intake *intake, struct stream *stream, uint32_t conne
     bool goes_on = nu_intake_take(intake, connection, TAIL_BYTES, size);
     stream->verdict = intake->verdict;
     CHECK(intake->taken_bytes == before + size && intake->connection == connection);
-    CHECK(goes_on == (intake->verdict == NU_MORE && before + size < intake->call_bytes_max));
+    CHECK(goes_on == (intake->verdict == NU_MORE && before + size < intake->call_bytes_max &&
+                      intake->complete_count < COMPLETE_MAX));
     /* What is rejected comes behind what was taken in. */
     CHECK(intake->complete_count == complete + (intake->rejected_start > start));
     CHECK(intake->rejected_start <= intake->rejected_stop);
@@ -97,9 +98,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct stream streams[CONNECTIONS] = {0};
     struct nu_ingest ingest = {.bitmap = bitmap, .batch_bytes = size};
     struct nu_intake intake = {.ingest = &ingest, .call_bytes_max = 128};
-    uint32_t complete[CUTS_MAX];
+    uint32_t complete[COMPLETE_MAX];
     intake.kernel = data[0] & 128 ? nu_ingest_scalar : nu_ingest_swar;
     intake.complete = complete;
+    intake.complete_max = COMPLETE_MAX;
     intake.tails = malloc(CONNECTIONS * sizeof *intake.tails);
     ingest.batch = malloc(size);
     intake.gathered = malloc(GATHER_BYTES);
