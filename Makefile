@@ -194,6 +194,18 @@ BUILD := PYTHONPATH="$(if $(BUILDER),$(CURDIR)/$(BUILDER))" $(BIN)/python -m bui
 BUILT_AT = $(or $(SOURCE_DATE_EPOCH),$(shell \
     [ -e .git ] && git log -1 --format=%ct 2>/dev/null || stat --format=%Y PKG-INFO 2>/dev/null || date +%s))
 SOURCE := build/dist/source
+
+# Writes the bill of materials of an environment: $(call BILL,PINS,FILE).
+define BILL
+rm -rf build/dist/pinned
+$(BIN)/python -m venv --without-pip build/dist/pinned
+$(BIN)/pip --python build/dist/pinned/bin/python install --quiet --no-deps --require-hashes --requirement $(1)
+version=$$(cd $(SOURCE) && ls) && sed "s/^dynamic = .*/version = \"$${version#*-}\"/" pyproject.toml \
+    > build/dist/pyproject.toml
+SOURCE_DATE_EPOCH=$(BUILT_AT) $(BIN)/cyclonedx-py environment --pyproject build/dist/pyproject.toml \
+    --output-reproducible --output-file $(2) build/dist/pinned
+endef
+
 dist: $(VENV)/dev.stamp
 	rm -rf dist build/dist
 	mkdir -p dist $(SOURCE)
@@ -210,22 +222,17 @@ dist: $(VENV)/dev.stamp
 	    $(BIN)/auditwheel repair --plat auto --wheel-dir dist build/dist/*.whl
 	$(BIN)/twine --no-color check --strict dist/*
 	$(BIN)/check-wheel-contents dist/*.whl
-	$(BIN)/python -m venv --without-pip build/dist/pinned
-	$(BIN)/pip --python build/dist/pinned/bin/python install --quiet --no-deps --require-hashes \
-	    --requirement deploy/requirements.txt
-	version=$$(cd $(SOURCE) && ls) && sed "s/^dynamic = .*/version = \"$${version#*-}\"/" pyproject.toml \
-	    > build/dist/pyproject.toml
-	SOURCE_DATE_EPOCH=$(BUILT_AT) $(BIN)/cyclonedx-py environment --pyproject build/dist/pyproject.toml \
-	    --output-reproducible --output-file dist/$$(ls $(SOURCE)).cdx.json build/dist/pinned
+	$(call BILL,deploy/requirements.txt,dist/$$(ls $(SOURCE)).cdx.json)
 	cd dist && sha256sum -- *.tar.gz *.whl *.json > SHA256SUMS
 
-# A package for the Debian that this runs on, from the source distribution. It needs debhelper, which takes no
-# folder with a space in its name.
+# A package for the Debian that this runs on, from the source distribution, and the bill of what is in it beside
+# ours. It needs debhelper, which takes no folder with a space in its name.
 deb: debhelper dist
 	folder=$$(mktemp --directory) && trap 'rm -rf $$folder' EXIT && \
 	    tar --extract --gzip --file dist/*.tar.gz --directory $$folder && \
 	    umask 022 && SOURCE_DATE_EPOCH=$(BUILT_AT) $$folder/*/debian/build-package "$(CURDIR)/dist"
-	cd dist && sha256sum -- *.deb >> SHA256SUMS
+	$(call BILL,deploy/deb-requirements.txt,$$(ls dist/*.deb).cdx.json)
+	cd dist && sha256sum -- *.deb *.deb.cdx.json >> SHA256SUMS
 
 debhelper:
 	@command -v dh > /dev/null || { echo "make deb needs: apt-get install debhelper" >&2; exit 1; }

@@ -200,21 +200,32 @@ def test_archives_have_the_time_of_the_commit_and_no_owner(dist: Path, wheel: Pa
 
 def test_the_checksums_are_those_of_all_files(dist: Path, wheel: Path) -> None:
     names = {f"{NAME}.tar.gz", f"{NAME}.cdx.json", wheel.name}
-    names |= {path.name for path in dist.glob("*.deb")}
-    assert len(names) == 3 + HAS_DEBHELPER
+    for package in dist.glob("*.deb"):
+        names |= {package.name, f"{package.name}.cdx.json"}
+    assert len(names) == 3 + 2 * HAS_DEBHELPER
     assert {path.name for path in dist.iterdir()} == names | {"SHA256SUMS"}
     verified = output("sha256sum", "--check", "--strict", "SHA256SUMS", cwd=dist)
     assert set(verified.splitlines()) == {f"{name}: OK" for name in names}
 
 
-def test_the_bill_of_materials_has_what_is_installed_beside_the_wheel(dist: Path) -> None:
+@pytest.mark.parametrize(
+    ("pattern", "pins"),
+    [(f"{NAME}.cdx.json", "requirements.txt"), ("*.deb.cdx.json", "deb-requirements.txt")],
+    ids=["wheel", "deb"],
+)
+def test_a_bill_of_materials_has_what_is_installed_beside_the_wheel(
+    dist: Path, pattern: str, pins: str
+) -> None:
     """The tool that writes it has checked it against its schema."""
-    bill = json.loads((dist / f"{NAME}.cdx.json").read_text())
+    if ".deb" in pattern and not HAS_DEBHELPER:
+        pytest.skip("there is no debhelper here")
+    (path,) = dist.glob(pattern)
+    bill = json.loads(path.read_text())
     assert bill["bomFormat"] == "CycloneDX"
     root = bill["metadata"]["component"]
     assert (root["name"], root["version"]) == ("numbers-uring", __version__)
     found = {f"{as_pinned(each['name'])}=={each['version']}" for each in bill["components"]}
-    assert found == pinned("requirements.txt").keys()
+    assert found == pinned(pins).keys()
     assert all(each["licenses"] for each in bill["components"])
     needs = {each["ref"]: set(each.get("dependsOn", ())) for each in bill["dependencies"]}
     reached = {root["bom-ref"]}
