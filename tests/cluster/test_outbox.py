@@ -225,14 +225,13 @@ def test_threads_that_put_at_once_lose_and_double_nothing() -> None:
     found: list[int] = []
     total = sum(map(len, pieces))
 
-    def take_next() -> bool:
-        batch = outbox.take()
-        if batch is not None:
+    def take_all() -> bool:
+        while (batch := outbox.take()) is not None:
             found.extend(unpack(batch))
             outbox.acknowledge(batch)
         return len(found) >= total
 
-    wait_until(take_next, "all numbers")
+    wait_until(take_all, "all numbers")
     for thread in threads:
         thread.join(DEADLINE_S)
     assert sorted(found) == sorted(number for piece in pieces for number in piece)
