@@ -56,9 +56,7 @@ def example(
         yield broker
 
 
-def test_the_example_configuration_gives_all_the_rights_that_they_need(
-    example: Broker, access: tuple[str, ...], tmp_path: Path
-) -> None:
+def serve_and_collect(example: Broker, access: tuple[str, ...], tmp_path: Path) -> None:
     log = tmp_path / log_name(0)
     collect = ("collect", "--partitions", "0", "--log-dir", str(tmp_path), *access)
     forward = ("--forward", url_of(example, "node"), "--partitions", "2", *access)
@@ -87,7 +85,7 @@ def test_the_example_configuration_gives_all_the_rights_that_they_need(
     assert "iolation" not in example.log.read_text()
 
 
-def test_a_collector_may_report_its_copy_and_trim(example: Broker) -> None:
+def report_a_copy_and_trim(example: Broker) -> None:
     said: list[str] = []
 
     async def session() -> None:
@@ -141,7 +139,11 @@ def published(broker: Broker, user: str) -> set[str]:
     return set(re.findall(said, broker.log.read_text()))
 
 
-def test_each_right_of_the_example_configuration_is_needed(example: Broker) -> None:
+def test_the_example_configuration_gives_the_rights_that_are_needed_and_no_others(
+    example: Broker, access: tuple[str, ...], tmp_path: Path
+) -> None:
+    serve_and_collect(example, access, tmp_path)
+    report_a_copy_and_trim(example)
     for user in ("node", "collector"):
         subjects = {
             subject.replace("$JS.API.", "NUMBERS.") if user == "node" else subject
