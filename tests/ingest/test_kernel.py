@@ -183,6 +183,17 @@ def test_numbers_that_share_a_byte_do_not_disturb_each_other(
         assert take_in(kernel, data, bitmap) == all_taken_in(data)
 
 
+def test_one_number_of_a_block_may_be_far_from_the_others(
+    kernel: Kernel, bitmap: bytearray
+) -> None:
+    for far in (63, 128, 6_400, 999_999_999):  # the others are 64 to 127
+        for index in range(BLOCK_LINES):
+            numbers = [*range(70, 70 + BLOCK_LINES)] * 3
+            numbers[BLOCK_LINES + index] = far
+            data = lines([*numbers, *random_numbers(WINDOW_LINES)])
+            assert take_in(kernel, data, bitmap) == all_taken_in(data)
+
+
 def test_the_first_and_the_last_numbers_count(kernel: Kernel, bitmap: bytearray) -> None:
     edges = [0, 1, 7, 8, 31, 32, 9, 10, 99_999_999, 100_000_000, 999_999_998, 999_999_999]
     for repeats in (1, 2, 20):

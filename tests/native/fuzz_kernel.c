@@ -1,9 +1,10 @@
 /* A libFuzzer target: any bytes give MORE, INVALID or TERMINATE, and all variants agree.
  *
  * The first bytes of an input say what the others are placed between: so many lines before and
- * after them, how many different ones, which byte of all that to spoil, and where in memory it
- * lies. So the fuzzer need not find whole lines by itself to reach the depths of the window. Input
- * and batch are allocated anew, to the byte, for AddressSanitizer to see any step beyond.
+ * after them, how many different ones, how far apart, which byte of all that to spoil, and where in
+ * memory it lies. So the fuzzer need not find whole lines by itself to reach the depths of the
+ * window. Input and batch are allocated anew, to the byte, for AddressSanitizer to see any step
+ * beyond.
  */
 #include "check.h"
 #include "ingest/ingest.h"
@@ -56,21 +57,22 @@ static uint8_t *put_line(uint8_t *place, uint32_t number) {
     return place + NU_LINE_BYTES;
 }
 
-static uint8_t *put_lines(uint8_t *place, uint32_t count, uint32_t distinct) {
+static uint8_t *put_lines(uint8_t *place, uint32_t count, uint32_t distinct, uint32_t step) {
     for (uint32_t i = 0; i < count; i++)
-        place = put_line(place, i * i % distinct * 7654321);
+        place = put_line(place, i * i % distinct * step);
     return place;
 }
 
 static struct stream make_stream(const uint8_t *data, size_t size) {
     uint32_t before = data[0], after = data[1] % 128, distinct = data[2] % 128 + 1;
+    uint32_t step = data[2] < 128 ? 7654321 : 1; /* apart, or many in the same word */
     size_t start = data[3] % 32;
     size_t free_bytes = size - HEADER_BYTES;
     size_t bytes = (before + after) * (size_t)NU_LINE_BYTES + free_bytes;
     uint8_t *arena = allocate(start + bytes);
-    uint8_t *place = put_lines(arena + start, before, distinct);
+    uint8_t *place = put_lines(arena + start, before, distinct, step);
     memcpy(place, data + HEADER_BYTES, free_bytes);
-    put_lines(place + free_bytes, after, distinct);
+    put_lines(place + free_bytes, after, distinct, step);
     if (bytes > 0)
         arena[start + (data[4] << 8 | data[5]) % bytes] ^= data[6];
     return (struct stream){arena, start, start + bytes};
