@@ -40,6 +40,13 @@ GATHER_PIECE_BYTES = 1024
 """A piece, with the tail in front of it, that counts as small. In larger ones a kernel's window has
 enough lines."""
 
+BULK_BYTES = 64 * 1024
+"""A client whose last receive brought so much sends in bulk, until one brings less."""
+
+BULK_SHARE_BYTES = 16 * 1024
+"""What a pass receives in bulk, times the clients that are ready for it, where RECEIVE_BYTES are
+less: each pass looks at all of those again."""
+
 BATCH_BYTES = 2304 * 1024
 """Lines that wait for the log: appended before each wait, and when a piece might not fit."""
 
@@ -784,6 +791,7 @@ assert BITMAP_BYTES * 8 == NUMBERS
 assert HEADROOM_BYTES >= TAIL_BYTES_MAX
 assert BATCH_BYTES >= 2 * CHUNK_BYTES_MAX
 assert LINE_BYTES <= GATHER_PIECE_BYTES <= GATHER_BYTES < BATCH_BYTES - CHUNK_BYTES_MAX
+assert BULK_SHARE_BYTES < BULK_BYTES <= RECEIVE_BYTES_PYTHON
 assert STREAM_RETRY_S < STREAM_THREAD_WAIT_S < LAST_REPORT_WAIT_S < 1
 assert 4 * DIAGNOSTIC_CHARACTERS_MAX < PIPE_BUF
 assert SIGNAL_REPEAT_S < SIGNAL_THREAD_END_S < 1

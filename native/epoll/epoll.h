@@ -9,6 +9,8 @@
 
 #include "ingest/intake.h"
 
+#include <stdbool.h>
+
 enum nu_epoll_sizes {
     NU_EPOLL_EVENT_BYTES = 16 /* at least those of a struct epoll_event */
 };
@@ -32,8 +34,20 @@ struct nu_epoll_pass {
     uint32_t failures_max;  /* at most 255; so many end a connection */
     uint32_t receive_start; /* in the arena */
     uint32_t receive_bytes;
-    uint32_t count; /* events that the last wait has found */
-    uint32_t next;  /* the first of them that was not dealt with */
+    uint64_t *rounds; /* by connection: see bulk_turns.py, as of all that has to do with bulk */
+    uint64_t round;
+    uint32_t bulk_bytes;
+    uint32_t bulk_share_bytes;
+    uint32_t bulk_look_bytes;
+
+    /* Of the pass and its last look. */
+    bool again; /* it is not the first one */
+    bool quiet;
+    uint32_t count;      /* events that were found */
+    uint32_t next;       /* the first of them that was not looked at */
+    uint32_t bulk_count; /* descriptors, in front of the events, that are in bulk */
+    uint32_t bulk_next;  /* the first of them that was not dealt with */
+    int64_t bulk_left_bytes;
 
     /* Of the last step. */
     int32_t fd;
@@ -44,8 +58,9 @@ struct nu_epoll_pass {
 /* Waits for events, at most timeout_ms. Returns their count, or -errno: -EINTR after a signal. */
 int nu_epoll_wait(struct nu_epoll_pass *pass, int timeout_ms);
 
-/* Goes on with the events of the last wait, one receive for each connection that is ready, until
- * Python is to decide on something. Returns an nu_epoll_step. */
+/* Goes on with the pass that the last wait has begun, in the order that
+ * numbers_uring/reactor/bulk_turns.py describes, until Python is to decide on something. Returns an
+ * nu_epoll_step. */
 int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake);
 
 /* Receives once from this descriptor, to receive_start in the arena, and takes in nothing. Returns

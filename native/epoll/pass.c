@@ -7,13 +7,30 @@
 
 _Static_assert(sizeof(struct epoll_event) <= NU_EPOLL_EVENT_BYTES, "room for each event");
 
-int nu_epoll_wait(struct nu_epoll_pass *pass, int timeout_ms) {
-    pass->count = pass->next = 0;
+static int look(struct nu_epoll_pass *pass, int timeout_ms) {
+    pass->count = pass->next = pass->bulk_count = pass->bulk_next = 0;
     int count = epoll_wait(pass->epoll_fd, pass->events, (int)pass->events_max, timeout_ms);
     if (count < 0)
         return -errno;
     pass->count = (uint32_t)count;
     return count;
+}
+
+int nu_epoll_wait(struct nu_epoll_pass *pass, int timeout_ms) {
+    pass->again = pass->quiet = false;
+    return look(pass, timeout_ms);
+}
+
+static int32_t connection_of(const struct nu_epoll_pass *pass, int32_t fd) {
+    return (uint32_t)fd < pass->descriptors ? pass->connections[fd] : -1;
+}
+
+static void note_size(struct nu_epoll_pass *pass, uint32_t connection, size_t size) {
+    pass->bulk_left_bytes -= (int64_t)size;
+    if (size < pass->bulk_bytes)
+        pass->rounds[connection] = 0;
+    else if (!pass->rounds[connection])
+        pass->rounds[connection] = pass->round;
 }
 
 int64_t nu_epoll_receive(struct nu_epoll_pass *pass, int32_t fd, uint8_t *arena) {
@@ -33,6 +50,7 @@ static bool receive(struct nu_epoll_pass *pass, struct nu_intake *intake, uint32
                     int *step) {
     int64_t size = nu_epoll_receive(pass, pass->fd, intake->arena);
     if (size > 0) {
+        note_size(pass, connection, (size_t)size);
         *step = NU_PASS_TAKEN;
         return nu_intake_take(intake, connection, pass->receive_start, (size_t)size);
     }
@@ -43,22 +61,79 @@ static bool receive(struct nu_epoll_pass *pass, struct nu_intake *intake, uint32
     return false;
 }
 
-static int take(struct nu_epoll_pass *pass, struct nu_intake *intake) {
+static bool has_turn(const struct nu_epoll_pass *pass, int32_t connection) {
+    return connection >= 0 && pass->rounds[connection] != pass->round;
+}
+
+/* Begins a new round where all that are ready have had their turns in this one. */
+static void begin_turns(struct nu_epoll_pass *pass) {
     const struct epoll_event *events = pass->events;
+    for (uint32_t i = 0; i < pass->bulk_count; i++)
+        if (has_turn(pass, connection_of(pass, events[i].data.fd)))
+            return;
+    pass->round++;
+}
+
+/* Receives from those that are quiet, and puts the others off. Returns NU_PASS_OVER, or where
+ * Python is to decide. */
+static int take_quiet(struct nu_epoll_pass *pass, struct nu_intake *intake) {
+    struct epoll_event *events = pass->events;
+    int step;
     while (pass->next < pass->count) {
         if (!nu_intake_has_room(intake))
             return NU_PASS_TAKEN;
         pass->fd = events[pass->next++].data.fd;
-        int32_t connection = -1;
-        if ((uint32_t)pass->fd < pass->descriptors)
-            connection = pass->connections[pass->fd];
+        int32_t connection = connection_of(pass, pass->fd);
+        if (connection >= 0 && pass->rounds[connection]) {
+            events[pass->bulk_count++].data.fd = pass->fd;
+            continue;
+        }
+        pass->quiet = true;
         if (connection < 0)
             return NU_PASS_OTHER;
-        int step;
         if (!receive(pass, intake, (uint32_t)connection, &step))
             return step;
     }
     return NU_PASS_OVER;
+}
+
+/* Receives from some of those that were put off. */
+static int take_bulk(struct nu_epoll_pass *pass, struct nu_intake *intake) {
+    const struct epoll_event *events = pass->events;
+    int step;
+    if (!pass->bulk_next) {
+        if (!pass->again)
+            begin_turns(pass);
+        uint64_t share_bytes = (uint64_t)pass->bulk_count * pass->bulk_share_bytes;
+        uint64_t least_bytes = pass->bulk_look_bytes;
+        pass->bulk_left_bytes = (int64_t)(share_bytes > least_bytes ? share_bytes : least_bytes);
+    }
+    while (pass->bulk_next < pass->bulk_count && pass->bulk_left_bytes > 0) {
+        if (!nu_intake_has_room(intake))
+            return NU_PASS_TAKEN;
+        pass->fd = events[pass->bulk_next++].data.fd;
+        int32_t connection = connection_of(pass, pass->fd);
+        if (!has_turn(pass, connection))
+            continue;
+        pass->rounds[connection] = pass->round;
+        if (!receive(pass, intake, (uint32_t)connection, &step))
+            return step;
+    }
+    return NU_PASS_OVER;
+}
+
+static int take(struct nu_epoll_pass *pass, struct nu_intake *intake) {
+    for (;;) {
+        int step = take_quiet(pass, intake);
+        if (step == NU_PASS_OVER && !(pass->again && pass->quiet))
+            step = take_bulk(pass, intake);
+        if (step != NU_PASS_OVER || pass->quiet || pass->bulk_left_bytes > 0)
+            return step;
+        pass->again = true;
+        /* What fails here fails again in the next wait, or was of no importance. */
+        if (look(pass, 0) <= 0)
+            return NU_PASS_OVER;
+    }
 }
 
 int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake) {

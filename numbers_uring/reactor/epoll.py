@@ -4,8 +4,8 @@
 same in few calls of native/epoll/pass.c. What both stand on:
 
 - Level-triggered: a socket that still holds data is reported again by the next wait (epoll(7)), so
-  one receive per ready connection per pass is fair and forgets nothing, and a pass may be left
-  early.
+  one receive per ready connection per pass is fair and forgets nothing, a pass may be left early,
+  and a connection may be left to a later one: see BulkTurns.
 - epoll hands out ready sockets in rotation when there are more than fit into one answer
   (epoll_wait(2), NOTES), so a bounded answer starves no client.
 - Closing a descriptor removes it from the set as long as it was never duplicated (epoll(7),
@@ -45,6 +45,7 @@ from numbers_uring.limits import (
 from numbers_uring.net.closing import close_all
 from numbers_uring.net.listeners import CLOSE_WITH_FIN, backlog_connections
 from numbers_uring.reactor.accept_backoff import StopAccepts
+from numbers_uring.reactor.bulk_turns import BulkTurns
 from numbers_uring.reactor.contract import Completion, End, Kind
 from numbers_uring.reactor.drain_bound import DrainBound
 from numbers_uring.reactor.epoll_listeners import Accepted, EpollListeners
@@ -108,6 +109,7 @@ class EpollReactor:
         self._receive_warnings = ReceiveWarnings(warn)
         self._receive_failures = [0] * connections_max
         """Of the plain loop, receives in a row that gave nothing."""
+        self._turns = BulkTurns(connections_max, receive_bytes // 2)
         self._pass: EpollPass | None = None
         self._epoll = EpollSet()
         self._epoll.register(wakeup_fd, select.EPOLLIN)
@@ -152,17 +154,33 @@ class EpollReactor:
         Returns how many were ready, and how much was received.
         """
         events = self._epoll.poll(timeout_s, self._events_max)
-        received_bytes = 0
+        count, received_bytes = len(events), 0
+        self._turns.begin_pass()
+        while events:
+            for connection in self._turns.order(self._ready(events, acceptable)):
+                completion = None if self._is_over(connection) else self._receive(connection)
+                if completion is not None:
+                    size = completion[3]
+                    self._turns.note(connection, size)
+                    received_bytes += size
+                    yield completion
+            events = self._look_again() if self._turns.looks_again else []
+        return count, received_bytes
+
+    def _look_again(self) -> list[tuple[int, int]]:
+        # What fails here fails again in the next wait, or was of no importance.
+        with suppress(OSError):
+            return self._epoll.poll(0, self._events_max)
+        return []
+
+    def _ready(
+        self, events: list[tuple[int, int]], acceptable: list[socket.socket]
+    ) -> Iterator[int | None]:
         for fd, _ in events:
             connection = self._slots.get(fd)
-            if connection is not None:
-                completion = self._receive(connection)
-                if completion is not None:
-                    received_bytes += completion[3]
-                    yield completion
-            elif (listener := self._listeners.find(fd)) is not None:
+            if connection is None and (listener := self._listeners.find(fd)) is not None:
                 acceptable.append(listener)
-        return len(events), received_bytes
+            yield connection
 
     def _take_all(
         self, timeout_s: float, acceptable: list[socket.socket]
@@ -213,6 +231,7 @@ class EpollReactor:
                 begin,
                 events_max=self._events_max,
                 receive_bytes=len(self._payload),
+                turns=self._turns,
             )
 
     def sleep(self, timeout_s: float) -> None:
@@ -358,6 +377,7 @@ class EpollReactor:
         self._peers[connection] = peer
         self._receive_failures[connection] = 0
         self._slots[sock.fileno()] = connection
+        self._turns.open(connection)
         if self._pass is not None:
             self._pass.add(sock.fileno(), connection)
         return connection

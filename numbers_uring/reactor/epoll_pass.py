@@ -8,7 +8,13 @@ from typing import Any
 
 from numbers_uring._native import ffi, lib
 from numbers_uring.ingest.kernel import CompiledIntake
-from numbers_uring.limits import HEADROOM_BYTES, RECEIVE_FAILURES_MAX
+from numbers_uring.limits import (
+    BULK_BYTES,
+    BULK_SHARE_BYTES,
+    HEADROOM_BYTES,
+    RECEIVE_FAILURES_MAX,
+)
+from numbers_uring.reactor.bulk_turns import BulkTurns
 from numbers_uring.reactor.epoll_set import wait_error
 
 
@@ -43,10 +49,12 @@ class EpollPass:
         *,
         events_max: int,
         receive_bytes: int,
+        turns: BulkTurns,
     ) -> None:
         self._intake = intake
         self._begin = begin
         self._events: Any = ffi.new("uint64_t[]", events_max * lib.NU_EPOLL_EVENT_BYTES // 8)
+        self._rounds: Any = ffi.from_buffer("uint64_t[]", turns.rounds, require_writable=True)
         self._pass: Any = ffi.new(
             "struct nu_epoll_pass *",
             {
@@ -56,6 +64,11 @@ class EpollPass:
                 "receive_start": HEADROOM_BYTES,
                 "receive_bytes": receive_bytes,
                 "failures_max": RECEIVE_FAILURES_MAX,
+                "rounds": self._rounds,
+                "round": 1,
+                "bulk_bytes": BULK_BYTES,
+                "bulk_share_bytes": BULK_SHARE_BYTES,
+                "bulk_look_bytes": turns.look_bytes,
             },
         )
         self._connections = array("i")

@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -28,7 +28,7 @@ from numbers_uring.config import Terminate, WhenFull
 from numbers_uring.ingest import native
 from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.native import variants
-from numbers_uring.limits import BITMAP_BYTES, CHUNK_BYTES_MAX, RECEIVE_BYTES
+from numbers_uring.limits import BITMAP_BYTES, BULK_BYTES, CHUNK_BYTES_MAX, RECEIVE_BYTES
 from numbers_uring.log.calls import FileCalls
 from numbers_uring.log.writer import NumbersLog
 from numbers_uring.reactor import epoll_pass
@@ -129,6 +129,10 @@ class Play:
         self.batch = BatchState()
         self.waits = 0
         self.receives = 0
+        self.order: list[int] = []
+        """Of each receive that gave something: its client."""
+        self.begun_at: list[int] = []
+        """Of each pass: the receives before it."""
         monkeypatch.setattr(select, "epoll", self._make_epoll)
         monkeypatch.setattr(socket, "socket", self._make_socket_class())
 
@@ -150,10 +154,16 @@ class Play:
         if not queue:
             return -errno.EAGAIN
         result = queue[0] if queue[0] == END else queue.pop(0)
+        if not isinstance(result, int):
+            self.order.append(self._clients[fd])
+            self.say_more(len(self.order))
         if isinstance(result, tuple):
             self.stop_soon = True
             return result[1]
         return -result if isinstance(result, int) else result
+
+    def say_more(self, receives: int) -> None:
+        """Called when there were so many receives: here nothing comes on top."""
 
     def _make_epoll(self) -> "Play":
         self._watched.clear()
@@ -282,6 +292,8 @@ class Play:
         return self.stop_soon
 
     def due_s(self) -> float:
+        """Asked once a pass."""
+        self.begun_at.append(len(self.order))
         return self._now_s + 1
 
     def take_over(self, _: int) -> bool:
@@ -594,6 +606,86 @@ def test_a_piece_that_the_batch_has_no_room_for_is_not_received_before_an_append
     assert len(play_both(silent(flood)).numbers) == 3 * count
 
 
+FLOODS = range(4)
+QUIET = CLIENTS - 1
+PIECE = lines(range(RECEIVE_BYTES // 10))
+
+
+class PlayInBulk(Play):
+    """Floods, beside clients that send a line after so many receives of all."""
+
+    def __init__(
+        self, says_at: dict[int, Iterable[int]], path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self._says_at = {client: list(receives) for client, receives in says_at.items()}
+        super().__init__(Script([[] for _ in range(CLIENTS)]), path, monkeypatch)
+        for client in FLOODS:
+            self._results[client] = [PIECE] * 12
+
+    def say_more(self, receives: int) -> None:
+        for client, at in self._says_at.items():
+            self._results[client] += [lines([client]) for each in at if each == receives]
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "compiled"])
+def play_in_bulk(
+    request: pytest.FixtureRequest, library: tuple[FFI, Any], tmp_path: Path
+) -> Iterator[Callable[[dict[int, Iterable[int]]], PlayInBulk]]:
+    """Play, to one of both, floods beside those who speak up after so many receives."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+
+        def play(says_at: dict[int, Iterable[int]]) -> PlayInBulk:
+            one = PlayInBulk(says_at, tmp_path / "numbers.log", monkeypatch)
+            one.use(library, monkeypatch)
+            one.run(compiled=request.param)
+            return one
+
+        yield play
+
+
+def test_a_quiet_client_waits_for_one_receive_of_a_flood(
+    play_in_bulk: Callable[[dict[int, Iterable[int]]], PlayInBulk],
+) -> None:
+    """Not of each flood, wherever in a pass its line comes."""
+    says_at = range(6, 40, 3)
+    order = play_in_bulk({QUIET: says_at}).order
+    for count, at in enumerate(says_at):
+        heard_at = [i for i, client in enumerate(order) if client == QUIET][count]
+        assert heard_at - at <= 1, order
+
+
+def test_a_pass_ends_once_a_quiet_client_was_heard_beside_floods(
+    play_in_bulk: Callable[[dict[int, Iterable[int]]], PlayInBulk],
+) -> None:
+    """Its line is then appended."""
+    one = play_in_bulk({QUIET: range(6, 40, 3)})
+    heard = [i for i, client in enumerate(one.order) if client == QUIET]
+    for at in heard:
+        following = min(i for i in one.begun_at if i > at)
+        assert following - at <= 1 + (at in one.begun_at), (one.order, one.begun_at)
+
+
+def test_floods_have_equal_shares_beside_clients_that_always_say_something(
+    play_in_bulk: Callable[[dict[int, Iterable[int]]], PlayInBulk],
+) -> None:
+    chatty = [client for client in range(CLIENTS) if client not in FLOODS]
+    order = play_in_bulk({client: range(4, 400) for client in chatty}).order
+    in_bulk = [client for client in order if client in FLOODS]
+    for i in range(len(FLOODS), len(in_bulk) + 1, len(FLOODS)):
+        assert set(in_bulk[i - len(FLOODS) : i]) == set(FLOODS), in_bulk
+    places = [i for i, client in enumerate(order) if client in FLOODS]
+    assert max(b - a for a, b in pairwise(places)) <= 1 + len(chatty), order
+
+
+def test_floods_alone_share_a_pass(
+    play_in_bulk: Callable[[dict[int, Iterable[int]]], PlayInBulk],
+) -> None:
+    """A pass has its price, and so has an append."""
+    one = play_in_bulk({})
+    assert one.order == [*FLOODS] * 12, "one has waited for longer than the others"
+    assert len(one.begun_at) <= 12 + 2
+
+
 @pytest.mark.parametrize("taken_bytes", [0, 10, 60, 65, 70, 130])
 def test_a_log_without_space_holds_back_and_loses_nothing(
     play_any: PlayBoth, taken_bytes: int
@@ -633,12 +725,14 @@ def random_script(seed: int) -> Script:
     chance = random.Random(seed)
     span = chance.choice([5, 60, 10**9])
     faults = chance.choice([0.0, 0.1, 0.4])
+    in_bulk = chance.random() < 0.2
 
     def fault() -> list[Result]:
         return [chance.choice([errno.EAGAIN, errno.EINTR])] if chance.random() < faults else []
 
     def results() -> list[Result]:
-        stream = lines(chance.randrange(span) for _ in range(chance.choice([0, 1, 5, 40])))
+        many = BULK_BYTES // 4 if in_bulk else 40
+        stream = lines(chance.randrange(span) for _ in range(chance.choice([0, 1, 5, many])))
         if chance.random() < 0.3:
             stream += chance.choice([b"x", b"\n", b"1234567890\n", b"terminatf\n", b"\0" * 30])
         elif chance.random() < 0.3:
