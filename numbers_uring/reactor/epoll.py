@@ -100,6 +100,8 @@ class EpollReactor:
         """Connections that are taken out, and how they ended, until that is handed out."""
         self._closing: dict[int, socket.socket] = {}
         """Those that `finish_close` has to come for."""
+        self._acceptable: list[socket.socket] = []
+        """Listeners with a client, while what came in the same pass is to be appended first."""
         self._draining: DrainBound | None = None
         self._waiting: dict[socket.socket, int] = {}
         """Of each listener, the clients in its backlog when the first drain began."""
@@ -132,13 +134,15 @@ class EpollReactor:
         if self._newcomers:
             yield from self._take_newcomers()
             timeout_s = min(timeout_s, self._newcomers_due_s())
+        if self._acceptable:
+            yield from self._accept_reported()
+            timeout_s = 0
         self._pace()
-        acceptable: list[socket.socket] = []
         take = self._receive_each if self._pass is None else self._take_all
-        events, received_bytes = yield from take(max(timeout_s, 0), acceptable)
+        events, received_bytes = yield from take(max(timeout_s, 0), self._acceptable)
         yield from self._take_ended()
-        for listener in acceptable:
-            yield from self._accept(listener)
+        if not received_bytes:
+            yield from self._accept_reported()
         self._pacing.note_pass(time.monotonic(), events, received_bytes)
 
     def _pace(self) -> None:
@@ -342,6 +346,10 @@ class EpollReactor:
     @property
     def _may_refuse(self) -> bool:
         return self._refuse and len(self._newcomers) < NEWCOMERS_MAX
+
+    def _accept_reported(self) -> Iterator[Completion]:
+        while self._acceptable:
+            yield from self._accept(self._acceptable.pop())
 
     def _accept(self, listener: socket.socket) -> Iterator[Completion]:
         for count in range(ACCEPTS_PER_PASS_MAX):

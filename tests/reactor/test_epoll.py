@@ -1,4 +1,4 @@
-"""What only the reactor over epoll has to bear: epoll_ctl(2) that fails."""
+"""What only the reactor over epoll has to bear: a failing epoll_ctl(2); and its order of a pass."""
 
 import errno
 import os
@@ -77,3 +77,25 @@ def test_a_drain_ends_where_a_descriptor_cannot_be_taken_out(
                 reactor.finish_close(connection, orderly=True)
         assert time.monotonic() - begin_s < DEADLINE_S / 2
         assert stays.recv(1) == b""
+
+
+def test_a_client_is_accepted_behind_the_append_of_what_came_in_the_same_pass() -> None:
+    """And with the next pass, whatever comes meanwhile."""
+    with ExitStack() as stack:
+        wakeup_read, wakeup_write = os.pipe2(os.O_NONBLOCK)
+        stack.callback(os.close, wakeup_read)
+        stack.callback(os.close, wakeup_write)
+        (listener,) = listen_tcp("127.0.0.1", 0)
+        address = listener.getsockname()
+        reactor = EpollReactor(
+            [listener], wakeup_read, connections_max=3, when_full=WhenFull.WAIT, warn=print
+        )
+        stack.callback(reactor.close)
+        first = stack.enter_context(socket.create_connection(address, DEADLINE_S))
+        assert [kind for kind, *_ in reactor.wait(DEADLINE_S)] == [Kind.OPENED]
+        first.sendall(lines([1]))
+        stack.enter_context(socket.create_connection(address, DEADLINE_S))
+        assert [kind for kind, *_ in reactor.wait(DEADLINE_S)] == [Kind.RECEIVED]
+        first.sendall(lines([2]))
+        found = [kind for kind, *_ in reactor.wait(DEADLINE_S)]
+        assert found == [Kind.OPENED, Kind.RECEIVED]
