@@ -68,15 +68,18 @@ typedef uint8_t *probe_line_fn(uint8_t *bitmap, uint32_t number, const uint8_t *
 
 /* Each line is written and only the new ones are kept: a branch here would be a coin toss. A block
  * has COPY_BYTES to read from each of its lines, and the batch has as much room as the input has
- * bytes, so what is written beyond a line stays in the batch too.
+ * bytes, so what is written beyond a line stays in the batch too. The bit comes
+ * first, since the address of the copy waits for the line before: a few numbers that are repeated
+ * take two thirds of the time that way.
  */
 NU_INLINE uint8_t *probe_block_alone(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
                                      const uint8_t *lines, uint8_t *out,
                                      struct nu_unsettled *unsettled) {
     (void)unsettled;
     for (int i = 0; i < BLOCK_LINES; i++) {
+        bool is_new = test_and_set(bitmap, numbers[i]);
         memcpy(out, lines + i * NU_LINE_BYTES, COPY_BYTES);
-        out += test_and_set(bitmap, numbers[i]) ? NU_LINE_BYTES : 0;
+        out += is_new ? NU_LINE_BYTES : 0;
     }
     return out;
 }
