@@ -212,5 +212,8 @@ def test_receives_that_fail_at_a_stop_are_said_and_reset_the_client(
             client.recv(1)
     # The ring may have been within a call that still received it.
     assert server.logged() in ([1], [1, 2] if backend == "uring" else [1])
-    assert "cannot receive from a client, disconnecting it: " in server.stderr
-    assert len(server.stderr_lines) == 3, server.stderr
+    # A ring may also say, once, that it fails for now.
+    said = [line for line in server.stderr_lines if "io_uring fails for now: " not in line]
+    assert "cannot receive from a client, disconnecting it: " in said[1]
+    assert len(said) == 3, server.stderr
+    assert len(server.stderr_lines) - len(said) <= 1, server.stderr

@@ -135,10 +135,11 @@ def rotate(folder: Path, server: ServerProcess, names: str) -> None:
     configuration, log = folder / "logrotate.conf", server.log_path
     configuration.write_text(text)
     configuration.chmod(0o644)
-    # A date with seconds must be another one.
-    before_s = max(int(path.stat().st_ctime) for path in log.parent.iterdir())
+    # A date with seconds must be another one. The clocks of files and of time(2) are a tick behind.
+    tick_s = 0.1
+    before_s = int(max(path.stat().st_ctime for path in log.parent.iterdir()) + tick_s)
     if names and len(list(log.parent.iterdir())) > 1:
-        wait_until(lambda: time.time() >= before_s + 1, "the next second")
+        wait_until(lambda: time.time() >= before_s + 1 + tick_s, "the next second")
     subprocess.run(
         ["logrotate", "--force", "--state", str(folder / "state"), str(configuration)], check=True
     )
