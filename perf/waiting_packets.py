@@ -1,7 +1,7 @@
 """Measures what small packets cost that wait when the server comes to their sockets.
 
     python perf/waiting_packets.py --rounds 5
-    python perf/waiting_packets.py --reactors 1 --reactors 2 --bytes 100 --waiting 10
+    python perf/waiting_packets.py --reactors 1 --reactors 2 --later --bytes 100 --waiting 10
     python perf/waiting_packets.py --before OLDER/.venv/bin/python
 
 The server is stopped by SIGSTOP, each client sends one packet, or several, the server goes on and
@@ -12,6 +12,10 @@ takes longer than a pass until it moves one. The figures are of the server for e
 processor time, without what a stop takes for which nothing waits, and the time from SIGCONT until
 the last line is on file. They are taken in turn in one run, as medians of the rounds with minimum
 and maximum; contenders are those of perf/bench.py.
+
+Linux acknowledges the first 16 packets of a connection when they arrive, in the sender's time, and
+later ones within the server's receive, which takes more than twice as long. A round is either of
+those first packets alone, or with --later of later ones alone.
 """
 
 import os
@@ -35,9 +39,12 @@ from bench import PEER, SERVE, C, Contender, build, cpu_ns, running, spread
 from light_load import settled_ns
 from numbers_uring.limits import LINE_BYTES, NUMBERS
 
+QUICK_ACKS = 16
+"""Packets of a connection that are acknowledged at once: TCP_MAX_QUICKACKS of Linux."""
+
 _LOOK_S = 20e-6
 _ASLEEP_SHARE = 0.7
-"""Of the time that the quickest pass took: how long the log is not looked at, which costs time."""
+"""Of the time that the last pass took: how long the log is not looked at, which costs time."""
 _PASS_S_MAX = 20.0
 
 
@@ -62,14 +69,30 @@ def packets(clients: int, send_bytes: int, waiting: int, passes: int) -> list[li
     ]
 
 
-def wait_for_size(log: Path, size: int, asleep_s: float) -> None:
-    """Return when the log has this size, which it does not have for some time yet."""
-    end_s = time.monotonic() + _PASS_S_MAX
-    time.sleep(asleep_s)
-    while log.stat().st_size < size:
-        if time.monotonic() > end_s:
-            raise RuntimeError(f"{log} does not get to {size} bytes")
-        time.sleep(_LOOK_S)
+class Watch:
+    """Measures how long a log takes to get to a size.
+
+    It is not looked at for most of the time that the measurement before came to. Where the first
+    look then finds all there, it came too late: that time is no measurement, or one slow pass would
+    make the following ones look slow as well.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._asleep_s = 0.0
+
+    def wait(self, size: int, begin_s: float) -> float | None:
+        """Return the time since `begin_s` once the log has this size; None if that is unknown."""
+        end_s = time.monotonic() + _PASS_S_MAX
+        time.sleep(self._asleep_s)
+        late = self._asleep_s > 0 and self._log.stat().st_size >= size
+        while self._log.stat().st_size < size:
+            if time.monotonic() > end_s:
+                raise RuntimeError(f"{self._log} does not get to {size} bytes")
+            time.sleep(_LOOK_S)
+        took_s = time.monotonic() - begin_s
+        self._asleep_s = 0.0 if late else _ASLEEP_SHARE * took_s
+        return None if late else took_s
 
 
 def keep_apart(pid: int) -> None:
@@ -83,8 +106,10 @@ def keep_apart(pid: int) -> None:
         os.sched_setaffinity(thread, {processor})
 
 
-def measure(contender: Contender, log: Path, sent: list[list[list[bytes]]]) -> Cost:
-    """Return the medians of the passes after the first one, which pays for more than packets."""
+def measure(
+    contender: Contender, log: Path, sent: list[list[list[bytes]]], unmeasured: int = 1
+) -> Cost:
+    """Return the medians of the passes but the first ones; the very first pays for new memory."""
     with ExitStack() as stack:
         pid, port = stack.enter_context(running(contender, log))
         clients = [
@@ -93,10 +118,11 @@ def measure(contender: Contender, log: Path, sent: list[list[list[bytes]]]) -> C
         for client in clients:
             client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         processor_time = partial(cpu_ns, pid)
+        watch = Watch(log)
         size = 0
         cpu: list[int] = []
         stop_cpu: list[int] = []
-        wall_s: list[float] = []
+        wall_s: list[float | None] = []
         for each in sent:
             used_ns = settled_ns(processor_time)
             with stopped(pid):
@@ -109,14 +135,14 @@ def measure(contender: Contender, log: Path, sent: list[list[list[bytes]]]) -> C
                         client.sendall(packet)
                         size += len(packet)
                 begin_s = time.monotonic()
-            wait_for_size(log, size, _ASLEEP_SHARE * min(wall_s, default=0))
-            wall_s.append(time.monotonic() - begin_s)
+            wall_s.append(watch.wait(size, begin_s))
             cpu.append(settled_ns(processor_time) - begin_ns)
             if len(cpu) == 1:
                 keep_apart(pid)
     count = sum(map(len, sent[0]))
-    pass_ns = statistics.median(cpu[1:]) - statistics.median(stop_cpu[1:])
-    return Cost(pass_ns / 1e3 / count, statistics.median(wall_s[1:]) * 1e6 / count)
+    pass_ns = statistics.median(cpu[unmeasured:]) - statistics.median(stop_cpu[unmeasured:])
+    known_s = [each for each in wall_s[unmeasured:] if each is not None]
+    return Cost(pass_ns / 1e3 / count, statistics.median(known_s) * 1e6 / count)
 
 
 @contextmanager
@@ -158,7 +184,8 @@ def contenders(reactors: Sequence[int], before: str | None) -> list[Contender]:
 @click.command(context_settings={"show_default": True}, help=__doc__)
 @click.option("--rounds", type=click.IntRange(1, 100), default=5)
 @click.option("--clients", type=click.IntRange(1, 5000), default=1000)
-@click.option("--passes", type=click.IntRange(2, 1000), default=20)
+@click.option("--passes", type=click.IntRange(4, 1000), default=15, help="That are measured.")
+@click.option("--later", is_flag=True, help="Measure packets after the first 16 of a connection.")
 @click.option("--bytes", "send_bytes", type=click.IntRange(10, 1000), multiple=True)
 @click.option("--waiting", type=click.IntRange(1, 100), default=1, help="Packets of each client.")
 @click.option("--reactors", type=click.IntRange(1, 64), multiple=True, default=(1, 2))
@@ -167,6 +194,7 @@ def main(
     rounds: int,
     clients: int,
     passes: int,
+    later: bool,
     send_bytes: tuple[int, ...],
     waiting: int,
     reactors: tuple[int, ...],
@@ -176,15 +204,21 @@ def main(
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     build(PEER)
     tried = contenders(reactors, before)
+    unmeasured = -(-QUICK_ACKS // waiting) if later else 1
+    if not later and (unmeasured + passes) * waiting > QUICK_ACKS:
+        raise click.UsageError(
+            f"--passes {passes} and one before them are more than the first {QUICK_ACKS} packets"
+        )
     for size in send_bytes or (10, 100):
-        sent = packets(clients, size, waiting, passes)
+        sent = packets(clients, size, waiting, unmeasured + passes)
         found: dict[str, list[Cost]] = {each.name: [] for each in tried}
         with tempfile.TemporaryDirectory() as folder:
             for round_ in range(rounds):
                 turn = round_ % len(tried)
                 for each in tried[turn:] + tried[:turn]:
-                    found[each.name].append(measure(each, Path(folder) / "log", sent))
-        click.echo(f"\n#### {clients} clients, {waiting} x {size} bytes waiting of each\n")
+                    found[each.name].append(measure(each, Path(folder) / "log", sent, unmeasured))
+        which = "later" if later else "first"
+        click.echo(f"\n#### {clients} clients, {waiting} x {size} bytes waiting of each, {which}\n")
         print_costs(found)
 
 
