@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from support.namespaces import AS_PID_1, children
+from support.network import Host
 from support.waiting import DEADLINE_S, wait_until
 
 BUILD = Path(__file__).resolve().parents[2] / "build"
@@ -182,19 +183,24 @@ def entered(root: Path) -> Iterator[list[str]]:
 
 
 class Machine:
-    """A system that systemd runs, in namespaces of its own, with no network but its loopback."""
+    """A system that systemd runs, in namespaces of its own.
 
-    def __init__(self, root: Path) -> None:
+    It has the network of `host`, or none but its loopback.
+    """
+
+    def __init__(self, root: Path, host: Host | None = None) -> None:
         self.root = root
-        self._group = _cgroup2() / f"numbers-check-{os.getpid()}"
+        self._prefix = [] if host is None else host.prefix
+        self._net = ["--net"] if host is None else []
+        self._group = _cgroup2() / f"numbers-check-{os.getpid()}-{root.name}"
 
     def __enter__(self) -> "Machine":
         self._group.mkdir()
-        namespaces = (*AS_PID_1[:-1], "--mount", "--uts", "--ipc", "--net", "--cgroup")
+        namespaces = (*AS_PID_1[:-1], "--mount", "--uts", "--ipc", "--cgroup", *self._net)
         join = f"echo $$ > '{self._group}/cgroup.procs'"
         unshare = shlex.join(["unshare", *namespaces, "sh", "-ec", BOOT, "sh"])
         self._outer = subprocess.Popen(
-            ["sh", "-ec", f'{join}\nexec {unshare} "$@"', "sh", self.root, PATH]
+            [*self._prefix, "sh", "-ec", f'{join}\nexec {unshare} "$@"', "sh", self.root, PATH]
         )
         wait_until(self._inner, "process number 1")
         (pid,) = self._inner()
