@@ -194,6 +194,20 @@ def test_one_number_of_a_block_may_be_far_from_the_others(
             assert take_in(kernel, data, bitmap) == all_taken_in(data)
 
 
+def test_numbers_that_follow_each_other_may_be_mixed_with_repeats_and_with_others(
+    kernel: Kernel, bitmap: bytearray
+) -> None:
+    for seed, near in enumerate((4096, 256, 64, 8)):
+        choices = random.Random(seed)
+        numbers = [
+            first + choices.randrange(near) for first in range(0, 40_960, 4096) for _ in range(150)
+        ]
+        for place in choices.sample(range(len(numbers)), 50):
+            numbers[place] = choices.randrange(10**9)
+        data = lines([*numbers, *random_numbers(WINDOW_LINES)])
+        assert take_in(kernel, data, bitmap) == all_taken_in(data)
+
+
 def test_the_first_and_the_last_numbers_count(kernel: Kernel, bitmap: bytearray) -> None:
     edges = [0, 1, 7, 8, 31, 32, 9, 10, 99_999_999, 100_000_000, 999_999_998, 999_999_999]
     for repeats in (1, 2, 20):
