@@ -221,7 +221,8 @@ def counting(pid: int, names: tuple[str, ...]) -> Iterator[dict[str, int]]:
     try:
         yield counts
     finally:
-        perf.send_signal(signal.SIGINT)
+        # Not SIGINT, which a shell has its jobs in the background ignore, and a perf of theirs too.
+        perf.send_signal(signal.SIGALRM)
         _, said = perf.communicate(timeout=60)
     for line in said.splitlines():
         fields = line.split(",")
