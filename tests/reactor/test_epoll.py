@@ -39,21 +39,27 @@ class _KeepsOne:
         self._epoll.unregister(fd)
 
 
+def _reactor(stack: ExitStack) -> tuple[EpollReactor, tuple[str, int], int]:
+    """Return one of three connections, its address, and the write end of its wake-up pipe."""
+    wakeup_read, wakeup_write = os.pipe2(os.O_NONBLOCK)
+    stack.callback(os.close, wakeup_read)
+    stack.callback(os.close, wakeup_write)
+    (listener,) = listen_tcp("127.0.0.1", 0)
+    address = listener.getsockname()
+    reactor = EpollReactor(
+        [listener], wakeup_read, connections_max=3, when_full=WhenFull.WAIT, warn=print
+    )
+    stack.callback(reactor.close)
+    return reactor, address, wakeup_write
+
+
 def test_a_drain_ends_where_a_descriptor_cannot_be_taken_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(select, "epoll", _KeepsOne)
     _KeepsOne.kept = set()
     with ExitStack() as stack:
-        wakeup_read, wakeup_write = os.pipe2(os.O_NONBLOCK)
-        stack.callback(os.close, wakeup_read)
-        stack.callback(os.close, wakeup_write)
-        (listener,) = listen_tcp("127.0.0.1", 0)
-        address = listener.getsockname()
-        reactor = EpollReactor(
-            [listener], wakeup_read, connections_max=3, when_full=WhenFull.WAIT, warn=print
-        )
-        stack.callback(reactor.close)
+        reactor, address, wakeup_write = _reactor(stack)
         released = stack.enter_context(socket.create_connection(address, DEADLINE_S))
         released.sendall(lines([1]))
         end_s = time.monotonic() + DEADLINE_S
@@ -82,15 +88,7 @@ def test_a_drain_ends_where_a_descriptor_cannot_be_taken_out(
 def test_a_client_is_accepted_behind_the_append_of_what_came_in_the_same_pass() -> None:
     """And with the next pass, whatever comes meanwhile."""
     with ExitStack() as stack:
-        wakeup_read, wakeup_write = os.pipe2(os.O_NONBLOCK)
-        stack.callback(os.close, wakeup_read)
-        stack.callback(os.close, wakeup_write)
-        (listener,) = listen_tcp("127.0.0.1", 0)
-        address = listener.getsockname()
-        reactor = EpollReactor(
-            [listener], wakeup_read, connections_max=3, when_full=WhenFull.WAIT, warn=print
-        )
-        stack.callback(reactor.close)
+        reactor, address, _ = _reactor(stack)
         first = stack.enter_context(socket.create_connection(address, DEADLINE_S))
         assert [kind for kind, *_ in reactor.wait(DEADLINE_S)] == [Kind.OPENED]
         first.sendall(lines([1]))
