@@ -12,7 +12,11 @@ import pytest
 
 from numbers_uring.reactor.probe import receives
 from support.notify_socket import NotifySocket
+from support.outer_make import without_outer_make
 from support.processes import ServerProcess
+
+for _name in set(os.environ) - set(without_outer_make(os.environ)):
+    del os.environ[_name]
 
 BACKENDS = os.environ.get("TEST_BACKENDS", "epoll uring").split()
 
