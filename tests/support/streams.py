@@ -4,7 +4,6 @@ import os
 import pty
 import select
 import socket
-from contextlib import suppress
 from pathlib import Path
 
 from numbers_uring.system.stdio import LineWriter
@@ -34,10 +33,15 @@ class StreamPair:
     def writer(self) -> LineWriter:
         return LineWriter(self.write_fd)
 
+    def close_reader(self) -> None:
+        # Once only: the next file that is opened has the same number.
+        os.close(self.read_fd)
+        self.read_fd = -1
+
     def close(self) -> None:
-        for fd in (self.write_fd, self.read_fd):
-            with suppress(OSError):
-                os.close(fd)
+        os.close(self.write_fd)
+        if self.read_fd >= 0:
+            self.close_reader()
 
 
 def _pipe(_tmp_path: Path) -> StreamPair:

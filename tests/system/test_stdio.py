@@ -148,7 +148,7 @@ def test_a_line_waits_for_its_reader_as_long_as_asked(pair: StreamPair) -> None:
 
 def test_a_reader_that_is_gone_is_no_failure(pair: StreamPair) -> None:
     writer = LineWriter(pair.write_fd)
-    os.close(pair.read_fd)
+    pair.close_reader()
     wait_until(lambda: not writer.write(numbered_line(0)), "the stream to refuse lines")
 
 
@@ -156,7 +156,7 @@ def test_a_fifo_whose_reader_comes_late_or_again_is_written_to_then(tmp_path: Pa
     with closing(STREAM_KINDS["fifo"](tmp_path)) as pair:
         writer = LineWriter(pair.write_fd)
         for number in range(3):
-            os.close(pair.read_fd)
+            pair.close_reader()
             assert not writer.write(numbered_line(MANY))
             pair.read_fd = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
             assert writer.write(numbered_line(number))
@@ -177,7 +177,7 @@ def test_a_closed_stream_refuses_lines() -> None:
 
 
 @pytest.mark.parametrize("threads_can_start", [True, False])
-def test_a_file_has_everynumbered_line(
+def test_a_file_has_every_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads_can_start: bool
 ) -> None:
     def refuse(_run: Callable[[], None], _name: str) -> threading.Thread:
@@ -193,7 +193,7 @@ def test_a_file_has_everynumbered_line(
     assert numbers_of(path.read_bytes()) == list(range(1000))
 
 
-def test_a_full_disk_tears_nonumbered_line(small_disk: Path) -> None:
+def test_a_full_disk_tears_no_line(small_disk: Path) -> None:
     path, filler = small_disk / "file", small_disk / "filler"
     filler.write_bytes(b"x" * 900_000)
     with path.open("wb") as file:
