@@ -61,7 +61,7 @@ sanitize: $(VENV)/dev.stamp
 	    ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=$(SANITIZED) TEST_NATIVE=$(SANITIZED) \
 	    $(BIN)/pytest -p no:cacheprovider tests/ingest/test_kernel.py \
 	    tests/cluster/test_collector_kernel.py tests/cluster/test_pack.py tests/reactor/test_uring.py \
-	    tests/reactor/test_ring_results.py tests/server/test_taking.py
+	    tests/reactor/test_ring_results.py tests/server/test_taking.py tests/log/test_appends.py
 	gcc -std=gnu11 -g -O1 -Wall -Wextra -Werror -Inative -fsanitize=thread \
 	    tests/native/race_kernel.c $(wildcard native/ingest/*.c) -pthread -o build/sanitize/race_kernel
 	setarch -R build/sanitize/race_kernel

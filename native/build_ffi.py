@@ -10,6 +10,7 @@ HEADERS = [
     "base.h",
     "ingest/ingest.h",
     "ingest/intake.h",
+    "log/append.h",
     "epoll/epoll.h",
     "load/lines.h",
     "load/send.h",

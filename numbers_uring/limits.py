@@ -30,7 +30,7 @@ RECEIVE_BYTES_PYTHON = 64 * 1024
 CHUNK_BYTES_MAX = TAIL_BYTES_MAX + RECEIVE_BYTES
 """The most that a kernel is given at once, and so the most that one call adds to the batch."""
 
-TAKE_BYTES_MAX = 1024 * 1024
+TAKE_BYTES_MAX = 8 * 1024 * 1024
 """What a compiled pass takes in, the last piece aside, before Python sees whether to stop."""
 
 GATHER_BYTES = 4096
@@ -804,6 +804,7 @@ assert 2 * RETRY_S < RETRY_MAX_S
 assert DRAIN_S + DRAIN_USED_S < 1
 assert 2 * DRAIN_PAUSE_S < DRAIN_QUIET_S < DRAIN_USED_S < DRAIN_S
 assert 2 * LOG_NAME_CHECK_S < LOG_RENAMED_S
+assert TAKE_BYTES_MAX < WRITE_BEHIND_LAG_BYTES
 assert LOG_SCAN_CHUNK_BYTES <= CHUNK_BYTES_MAX
 assert PROBE_CHUNK_BYTES % LINE_BYTES == 0
 assert RESUME_EXTEND_S > 2 * RESUME_PROGRESS_S

@@ -8,6 +8,7 @@
 #define NUMBERS_URING_EPOLL_H
 
 #include "ingest/intake.h"
+#include "log/append.h"
 
 #include <stdbool.h>
 
@@ -41,7 +42,8 @@ struct nu_epoll_pass {
     uint32_t bulk_look_bytes;
 
     /* Of the pass and its last look. */
-    bool again; /* it is not the first one */
+    uint32_t ready; /* events of its first look */
+    bool again;     /* it is not the first one */
     bool quiet;
     uint32_t count;      /* events that were found */
     uint32_t next;       /* the first of them that was not looked at */
@@ -55,13 +57,15 @@ struct nu_epoll_pass {
     int32_t error;
 };
 
-/* Waits for events, at most timeout_ms. Returns their count, or -errno: -EINTR after a signal. */
-int nu_epoll_wait(struct nu_epoll_pass *pass, int timeout_ms);
+/* Begins a pass: waits for events, at most timeout_ms, and goes on as nu_epoll_take. Returns
+ * NU_PASS_OVER, with nothing else done, where there are none; or -errno: -EINTR after a signal. */
+int nu_epoll_pass(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log,
+                  int timeout_ms);
 
-/* Goes on with the pass that the last wait has begun, in the order that
- * numbers_uring/reactor/bulk_turns.py describes, until Python is to decide on something. Returns an
- * nu_epoll_step. */
-int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake);
+/* Goes on with the pass, in the order that
+ * numbers_uring/reactor/bulk_turns.py describes, until Python is to decide on something. Appends
+ * what it takes in if there is a log; that may be NULL. Returns an nu_epoll_step. */
+int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log);
 
 /* Receives once from this descriptor, to receive_start in the arena, and takes in nothing. Returns
  * the size; 0 where nothing more comes, because of `error` or, at 0, EOF; -1 where there is nothing

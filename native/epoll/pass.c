@@ -1,5 +1,5 @@
+#include "log/pass.h"
 #include "epoll/epoll.h"
-#include "ingest/pieces.h"
 
 #include <errno.h>
 #include <sys/epoll.h>
@@ -14,11 +14,6 @@ static int look(struct nu_epoll_pass *pass, int timeout_ms) {
         return -errno;
     pass->count = (uint32_t)count;
     return count;
-}
-
-int nu_epoll_wait(struct nu_epoll_pass *pass, int timeout_ms) {
-    pass->again = pass->quiet = false;
-    return look(pass, timeout_ms);
 }
 
 static int32_t connection_of(const struct nu_epoll_pass *pass, int32_t fd) {
@@ -136,9 +131,19 @@ static int take(struct nu_epoll_pass *pass, struct nu_intake *intake) {
     }
 }
 
-int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake) {
+int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log) {
+    int step;
     nu_intake_begin(intake);
-    int step = take(pass, intake);
-    nu_intake_end(intake);
+    do
+        step = take(pass, intake);
+    while (nu_pass_append(intake, log, step != NU_PASS_TAKEN) && step == NU_PASS_TAKEN);
     return step;
+}
+
+int nu_epoll_pass(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log,
+                  int timeout_ms) {
+    pass->again = pass->quiet = false;
+    int ready = look(pass, timeout_ms);
+    pass->ready = ready > 0 ? (uint32_t)ready : 0;
+    return ready > 0 ? nu_epoll_take(pass, intake, log) : ready;
 }

@@ -7,6 +7,8 @@ void nu_intake_begin(struct nu_intake *intake) {
     intake->taken_bytes = 0;
     intake->verdict = NU_MORE;
     intake->complete_count = 0;
+    if (intake->unwritten)
+        __atomic_store_n(intake->unwritten, 1, __ATOMIC_RELEASE);
 }
 
 void nu_intake_end(struct nu_intake *intake) {
@@ -14,6 +16,12 @@ void nu_intake_end(struct nu_intake *intake) {
     if (intake->gathered_bytes)
         (void)intake->kernel(intake->ingest, intake->gathered, 0, intake->gathered_bytes);
     intake->gathered_bytes = 0;
+}
+
+bool nu_intake_may_go_on(const struct nu_intake *intake) {
+    if (intake->complete && intake->complete_count == intake->complete_max)
+        return false;
+    return intake->verdict == NU_MORE && intake->taken_bytes < intake->call_bytes_max;
 }
 
 /* Gathers the lines of arena[start..stop), and returns how many bytes they have; or -1, with
@@ -58,7 +66,5 @@ bool nu_intake_take(struct nu_intake *intake, uint32_t connection, size_t start,
     intake->verdict = verdict;
     intake->rejected_start = (uint32_t)start;
     intake->rejected_stop = (uint32_t)stop;
-    if (intake->complete && intake->complete_count == intake->complete_max)
-        return false;
-    return verdict == NU_MORE && intake->taken_bytes < intake->call_bytes_max;
+    return nu_intake_may_go_on(intake);
 }

@@ -25,6 +25,7 @@ struct nu_intake {
     uint32_t complete_max;    /* after which a call returns: it may receive twice from one */
     uint64_t chunk_bytes_max; /* room that the batch must have before a piece is taken in */
     uint64_t call_bytes_max;  /* of pieces, after which a call returns */
+    uint8_t *unwritten;       /* set to 1 before anything is taken in; or NULL */
     uint8_t *gathered;        /* room for gather_bytes_max */
     uint32_t gather_bytes_max;
     uint32_t gather_piece_bytes_max; /* with the tail; not more than that */

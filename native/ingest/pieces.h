@@ -14,9 +14,13 @@
 /* To be called at the beginning of a call of a pass. */
 void nu_intake_begin(struct nu_intake *intake);
 
-/* To be called before a call of a pass returns: only then all that was taken in is in the bitmap,
- * the batch and the counters. */
+/* To be called where a pass comes to a stop: only then all that was taken in is in the bitmap, the
+ * batch and the counters. */
 void nu_intake_end(struct nu_intake *intake);
+
+/* Returns false where the call is to return, so that Python looks at the verdict, or at how much
+ * was taken in. */
+bool nu_intake_may_go_on(const struct nu_intake *intake);
 
 /* Returns false while the batch may not have room for the next piece. */
 static inline bool nu_intake_has_room(const struct nu_intake *intake) {
@@ -25,8 +29,7 @@ static inline bool nu_intake_has_room(const struct nu_intake *intake) {
 }
 
 /* Takes in arena[start..start + size), the next piece of this connection; the bytes in front of it,
- * as many as its tail has, are overwritten. There must be room. Returns true if the pass may go on,
- * false where its caller is to look at the verdict, or at how much was taken in. */
+ * as many as its tail has, are overwritten. There must be room. Returns nu_intake_may_go_on. */
 bool nu_intake_take(struct nu_intake *intake, uint32_t connection, size_t start, size_t size);
 
 #endif

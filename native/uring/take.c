@@ -1,6 +1,6 @@
 /* What a pass has received, taken in without a return to Python for each connection. */
 #define _GNU_SOURCE
-#include "ingest/pieces.h"
+#include "log/pass.h"
 #include "uring/connections.h"
 
 static int take(struct nu_ring *ring, struct nu_intake *intake) {
@@ -20,9 +20,17 @@ static int take(struct nu_ring *ring, struct nu_intake *intake) {
     return NU_ROWS_OVER;
 }
 
-int nu_ring_take(struct nu_ring *ring, struct nu_intake *intake) {
+int nu_ring_take(struct nu_ring *ring, struct nu_intake *intake, struct nu_log *log) {
+    int step;
     nu_intake_begin(intake);
-    int step = take(ring, intake);
-    nu_intake_end(intake);
+    do
+        step = take(ring, intake);
+    while (nu_pass_append(intake, log, step != NU_ROWS_TAKEN) && step == NU_ROWS_TAKEN);
     return step;
+}
+
+int nu_ring_serve(struct nu_ring *ring, struct nu_intake *intake, struct nu_log *log,
+                  int64_t timeout_ns, int64_t pile_up_ns) {
+    int count = nu_ring_pass(ring, timeout_ns, pile_up_ns);
+    return count > 0 ? nu_ring_take(ring, intake, log) : count;
 }

@@ -109,10 +109,17 @@ enum nu_rows {
 
 struct nu_intake;
 
+struct nu_log;
+
 /* Takes in what the last pass has received, from its completion `next` on, until Python is to
- * decide on something; leaves out connections that nu_ring_disconnect has ended. Returns an
- * nu_rows. */
-int nu_ring_take(struct nu_ring *ring, struct nu_intake *intake);
+ * decide on something; leaves out connections that nu_ring_disconnect has ended. Appends what it
+ * takes in if there is a log; that may be NULL. Returns an nu_rows. */
+int nu_ring_take(struct nu_ring *ring, struct nu_intake *intake, struct nu_log *log);
+
+/* A pass, as nu_ring_pass, that goes on as nu_ring_take. Returns NU_ROWS_OVER, with nothing else
+ * done, where nothing has happened; or -errno. */
+int nu_ring_serve(struct nu_ring *ring, struct nu_intake *intake, struct nu_log *log,
+                  int64_t timeout_ns, int64_t pile_up_ns);
 
 /* Ends a connection: nothing more is received from it, and one of the next passes hands out its
  * NU_CLOSED. The caller must leave out what the last pass has handed out of it. */

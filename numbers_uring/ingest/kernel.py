@@ -43,6 +43,9 @@ class CompiledIntake(Protocol):
     pointer: Any
     """The `struct nu_intake`."""
 
+    def note_unwritten(self, flag: bytearray, /) -> None:
+        """Set the byte to 1 before anything is taken in."""
+
     def note_complete(self) -> None:
         """Make `complete` tell something."""
 

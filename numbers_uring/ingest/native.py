@@ -98,6 +98,11 @@ class CompiledIntake:
             },
         )
 
+    def note_unwritten(self, flag: bytearray) -> None:
+        """Set the byte to 1 before anything is taken in."""
+        self._flag: Any = ffi.from_buffer("uint8_t[]", flag, require_writable=True)
+        self.pointer.unwritten = self._flag
+
     def note_complete(self) -> None:
         """Make `complete` tell something."""
         self.pointer.complete, self.pointer.complete_max = self._complete, len(self._complete)

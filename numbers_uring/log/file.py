@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from numbers_uring.limits import LINE_BYTES, LOG_CHANGES_WARNING_S, LOG_TAIL_CHUNK_BYTES
+from numbers_uring.log.appends import AppendsEnd
 from numbers_uring.log.calls import FileCalls, again
 from numbers_uring.words import counted
 
@@ -174,6 +175,11 @@ class LogFile:
         if failure is not None and failure.errno not in NO_SPACE:
             raise failure
         return whole_bytes
+
+    def note(self, end: AppendsEnd) -> None:
+        """Note what compiled passes have appended."""
+        self.end_bytes, self._torn = end.end_bytes, end.torn
+        self.lines += end.lines
 
     def ends_whole_line(self) -> bool:
         """Return whether no unfinished line of ours is at its end, after a try to cut it off."""

@@ -68,6 +68,10 @@ class LogPlace:
             return str(error)
         return None
 
+    def note_append(self) -> None:
+        """Look at the name of the file now and then, as `settle` does it before an append."""
+        self._rename_notice.look(self.file)
+
     def settle_at_end(self) -> None:
         """The same when nothing more is appended, for which no new file is made."""
         # Our own lines are whole where what others have left behind them can't be ended.
@@ -80,7 +84,7 @@ class LogPlace:
         try:
             state = self.file.state()
         except OSError as error:
-            raise SinkError(f"cannot check the log {self._path}: {error.strerror}") from error
+            raise check_error(self._path, error.strerror) from error
         if state.st_nlink == 0:
             if not self.removed:
                 self.removed = True
@@ -150,6 +154,11 @@ class LogPlace:
             if not was_removed:
                 raise close_error(self._path, error) from error
         self._inform(f"the log {self._path} is reopened")
+
+
+def check_error(path: Path, reason: str | None) -> SinkError:
+    """Return what it means that the state of a log can't be read."""
+    return SinkError(f"cannot check the log {path}: {reason}")
 
 
 def close_error(path: Path, error: OSError) -> SinkError:

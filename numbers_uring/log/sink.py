@@ -3,6 +3,7 @@
 from typing import NamedTuple, Protocol
 
 from numbers_uring.ingest.report import Counts
+from numbers_uring.log.appends import CompiledAppends
 
 
 class Forwarded(NamedTuple):
@@ -59,6 +60,13 @@ class Sink(Protocol):
 
     def count(self, taken: Counts) -> Counts:
         """Return which of the numbers taken in from clients are to be reported."""
+
+    @property
+    def compiled(self) -> CompiledAppends | None:
+        """What compiled passes append with where nothing is unusual; None where they can't."""
+
+    def note_appends(self) -> None:
+        """Note what passes have appended with that. Raises as `append` does."""
 
     def append(self, lines: memoryview) -> int:
         """Store whole lines; return how many bytes of them, whole lines, were taken.

@@ -11,12 +11,16 @@ from pathlib import Path
 from numbers_uring.config import Fsync
 from numbers_uring.errors import SinkError, StartError
 from numbers_uring.ingest.report import Counts
-from numbers_uring.limits import LINE_BYTES
+from numbers_uring.limits import LINE_BYTES, SLOW_APPEND_S
+from numbers_uring.log.appends import CompiledAppends
 from numbers_uring.log.calls import FileCalls
 from numbers_uring.log.durability import Durability
-from numbers_uring.log.file import LogFile, NoSpaceError
-from numbers_uring.log.place import LogPlace, close_error
+from numbers_uring.log.file import NO_SPACE, LogFile, NoSpaceError
+from numbers_uring.log.place import LogPlace, check_error, close_error
 from numbers_uring.words import counted, counted_and
+
+_NO_FAILURE = {0, errno.EINTR, *NO_SPACE}
+"""What a pass may have met without a failure: the append in Python that follows sees for itself."""
 
 
 class NumbersLog:
@@ -42,6 +46,10 @@ class NumbersLog:
         calls: FileCalls | None = None,
     ) -> None:
         self.path = path
+        # Each append of Fsync.ALWAYS has a sync behind it, and given calls are made in Python.
+        passes_may_append = fsync is not Fsync.ALWAYS and calls is None
+        self._compiled = CompiledAppends() if passes_may_append else None
+        self._noted_lines = 0
         calls = calls or FileCalls()
         # An append is one step; a reopening or the end comes before or after it.
         self._lock = threading.RLock()
@@ -73,12 +81,16 @@ class NumbersLog:
     @property
     def written_lines(self) -> int:
         """Whole lines that this run has written to files."""
-        return self._written_lines
+        return self._written_lines + self._compiled_lines
+
+    @property
+    def _compiled_lines(self) -> int:
+        return 0 if self._compiled is None else self._compiled.lines
 
     @property
     def write_s(self) -> float:
         """Seconds spent in write(2)."""
-        return self._write_s
+        return self._write_s + (0.0 if self._compiled is None else self._compiled.write_s)
 
     @property
     def sync_s(self) -> float:
@@ -151,6 +163,7 @@ class NumbersLog:
             if self._failure is not None:
                 raise self._failure
             try:
+                self._stop_passes()
                 yield
             except SinkError as error:
                 self._failure = error
@@ -168,6 +181,7 @@ class NumbersLog:
             if self._failure is not None:
                 raise self._failure
             try:
+                self._stop_passes()
                 return self._append(lines)
             except SinkError as error:
                 self._failure = error
@@ -189,16 +203,59 @@ class NumbersLog:
         try:
             written = file.append(lines)
         except OSError as error:
-            raise SinkError(f"cannot write the log {self.path}: {error.strerror}") from error
+            raise self._write_error(error.strerror) from error
         finally:
             self._written_lines += file.lines - before
-            self._write_s += time.monotonic() - begin_s
-        if written < len(lines):
-            self._note_no_space()
+            taken_s = time.monotonic() - begin_s
+            self._write_s += taken_s
         if written:
             self._durability.grown(file)
         self._stored_lines = self._written_lines
+        if written < len(lines):
+            self._note_no_space()
+        elif self._compiled is not None and taken_s < SLOW_APPEND_S:
+            self._compiled.allow(file.fd, file.end_bytes)
         return written
+
+    @property
+    def compiled(self) -> CompiledAppends | None:
+        return self._compiled
+
+    def note_appends(self) -> None:
+        if self._compiled is None or self._compiled.lines == self._noted_lines:
+            return
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            try:
+                as_expected = self._stop_passes()
+                self._noted_lines = self._compiled.lines
+                file = self._place.file
+                self._durability.grown(file)
+                if as_expected:
+                    self._place.note_append()
+                    self._compiled.allow(file.fd, file.end_bytes)
+            except SinkError as error:
+                self._failure = error
+                raise
+
+    def _stop_passes(self) -> bool:
+        """Know again what is in the file; return whether passes may go on with it.
+
+        Raises SinkError where one has failed for good.
+        """
+        end = None if self._compiled is None else self._compiled.stop()
+        if end is None:
+            return False
+        self._place.file.note(end)
+        if end.fstat_errno not in _NO_FAILURE:
+            raise check_error(self.path, os.strerror(end.fstat_errno))
+        if end.write_errno not in _NO_FAILURE:
+            raise self._write_error(os.strerror(end.write_errno))
+        return end.as_expected
+
+    def _write_error(self, reason: str | None) -> SinkError:
+        return SinkError(f"cannot write the log {self.path}: {reason}")
 
     def _note_no_space(self) -> None:
         self._full_status = "No space for the log"
@@ -206,12 +263,12 @@ class NumbersLog:
         self._room_message = f"there is space for {self.name} again"
 
     def mark(self) -> int:
-        return self._written_lines
+        return self.written_lines
 
     def has(self, mark: int) -> bool:
         """Return whether so many lines are in files, and with Fsync.ALWAYS synced."""
         failed = self._failure is not None or self._durability.failed
-        return self._stored_lines >= mark and not failed
+        return self._stored_lines + self._compiled_lines >= mark and not failed
 
     def wait_until_stored(self, mark: int) -> None:
         """Wait for another thread's append, which is stored once it is over. Raises SinkError."""
@@ -244,6 +301,7 @@ class NumbersLog:
                 self._durability.close()
                 # What can be saved after a failure is.
                 for step in (
+                    self._stop_passes,
                     self.check,
                     self._place.settle_at_end,
                     self._sync,
@@ -272,6 +330,8 @@ class NumbersLog:
         if not self._finished:
             self._finished = True
             self._durability.close()
+            with suppress(SinkError):
+                self._stop_passes()
             with suppress(OSError):
                 self._place.file.close()
 

@@ -1,8 +1,8 @@
 """The contract of a reactor: what has happened on the sockets, handed out as completions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import IntEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from numbers_uring.addresses import Peer
 from numbers_uring.ingest.intake import Intake
@@ -38,6 +38,13 @@ Completion = tuple[int, int, int, int]
 """(Kind, connection, start, size): plain integers, because one is made for each packet."""
 
 
+class Appends(Protocol):
+    """What compiled passes append to the log with, see native/log/append.h."""
+
+    pointer: Any
+    """The `struct nu_log`, which lives as long as this."""
+
+
 class Reactor(Protocol):
     """Sockets in, completions out; a connection is named by its slot, 0 to connections_max - 1.
 
@@ -67,14 +74,14 @@ class Reactor(Protocol):
         bytes.
         """
 
-    def take_in(self, intake: Intake, begin: Callable[[], None]) -> None:
+    def take_in(self, intake: Intake, appends: Appends | None = None) -> None:
         """Let `wait` take in what it receives, in few calls, where reactor and intake can do so.
 
-        It then hands out TAKEN instead of RECEIVED, in few completions, and calls `begin` before it
-        takes in anything: before the first TAKEN of a wait, and again behind each one. Whenever the
-        batch has less than CHUNK_BYTES_MAX free, a TAKEN comes first, of 0 bytes if need be: the
-        caller must then make room, or leave the iterator. To be called before the first wait.
-        `drain` hands out RECEIVED all the same.
+        It then hands out TAKEN instead of RECEIVED, in few completions. Whenever the batch has less
+        than CHUNK_BYTES_MAX free, a TAKEN comes first, of 0 bytes if need be: the caller must then
+        make room, or leave the iterator. With `appends`, what was taken in is also appended, as far
+        as these allow that. To be called before the first wait. `drain` hands out RECEIVED all the
+        same.
         """
 
     def drain(self, end_s: float) -> Iterator[Completion]:

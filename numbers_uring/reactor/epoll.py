@@ -46,7 +46,7 @@ from numbers_uring.net.closing import close_all
 from numbers_uring.net.listeners import CLOSE_WITH_FIN, backlog_connections
 from numbers_uring.reactor.accept_backoff import StopAccepts
 from numbers_uring.reactor.bulk_turns import BulkTurns
-from numbers_uring.reactor.contract import Completion, End, Kind
+from numbers_uring.reactor.contract import Appends, Completion, End, Kind
 from numbers_uring.reactor.drain_bound import DrainBound
 from numbers_uring.reactor.epoll_listeners import Accepted, EpollListeners
 from numbers_uring.reactor.epoll_pass import EpollPass, Step
@@ -227,12 +227,12 @@ class EpollReactor:
         self._take_out(connection)
         self._ended.append((connection, _RESET if error else _EOF))
 
-    def take_in(self, intake: Intake, begin: Callable[[], None]) -> None:
+    def take_in(self, intake: Intake, appends: Appends | None = None) -> None:
         if intake.compiled is not None:
             self._pass = EpollPass(
                 self._epoll.fileno(),
                 intake.compiled,
-                begin,
+                appends,
                 events_max=self._events_max,
                 receive_bytes=len(self._payload),
                 turns=self._turns,

@@ -1,7 +1,7 @@
 """A pass over the ready connections in few calls: see native/epoll/epoll.h."""
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import IntEnum
 from math import ceil
 from typing import Any
@@ -15,6 +15,7 @@ from numbers_uring.limits import (
     RECEIVE_FAILURES_MAX,
 )
 from numbers_uring.reactor.bulk_turns import BulkTurns
+from numbers_uring.reactor.contract import Appends
 from numbers_uring.reactor.epoll_set import wait_error
 
 
@@ -38,21 +39,22 @@ _OVER = int(Step.OVER)
 class EpollPass:
     """Receives into an arena, behind its headroom, and takes in with `intake`.
 
-    `begin` is called before each call that may take in something.
+    `appends` append that, if given.
     """
 
     def __init__(
         self,
         epoll_fd: int,
         intake: CompiledIntake,
-        begin: Callable[[], None],
+        appends: Appends | None,
         *,
         events_max: int,
         receive_bytes: int,
         turns: BulkTurns,
     ) -> None:
         self._intake = intake
-        self._begin = begin
+        self._appends = appends  # Else what it points to would be freed.
+        self._log: Any = ffi.NULL if appends is None else appends.pointer
         self._events: Any = ffi.new("uint64_t[]", events_max * lib.NU_EPOLL_EVENT_BYTES // 8)
         self._rounds: Any = ffi.from_buffer("uint64_t[]", turns.rounds, require_writable=True)
         self._pass: Any = ffi.new(
@@ -71,6 +73,7 @@ class EpollPass:
                 "bulk_look_bytes": turns.look_bytes,
             },
         )
+        self._first_step = _OVER
         self._connections = array("i")
         self._failures = bytearray()
         self._make_room(events_max)
@@ -97,21 +100,27 @@ class EpollPass:
         self._connections[fd] = -1
 
     def wait(self, timeout_s: float) -> int:
-        """Wait, and return how many descriptors are ready.
+        """Wait, take in until there is a step, and return how many descriptors were ready.
 
         Raises OSError, which names the system call: InterruptedError after a signal.
         """
-        count: int = lib.nu_epoll_wait(self._pass, ceil(timeout_s * 1000))
-        if count < 0:
-            raise wait_error(-count)
-        return count
+        step: int = lib.nu_epoll_pass(
+            self._pass, self._intake.pointer, self._log, ceil(timeout_s * 1000)
+        )
+        if step < 0:
+            raise wait_error(-step)
+        self._first_step = step
+        return self._pass.ready  # type: ignore[no-any-return]
 
     def steps(self) -> Iterator[int]:
-        """Hand out, as Steps, what is to be decided of the ready descriptors; OVER comes last."""
-        step = -1
+        """Hand out, as Steps, what is to be decided of the ready descriptors; OVER comes last.
+
+        To be called where there were any. The first step is there already.
+        """
+        step = self._first_step
+        yield step
         while step != _OVER:
-            self._begin()
-            step = lib.nu_epoll_take(self._pass, self._intake.pointer)
+            step = lib.nu_epoll_take(self._pass, self._intake.pointer, self._log)
             yield step
 
     def receive(self, fd: int) -> tuple[int, int]:

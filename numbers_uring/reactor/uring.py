@@ -47,7 +47,7 @@ from numbers_uring.limits import (
 from numbers_uring.net.closing import close_all
 from numbers_uring.net.listeners import backlog_connections
 from numbers_uring.reactor.accept_backoff import AcceptBackoff, StopAccepts
-from numbers_uring.reactor.contract import Completion, End, Kind
+from numbers_uring.reactor.contract import Appends, Completion, End, Kind
 from numbers_uring.reactor.drain_bound import DrainBound
 from numbers_uring.reactor.pacing import Pacing
 from numbers_uring.reactor.receive_errors import ReceiveWarnings
@@ -118,7 +118,9 @@ class UringReactor:
         self._adopted: dict[int, Peer] = {}
         self._rows: Iterator[Completion] = iter(())
         self._intake: CompiledIntake | None = None
-        self._begin: Callable[[], None] = lambda: None
+        self._log: Any = ffi.NULL
+        self._first_step: int | None = None
+        """Of a pass, until it is handed out."""
         self._draining: DrainBound | None = None
         self._waiting: list[int] = []
         """Of each listener, the clients in its backlog when the first drain began."""
@@ -194,13 +196,24 @@ class UringReactor:
         return self._results.next < self._results.count  # type: ignore[no-any-return]
 
     def _pass(self, timeout_s: float, pile_up_s: float = 0.0) -> None:
-        """Make new rows; those of the last pass must have been handed out."""
-        count = lib.nu_ring_pass(self._ring, int(max(timeout_s, 0) * 1e9), int(pile_up_s * 1e9))
-        if count < 0:
-            raise OSError(-count, f"io_uring_enter: {os.strerror(-count)}")
+        """Make new rows, and take in of them what can be, until there is a step.
+
+        Those of the last pass must have been handed out.
+        """
+        results = self._results
+        timeout_ns, pile_up_ns = int(max(timeout_s, 0) * 1e9), int(pile_up_s * 1e9)
+        if self._intake is None:
+            done = lib.nu_ring_pass(self._ring, timeout_ns, pile_up_ns)
+        else:
+            taken = self._intake.pointer
+            done = lib.nu_ring_serve(self._ring, taken, self._log, timeout_ns, pile_up_ns)
+        if done < 0:
+            raise OSError(-done, f"io_uring_enter: {os.strerror(-done)}")
+        count = results.count
         if self._intake is None:
             self._rows = self._unpacked_rows(0, count)
-        results = self._results
+        else:
+            self._first_step = done if count else None
         if results.accept_errno:
             self._backoff.begin(results.accept_errno)
         if results.receive_errno:
@@ -231,19 +244,25 @@ class UringReactor:
     def _take_all(self, intake: CompiledIntake) -> Iterator[Completion]:
         """Hand out the rows, but take in what was received, in few calls."""
         taken, results = intake.pointer, self._results
-        step = _ROWS_OVER if results.next == results.count else _ROWS_TAKEN
-        while step != _ROWS_OVER:
-            self._begin()
-            step = lib.nu_ring_take(self._ring, taken)
+        step, self._first_step = self._first_step, None
+        if step is None and results.next == results.count:
+            return
+        while True:
+            if step is None:
+                step = lib.nu_ring_take(self._ring, taken, self._log)
             if taken.taken_bytes or step == _ROWS_TAKEN:
                 yield _TAKEN, taken.connection, taken.verdict, taken.taken_bytes
             if step == _ROWS_OTHER:
                 (row,) = self._unpacked_rows(results.next, results.next + 1)
                 results.next += 1
                 yield from self._settled(row)
+            if step == _ROWS_OVER:
+                return
+            step = None
 
-    def take_in(self, intake: Intake, begin: Callable[[], None]) -> None:
-        self._intake, self._begin = intake.compiled, begin
+    def take_in(self, intake: Intake, appends: Appends | None = None) -> None:
+        self._intake = intake.compiled
+        self._log = ffi.NULL if appends is None else appends.pointer
 
     def sleep(self, timeout_s: float) -> None:
         self._wakeup.poll(max(timeout_s, 0) * 1000)

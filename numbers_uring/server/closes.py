@@ -12,10 +12,19 @@ from numbers_uring.reactor.contract import Reactor
 class BatchState:
     """Whether one loop's numbers have reached the sink: written by its thread, read by all."""
 
-    unwritten: bool = False
-    """Whether the loop has taken in anything that the sink does not have."""
+    flag: bytearray = field(default_factory=lambda: bytearray(1))
+    """The byte that compiled passes set to 1 before they take in anything: `unwritten`."""
     appends: int = 0
     """How often that has ended."""
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether the loop has taken in anything that the sink may not have."""
+        return self.flag[0] != 0
+
+    @unwritten.setter
+    def unwritten(self, unwritten: bool) -> None:
+        self.flag[0] = unwritten
 
 
 @dataclass(slots=True)

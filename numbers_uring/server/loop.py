@@ -103,7 +103,9 @@ class Loop:
         """Whether one of its clients has sent `terminate`."""
         if self._idle is not None:
             intake.note_complete()
-        reactor.take_in(intake, self._begin_to_take)
+        if intake.compiled is not None:
+            intake.compiled.note_unwritten(self.batch.flag)
+        reactor.take_in(intake, shared.sink.compiled)
 
     @property
     def taken(self) -> Counts:
@@ -184,9 +186,6 @@ class Loop:
         # The next chunk must fit whole, or not be received at all.
         return self._intake.free_bytes >= CHUNK_BYTES_MAX or self.append()
 
-    def _begin_to_take(self) -> None:
-        self.batch.unwritten = True
-
     def _taken(self, connection: int, verdict: int, size: int) -> None:
         self.statistics.received_bytes += size
         self._intake.note_taken(verdict)
@@ -198,7 +197,7 @@ class Loop:
 
     def _receive(self, connection: int, start: int, size: int) -> None:
         self.statistics.received_bytes += size
-        self._begin_to_take()
+        self.batch.unwritten = True
         verdict = self._intake.receive(connection, start, size)
         if self._idle is not None and self._intake.completed_a_line:
             self._idle.touch(connection)
@@ -274,6 +273,10 @@ class Loop:
         """Append the batch; return False if it did not fit. Raises SinkError."""
         lines = self._intake.batch
         if not lines:
+            if self.batch.unwritten:
+                # A pass appends only while that is quick.
+                self._append_s = 0.0
+                self._sink.note_appends()
             self._note_append()
             return True
         begin_s = self._clock()

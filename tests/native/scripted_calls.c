@@ -1,4 +1,4 @@
-/* epoll_wait(2) and recv(2) as a test plays them, for native/epoll/ built with their names. */
+/* epoll_wait(2), recv(2) and write(2) as a test plays them, for sources built with their names. */
 #include <errno.h>
 #include <stdint.h>
 #include <sys/epoll.h>
@@ -9,9 +9,21 @@ static int (*wait_hook)(int32_t *fds, int fds_max);
 /* Returns what recv(2) does, or -errno. */
 static int (*receive_hook)(int fd, uint8_t *place, int bytes);
 
-void scripted_hooks(int (*wait)(int32_t *, int), int (*receive)(int, uint8_t *, int)) {
+/* Returns what write(2) does, or -errno. */
+static int (*write_hook)(int fd, const uint8_t *data, int bytes);
+
+void scripted_hooks(int (*wait)(int32_t *, int), int (*receive)(int, uint8_t *, int),
+                    int (*write)(int, const uint8_t *, int)) {
     wait_hook = wait;
     receive_hook = receive;
+    write_hook = write;
+}
+
+static ssize_t result(int size) {
+    if (size >= 0)
+        return size;
+    errno = -size;
+    return -1;
 }
 
 int scripted_wait(int epoll, struct epoll_event *events, int events_max, int timeout_ms) {
@@ -28,10 +40,10 @@ int scripted_wait(int epoll, struct epoll_event *events, int events_max, int tim
 }
 
 ssize_t scripted_receive(int fd, void *place, size_t bytes, int flags) {
-    int size = receive_hook(fd, place, (int)bytes);
     (void)flags;
-    if (size >= 0)
-        return size;
-    errno = -size;
-    return -1;
+    return result(receive_hook(fd, place, (int)bytes));
+}
+
+ssize_t scripted_write(int fd, const void *data, size_t bytes) {
+    return result(write_hook(fd, data, (int)bytes));
 }

@@ -55,7 +55,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[FFI, Any]:
             *(("-fsanitize=address,undefined",) if "TEST_NATIVE" in os.environ else ()),
             str(Path(__file__).resolve().parents[1] / "native" / "scripted_queue.c"),
             *(str(NATIVE / "uring" / source) for source in SOURCES),
-            str(NATIVE / "ingest" / "intake.c"),
+            *(str(NATIVE / source) for source in ("ingest/intake.c", "log/append.c")),
         ],
         check=True,
     )

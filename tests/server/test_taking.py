@@ -29,6 +29,8 @@ from numbers_uring.ingest import native
 from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.native import variants
 from numbers_uring.limits import BITMAP_BYTES, BULK_BYTES, CHUNK_BYTES_MAX, RECEIVE_BYTES
+from numbers_uring.log import appends
+from numbers_uring.log.appends import CompiledAppends
 from numbers_uring.log.calls import FileCalls
 from numbers_uring.log.writer import NumbersLog
 from numbers_uring.reactor import epoll_pass
@@ -46,7 +48,8 @@ CLIENTS = 6
 BITMAP = bytearray(BITMAP_BYTES)
 """One for all: each play leaves it empty."""
 HOOKS = """
-void scripted_hooks(int (*wait)(int32_t *, int), int (*receive)(int, uint8_t *, int));
+void scripted_hooks(int (*wait)(int32_t *, int), int (*receive)(int, uint8_t *, int),
+                    int (*write)(int, const uint8_t *, int));
 """
 SANITIZERS = ["-fsanitize=address,undefined"] if "TEST_NATIVE" in os.environ else []
 END = b""
@@ -59,21 +62,25 @@ Result = bytes | int | tuple[str, bytes]
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[FFI, Any]:
-    """Build the pass with the script in the place of the two system calls."""
+    """Build the pass with the script in the place of three system calls."""
     compiler = shutil.which("gcc") or pytest.skip("gcc is not installed")
     path = tmp_path_factory.mktemp("scripted") / "pass.so"
-    sources = ["native/epoll/pass.c", "native/ingest/intake.c", "tests/native/scripted_calls.c"]
+    sources = [
+        *("native/epoll/pass.c", "native/ingest/intake.c", "native/log/append.c"),
+        "tests/native/scripted_calls.c",
+    ]
     subprocess.run(
         [
             *(compiler, "-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC"),
             *("-shared", f"-I{ROOT / 'native'}", "-o", str(path), *SANITIZERS),
             *("-Depoll_wait=scripted_wait", "-Drecv=scripted_receive"),
+            "-Dwrite=scripted_write",
             *(str(ROOT / source) for source in sources),
         ],
         check=True,
     )
     ffi = FFI()
-    for header in ("base.h", "ingest/ingest.h", "ingest/intake.h", "epoll/epoll.h"):
+    for header in ("base.h", "ingest/ingest.h", "ingest/intake.h", "log/append.h", "epoll/epoll.h"):
         text = (ROOT / "native" / header).read_text().splitlines()
         ffi.cdef("\n".join(line for line in text if not line.startswith(("#", "NU_INLINE"))))
     ffi.cdef(HOOKS)
@@ -131,12 +138,14 @@ class Play:
         self.receives = 0
         self.order: list[int] = []
         """Of each receive that gave something: its client."""
+        self.appended_lines = 0
+        """By passes."""
         self.begun_at: list[int] = []
         """Of each pass: the receives before it."""
         monkeypatch.setattr(select, "epoll", self._make_epoll)
         monkeypatch.setattr(socket, "socket", self._make_socket_class())
 
-    # The two system calls, for both.
+    # The system calls, for both.
 
     def ready(self) -> list[int]:
         """Return the descriptors with something to receive: level-triggered, as epoll does it."""
@@ -222,33 +231,43 @@ class Play:
             ffi.memmove(place, result, len(result))
             return len(result)
 
-        self._kept = [wait, receive]
-        lib.scripted_hooks(wait, receive)
+        @ffi.callback("int(int, const uint8_t *, int)")
+        def write(fd: int, data: Any, size: int) -> int:
+            try:
+                return self._write(fd, memoryview(ffi.buffer(data, size)))
+            except OSError as error:
+                return -(error.errno or 0)
 
-        def same(kind: str, pointer: Any) -> Any:
-            return ffi.cast(kind, int(real_ffi.cast("uintptr_t", pointer)))
+        self._kept = [wait, receive, write]
+        lib.scripted_hooks(wait, receive, write)
+
+        def bridged(name: str) -> Callable[..., Any]:
+            """Return the scripted function with the pointers of the extension."""
+            function = getattr(lib, name)
+            signature = ffi.typeof(function)
+
+            def call(*values: Any) -> Any:
+                given = [
+                    ffi.cast(kind, int(real_ffi.cast("uintptr_t", value)))
+                    if kind.kind == "pointer"
+                    else value
+                    for kind, value in zip(signature.args, values, strict=True)
+                ]
+                result = function(*given)
+                if signature.result.kind != "pointer":
+                    return result
+                address = int(ffi.cast("uintptr_t", result))
+                return real_ffi.cast(signature.result.cname, address)
+
+            return call
 
         class Lib:
             def __getattr__(self, name: str) -> Any:
-                return getattr(real_lib, name)
-
-            def nu_epoll_wait(self, pass_: Any, timeout_ms: int) -> int:
-                count: int = lib.nu_epoll_wait(same("struct nu_epoll_pass *", pass_), timeout_ms)
-                return count
-
-            def nu_epoll_take(self, pass_: Any, intake: Any) -> int:
-                step: int = lib.nu_epoll_take(
-                    same("struct nu_epoll_pass *", pass_), same("struct nu_intake *", intake)
-                )
-                return step
-
-            def nu_epoll_receive(self, pass_: Any, fd: int, arena: Any) -> int:
-                size: int = lib.nu_epoll_receive(
-                    same("struct nu_epoll_pass *", pass_), fd, same("uint8_t *", arena)
-                )
-                return size
+                scripted = name.startswith(("nu_epoll_", "nu_log_"))
+                return bridged(name) if scripted else getattr(real_lib, name)
 
         monkeypatch.setattr(epoll_pass, "lib", Lib())
+        monkeypatch.setattr(appends, "lib", Lib())
 
     # The log, and time.
 
@@ -302,7 +321,7 @@ class Play:
     def connection_closed(self) -> None:
         """Nothing to do."""
 
-    def run(self, *, compiled: bool) -> Outcome:
+    def run(self, *, compiled: bool, with_appends: bool = False) -> Outcome:
         """Play to the end."""
         said: list[str] = []
         warned: list[str] = []
@@ -324,6 +343,8 @@ class Play:
                 calls=replace(FileCalls(), write=self._write),
             )
             stack.callback(log.close)
+            if with_appends:
+                log._compiled = CompiledAppends()
             log.truncate()
             intake = Intake(
                 variants()[0],
@@ -367,6 +388,8 @@ class Play:
             self.draining = True
             loop.drain(0.0)
             log.finish()
+            if log.compiled is not None:
+                self.appended_lines = log.compiled.lines
             numbers = logged_once(self._path)
             for number in numbers:
                 BITMAP[number >> 3] = 0
@@ -456,13 +479,17 @@ class RingPlay(Play):
 PlayBoth = Callable[[Script], Outcome]
 
 
-def played_to_both(play_one: Callable[..., Outcome]) -> PlayBoth:
-    """Return what plays a script with and without the compiled pass, and compares what comes."""
+def played_to_all(play_one: Callable[..., Outcome]) -> PlayBoth:
+    """Return what plays a script with and without the compiled pass, and compares what comes.
+
+    Of the compiled passes, one appends by itself.
+    """
 
     def play(script: Script) -> Outcome:
-        plain, fast = (play_one(script, compiled=compiled) for compiled in (False, True))
-        assert fast == plain
-        return fast
+        plain = play_one(script, compiled=False)
+        assert play_one(script, compiled=True) == plain
+        assert play_one(script, compiled=True, with_appends=True) == plain
+        return plain
 
     return play
 
@@ -474,25 +501,25 @@ def play_both(library: tuple[FFI, Any], tmp_path: Path) -> PlayBoth:
     Returns that.
     """
 
-    def play_one(script: Script, *, compiled: bool) -> Outcome:
+    def play_one(script: Script, **how: bool) -> Outcome:
         with pytest.MonkeyPatch.context() as monkeypatch:
             one = Play(script, tmp_path / "numbers.log", monkeypatch)
             one.use(library, monkeypatch)
-            return one.run(compiled=compiled)
+            return one.run(**how)
 
-    return played_to_both(play_one)
+    return played_to_all(play_one)
 
 
 @pytest.fixture
 def play_rings(ring: None, tmp_path: Path) -> PlayBoth:
     """Play a script to a ring of the plain loop, and to one of the compiled pass."""
 
-    def play_one(script: Script, *, compiled: bool) -> Outcome:
+    def play_one(script: Script, **how: bool) -> Outcome:
         with pytest.MonkeyPatch.context() as monkeypatch:
             one = RingPlay(script, tmp_path / "numbers.log", monkeypatch)
-            return one.run(compiled=compiled)
+            return one.run(**how)
 
-    return played_to_both(play_one)
+    return played_to_all(play_one)
 
 
 @pytest.fixture(params=["play_both", "play_rings"])
@@ -505,6 +532,17 @@ def play_any(request: pytest.FixtureRequest) -> PlayBoth:
 def silent(results: dict[int, list[Result]], **settings: Any) -> Script:
     """Return a script in which the other clients leave without a word."""
     return Script([results.get(client, [END]) for client in range(CLIENTS)], **settings)
+
+
+def test_passes_append_by_themselves(library: tuple[FFI, Any], tmp_path: Path) -> None:
+    pieces = {client: [lines([client + 10 * i]) for i in range(9)] for client in range(CLIENTS)}
+    script = silent({client: [*each, END] for client, each in pieces.items()})
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        one = Play(script, tmp_path / "numbers.log", monkeypatch)
+        one.use(library, monkeypatch)
+        one.run(compiled=True, with_appends=True)
+    # The first append is the loop's.
+    assert one.appended_lines >= 9 * CLIENTS - CLIENTS
 
 
 ERRORS = [

@@ -49,7 +49,7 @@ class ScriptedReactor:
     def clock(self) -> float:
         return self.now_s
 
-    def take_in(self, intake: Intake, begin: Callable[[], None]) -> None:
+    def take_in(self, intake: Intake, appends: object = None) -> None:
         """Not here."""
 
     def wait(self, timeout_s: float) -> Iterator[Completion]:

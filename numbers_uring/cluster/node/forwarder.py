@@ -101,6 +101,13 @@ class Forwarder:
         return self._outbox.forwarded
 
     @property
+    def compiled(self) -> None:
+        """No pass publishes."""
+
+    def note_appends(self) -> None:
+        pass
+
+    @property
     def full_status(self) -> str:
         return "The NATS server is behind"
 
