@@ -418,18 +418,25 @@ def test_an_answer_without_an_end_is_not_awaited(
 def test_another_server_is_one_line_and_exit_3(answer: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def serve_one() -> None:
-            client, _ = listener.accept()
-            with client, suppress(OSError):
-                client.recv(4096)
-                client.sendall(answer)
+        def serve() -> None:
+            while not ended.is_set():
+                client, _ = listener.accept()
+                with client, suppress(OSError):
+                    client.recv(4096)
+                    client.sendall(answer)
 
-        thread = threading.Thread(target=serve_one)
+        ended = threading.Event()
+        thread = threading.Thread(target=serve)
         thread.start()
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-        done = run_command("status", f"http://{address}")
-        thread.join(DEADLINE_S)
+        try:
+            address = f"127.0.0.1:{listener.getsockname()[1]}"
+            done = run_command("status", f"http://{address}")
+        finally:
+            ended.set()
+            socket.create_connection(listener.getsockname()).close()
+            thread.join(DEADLINE_S)
     assert_one_line_error(done, 3, address)
+    assert "timed out" not in done.stderr
     assert "(" not in done.stderr  # as in IncompleteRead(0 bytes read)
 
 
