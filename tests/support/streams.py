@@ -1,15 +1,20 @@
 """Streams of each kind that a process may find in the place of its standard output and error."""
 
+import fcntl
 import os
 import pty
 import select
 import socket
+import sys
+import termios
 from pathlib import Path
 
 from numbers_uring.system.stdio import LineWriter
 
 MANY = 1_000_000
 """More lines than any stream takes without a reader."""
+SMALL = 8192
+"""What a stream of the tests holds, as far as Linux lets us choose: it is soon full."""
 
 
 class StreamPair:
@@ -30,6 +35,9 @@ class StreamPair:
         # What terminals make of a newline.
         return data.replace(b"\r\n", b"\n")
 
+    def readable_bytes(self) -> int:
+        return int.from_bytes(fcntl.ioctl(self.read_fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+
     def writer(self) -> LineWriter:
         return LineWriter(self.write_fd)
 
@@ -46,6 +54,7 @@ class StreamPair:
 
 def _pipe(_tmp_path: Path) -> StreamPair:
     read_fd, write_fd = os.pipe()
+    fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, SMALL)
     return StreamPair(write_fd, read_fd)
 
 
@@ -58,19 +67,22 @@ def _fifo(tmp_path: Path) -> StreamPair:
     path = tmp_path / "fifo"
     os.mkfifo(path)
     read_fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    fcntl.fcntl(read_fd, fcntl.F_SETPIPE_SZ, SMALL)
     return StreamPair(os.open(path, os.O_WRONLY), read_fd)
 
 
 def _socket(_tmp_path: Path) -> StreamPair:
     near, far = socket.socketpair()
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
     return StreamPair(near.detach(), far.detach())
 
 
 def _tcp(_tmp_path: Path) -> StreamPair:
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALL)
         near = socket.create_connection(listener.getsockname())
         far, _ = listener.accept()
-    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+    near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL)
     return StreamPair(near.detach(), far.detach())
 
 

@@ -20,8 +20,8 @@ from support.streams import MANY, STREAM_KINDS, StreamPair, write_until_full
 from support.waiting import DEADLINE_S, wait_until
 
 Serve = Callable[..., ServerProcess]
-STUCK_S = 3.0
-"""Longer than the reports of a server that sends one each millisecond find space anywhere."""
+STUCK_S = 0.5
+"""Of a server that reports each millisecond, a stream that gets nothing for this long is full."""
 
 
 class Server:
@@ -73,6 +73,19 @@ def serving(folder: Path, *options: str, stdout: int, stderr: int) -> Iterator[S
         server.process.wait()
 
 
+def exchange_until_stuck(server: Server, written_bytes: Callable[[], int]) -> int:
+    """Send new numbers, until what there is to read stays as it is; return how many."""
+    sent, before, since_s = 0, 0, time.monotonic()
+    while time.monotonic() < since_s + STUCK_S or not before:
+        server.exchange(lines(range(sent, sent + 100)))
+        sent += 100
+        now = written_bytes()
+        if now != before:
+            before, since_s = now, time.monotonic()
+        assert sent < 100 * MANY, "the stream takes everything"
+    return sent
+
+
 @pytest.fixture(params=list(STREAM_KINDS))
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StreamPair]:
     with closing(STREAM_KINDS[request.param](tmp_path)) as pair:
@@ -108,14 +121,10 @@ def _whole_lines(data: bytes) -> list[str]:
 def test_reports_that_no_one_reads_hold_nothing_up_and_add_up(
     tmp_path: Path, pair: StreamPair, is_read_again: bool
 ) -> None:
-    sent = 0
     with serving(
         tmp_path, "--report-interval", "0.001", stdout=pair.write_fd, stderr=subprocess.DEVNULL
     ) as server:
-        end_s = time.monotonic() + STUCK_S
-        while time.monotonic() < end_s:
-            server.exchange(lines(range(sent, sent + 100)))
-            sent += 100
+        sent = exchange_until_stuck(server, pair.readable_bytes)
         if is_read_again:
             with reading(pair) as data:
                 assert server.stop() == 0
@@ -152,13 +161,9 @@ def test_both_streams_on_one_terminal_that_no_one_reads(tmp_path: Path, backend:
         closing(STREAM_KINDS["terminal"](tmp_path)) as pair,
         serving(tmp_path, *options, stdout=pair.write_fd, stderr=pair.write_fd) as server,
     ):
-        end_s = time.monotonic() + STUCK_S
-        number = 0
-        while time.monotonic() < end_s:
-            server.exchange(lines([number]))
-            number += 1
+        sent = exchange_until_stuck(server, pair.readable_bytes)
         assert server.stop() == 0
-    assert logged_once(server.log_path) == set(range(number))
+    assert logged_once(server.log_path) == set(range(sent))
 
 
 def test_a_disk_that_is_full_for_reports_holds_nothing_up(tmp_path: Path, small_disk: Path) -> None:
@@ -172,15 +177,11 @@ def test_a_disk_that_is_full_for_reports_holds_nothing_up(tmp_path: Path, small_
             stderr=subprocess.DEVNULL,
         ) as server,
     ):
-        end_s = time.monotonic() + STUCK_S
-        number = 0
-        while time.monotonic() < end_s:
-            server.exchange(lines([number]))
-            number += 1
+        sent = exchange_until_stuck(server, lambda: os.fstat(file.fileno()).st_size)
         (small_disk / "filler").unlink()
         assert server.stop() == 0
     unique, _, _ = reported(_whole_lines((small_disk / "reports").read_bytes()))
-    assert unique == number
+    assert unique == sent
 
 
 @pytest.mark.parametrize("reactors", ["1", "4"])
