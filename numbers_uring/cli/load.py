@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib import import_module
@@ -302,7 +303,8 @@ def _load_and_print(
     if as_json:
         click.echo(json.dumps(_flat(result)))
     else:
-        click.echo(result_table(result) if os.isatty(STDOUT) else result_line(result))
+        columns = shutil.get_terminal_size().columns
+        click.echo(result_table(result, columns) if os.isatty(STDOUT) else result_line(result))
     for text, clients in result.errors.items():
         # "terminate" has a client of its own.
         of = f" ({clients} of {counted(parameters.clients, 'client')})"

@@ -5,6 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
+from textwrap import wrap
 from typing import Any
 
 import click
@@ -14,10 +15,17 @@ from numbers_uring.load.model import Latency, LoadResult
 from numbers_uring.words import counted
 
 _TITLES = ("p50", "p90", "p99", "p99.9", "max")
+_NAME_COLUMNS = 12
+_CELL_COLUMNS = 7
+_SAMPLES_COLUMNS = 9
+_TIMES_COLUMNS = _NAME_COLUMNS + len(_TITLES) * _CELL_COLUMNS + _SAMPLES_COLUMNS
 
 
-def result_table(result: LoadResult) -> str:
-    """Return the result for a terminal: what was sent, how fast, and the times."""
+def result_table(result: LoadResult, columns: int) -> str:
+    """Return the result for a terminal: what was sent, how fast, and the times.
+
+    Where it is narrower than the rows of times, these are columns.
+    """
     rows = [
         ("sent", f"{_sent(result, ',')}, {_megabytes(result)} MB"),
         ("taken in", _numbers(result.numbers_taken, ",")),
@@ -25,12 +33,25 @@ def result_table(result: LoadResult) -> str:
         ("time", f"{result.seconds:.3f} s"),
         ("rate", f"{_rate(result.numbers_per_s)}, {_figure(result.bytes_per_s / 1e6)} MB/s"),
     ]
-    lines = [f"{name:<12}  {text}" for name, text in rows]
-    titles = "".join(f"{title:>7}" for title in _TITLES)
-    lines += ["", f"{'times in ms':<12}{titles}{'samples':>9}"]
+    wide = columns >= _TIMES_COLUMNS
+    begin = _NAME_COLUMNS if wide else max(len(name) for name, _ in rows)
+    lines = []
+    for name, text in rows:
+        indented = f"{name:<{begin}}  {text}"
+        lines += wrap(indented, columns, subsequent_indent=" " * (begin + 2)) or [indented]
+    times: list[tuple[str, ...]] = [("times in ms", *_TITLES, "samples")]
     for name, latency in (("drained", result.drained_ms), ("acknowledged", result.acknowledged_ms)):
         cells = ("-" if each is None else _figure(each) for each in _percentiles(latency))
-        lines.append(f"{name:<12}{''.join(f'{cell:>7}' for cell in cells)}{latency.samples:>9,}")
+        times.append((name, *cells, f"{latency.samples:,}"))
+    if wide:
+        widths = [_CELL_COLUMNS] * len(_TITLES) + [_SAMPLES_COLUMNS]
+    else:
+        times = list(zip(*times, strict=True))
+        widths = [len(title) + 1 for title in times[0][1:]]
+    lines.append("")
+    for name, *each in times:
+        padded = (f"{cell:>{width}}" for cell, width in zip(each, widths, strict=True))
+        lines.append(f"{name:<{_NAME_COLUMNS}}{''.join(padded)}")
     return "\n".join(lines)
 
 

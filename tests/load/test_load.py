@@ -28,12 +28,12 @@ from hypothesis import strategies as st
 
 from numbers_uring._native import ffi, lib
 from numbers_uring.cli.load import load
-from numbers_uring.cli.load_output import ProgressBars
+from numbers_uring.cli.load_output import ProgressBars, result_table
 from numbers_uring.errors import ExitCode, StartError
 from numbers_uring.limits import NUMBERS
 from numbers_uring.load.latency import bucket_latency, exact_latency
 from numbers_uring.load.lines import make_lines
-from numbers_uring.load.model import Latency, LoadParameters, Mix, numbers_max
+from numbers_uring.load.model import Latency, LoadParameters, LoadResult, Mix, numbers_max
 from numbers_uring.load.run import run_load
 from ports import reserve_port
 from support.peers import peer, read_all
@@ -635,6 +635,7 @@ def load_on_a_terminal(columns: int, *options: str, output: bool) -> tuple[str, 
             [*COMMAND, "load", "--port", str(port), *options],
             stdout=follower if output else subprocess.PIPE,
             stderr=follower,
+            env={name: value for name, value in os.environ.items() if name != "COLUMNS"},
         )
         os.close(follower)
         shown = b""
@@ -665,6 +666,46 @@ def test_the_result_is_a_table_on_a_terminal(columns: int) -> None:
     assert "times in ms p50 p90 p99 p99.9 max samples\n" in text
     # One sample a client: too few for most percentiles.
     assert re.search(r"\ndrained \S*\d - - - \S*\d 3\n", text), text
+
+
+@pytest.mark.parametrize("columns", [40, 50])
+def test_on_a_narrow_terminal_the_times_are_below_each_other(columns: int) -> None:
+    options = ("--numbers", "1234567", "--clients", "3", "--mix", "sequential")
+    shown, _ = load_on_a_terminal(columns, *options, output=True)
+    table = shown.split("100%")[-1].splitlines()[1:]
+    assert max(map(len, table)) <= columns, table
+    text = "\n".join(" ".join(line.split()) for line in table)
+    assert "\ntaken in 1,234,567 numbers\nfrom 3 clients, mix sequential," in text
+    assert "\ntimes in ms drained acknowledged\n" in text
+    for title in ("p50", "max"):
+        assert re.search(rf"^{re.escape(title)} \S*\d \S*\d$", text, re.MULTILINE), text
+    assert re.search(r"\nsamples 3 \d+\Z", text), text
+
+
+@pytest.mark.parametrize("columns", [40, 56, 80])
+def test_no_figure_is_too_wide_for_the_table(columns: int) -> None:
+    times = Latency(samples=99_999, p50=9e5, p90=9e5, p99=9e5, p999=9e5, max=9e5)
+    result = LoadResult(
+        parameters=parameters(Mix.SEQUENTIAL, NUMBERS, clients=10_000),
+        prepared=False,
+        prepare_seconds=0,
+        seconds=5e5,
+        numbers_sent=NUMBERS - 1,
+        numbers_taken=NUMBERS - 2,
+        numbers_not_taken_min=1,
+        numbers_per_s=123_456_789,
+        bytes_per_s=1.2e9,
+        cpu_user_seconds=1,
+        cpu_system_seconds=1,
+        drained_ms=times,
+        acknowledged_ms=times,
+        clients_drained=1,
+        clients_failed=1,
+        clients_unfinished=1,
+    )
+    table = result_table(result, columns).splitlines()
+    assert max(map(len, table)) <= columns, table
+    assert "99,999" in table[-1]
 
 
 def test_a_terminal_gets_json_if_it_is_asked_for() -> None:
