@@ -47,7 +47,7 @@ def read_seen(
     reading = f"reading {counted(len(files), 'file')} of --seen"
     size_bytes = sum(file.size_bytes for file in files)
     progress = StartProgress(reading, size_bytes, say, stop_requested)
-    unique = duplicates = torn_bytes = 0
+    unique = duplicates = torn_files = torn_bytes = 0
     for group in _groups(files):
         for file, found in zip(group, _Reading(group, kernel, bitmap).run(progress), strict=True):
             _require_numbers(file, found)
@@ -56,9 +56,12 @@ def read_seen(
                 say(f"{file.path} has no end, as while it is compressed; others have its numbers")
             unique += found.scan.unique
             duplicates += found.scan.duplicates
-            torn_bytes += 0 if found.ends_early else found.scan.torn_bytes
+            if found.scan.torn_bytes and not found.ends_early:
+                torn_files += 1
+                torn_bytes += found.scan.torn_bytes
     again = f", {duplicates} of them again" if duplicates else ""
-    torn = f", torn tails of {counted(torn_bytes, 'byte')} left out" if torn_bytes else ""
+    tails = "a torn tail" if torn_files == 1 else "torn tails"
+    torn = f", {tails} of {counted(torn_bytes, 'byte')} left out" if torn_bytes else ""
     say(
         f"read {counted(len(files), 'file')} of --seen: {counted(unique + duplicates, 'number')}"
         f"{again}{torn} in {time.monotonic() - begin_s:.1f} s"

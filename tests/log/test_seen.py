@@ -329,15 +329,23 @@ def test_what_ends_one_thread_ends_them_all(
     opened.close()
 
 
-def test_torn_tails_are_left_out(tmp_path: Path) -> None:
-    (tmp_path / "x.1").write_bytes(ONE + b"0000\0\0")
-    (tmp_path / "x.2.gz").write_bytes(gzip.compress(TWO + b"123456789"))
+@pytest.mark.parametrize(
+    ("tails", "text"),
+    [
+        ((b"0000\0\0", b"123456789"), "torn tails of 15 bytes left out"),
+        ((b"", b"123"), "a torn tail of 3 bytes left out"),
+        ((b"1", b""), "a torn tail of 1 byte left out"),
+    ],
+)
+def test_torn_tails_are_left_out(tails: tuple[bytes, bytes], text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.1").write_bytes(ONE + tails[0])
+    (tmp_path / "x.2.gz").write_bytes(gzip.compress(TWO + tails[1]))
     said: list[str] = []
     files = SeenFiles([tmp_path / "x*"], is_log=lambda _: False)
     read_seen(files.files, KERNEL, BITMAP, say=said.append, stop_requested=lambda: False)
     files.close()
     clear(ONE + TWO)
-    assert "500 numbers, torn tails of 15 bytes left out in" in said[-1]
+    assert f"500 numbers, {text} in" in said[-1]
 
 
 def test_a_hidden_file_is_matched_by_a_dot_alone(tmp_path: Path) -> None:
