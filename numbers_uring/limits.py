@@ -160,14 +160,17 @@ ACCEPT_WARNING_INTERVAL_S = 60.0
 RING_SMALL_BUFFERS = 1024
 """Buffers of RING_SMALL_BYTES; a power of two, as Linux wants it."""
 
-RING_SMALL_BYTES = 16 * 1024 - 64
+RING_SMALL_BYTES = 4 * 1024 - 64
 """What the ring receives packets into from clients that send little at a time."""
 
 RING_LARGE_BUFFERS = 16
 """Buffers of RING_LARGE_BYTES; a power of two, as well."""
 
-RING_LARGE_BYTES = RECEIVE_BYTES
+RING_LARGE_BYTES = RECEIVE_BYTES - 64
 """What the ring receives into from clients that fill small buffers, in turn."""
+
+RING_TOUCHED_BYTES = RING_SMALL_BUFFERS * 4096 + 2 * RECEIVE_BYTES
+"""What is touched at the start: the small buffers, and of the large ones those that are in use."""
 
 RING_SUBMISSIONS_MAX = 1024
 """Entries of the submission queue."""

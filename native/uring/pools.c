@@ -17,23 +17,24 @@ size_t nu_ring_arena_bytes(const struct nu_ring_config *config) {
            (size_t)config->large.buffers * stride_bytes(config, config->large.buffer_bytes);
 }
 
+/* The large buffers lie behind the small ones, and the first ones of each pool are used first. */
 static void lay_out(struct nu_pools *pools, const struct nu_ring_config *config) {
     const struct nu_pool_config *configs[NU_POOLS] = {&config->small, &config->large};
-    uint32_t number = 0;
-    size_t start = 0;
-    for (uint8_t i = 0; i < NU_POOLS; i++) {
+    uint32_t number = pools->buffer_count;
+    size_t end = nu_ring_arena_bytes(config);
+    for (uint8_t i = NU_POOLS; i--;) {
         struct nu_pool *pool = &pools->pools[i];
         uint32_t stride = stride_bytes(config, configs[i]->buffer_bytes);
         pool->buffers = configs[i]->buffers;
         pool->buffer_bytes = configs[i]->buffer_bytes;
-        pool->first_buffer = number;
-        for (uint16_t id = 0; id < pool->buffers; id++, start += stride) {
-            pools->buffers[number] = (struct nu_buffer){
-                .start = (uint32_t)(start + stride - pool->buffer_bytes),
-                .id = id,
+        pool->first_buffer = number - pool->buffers;
+        for (uint32_t id = pool->buffers; id--; end -= stride) {
+            pools->buffers[--number] = (struct nu_buffer){
+                .start = (uint32_t)(end - pool->buffer_bytes),
+                .id = (uint16_t)id,
                 .pool = i,
             };
-            nu_pools_give_back(pools, (int32_t)number++);
+            nu_pools_give_back(pools, (int32_t)number);
         }
     }
 }

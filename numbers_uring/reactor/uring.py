@@ -16,8 +16,6 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
-from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from operator import length_hint
 from typing import Any
 
@@ -52,6 +50,7 @@ from numbers_uring.reactor.drain_bound import DrainBound
 from numbers_uring.reactor.pacing import Pacing
 from numbers_uring.reactor.receive_errors import ReceiveWarnings
 from numbers_uring.reactor.retries import Retries
+from numbers_uring.reactor.uring_arena import allocate
 
 assert tuple(Kind)[:3] == (lib.NU_OPENED, lib.NU_RECEIVED, lib.NU_CLOSED)
 assert tuple(End) == (lib.NU_EOF, lib.NU_RESET, lib.NU_DISCONNECTED)
@@ -71,19 +70,6 @@ _PORT = struct.Struct("!2xH")
 """Where sockaddr_in and sockaddr_in6 have them; their hosts are 4 and 8 bytes from the start."""
 _SCOPE_ID = struct.Struct("=24xI")
 """Of sockaddr_in6."""
-
-
-def _huge_mapping(size_bytes: int) -> mmap:
-    """Return memory of at least that size, of which pages are taken as they are touched.
-
-    On huge pages, where Linux grants them: a short and fast stream would else spend a third of its
-    time on faults. Linux aligns a mapping for them only if its size is a multiple of theirs.
-    """
-    pages = -(-size_bytes // lib.NU_HUGE_PAGE_BYTES)
-    memory = mmap(-1, pages * lib.NU_HUGE_PAGE_BYTES, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-    with suppress(OSError):
-        memory.madvise(MADV_HUGEPAGE)
-    return memory
 
 
 class UringReactor:
@@ -152,7 +138,7 @@ class UringReactor:
                 "receive_failures_max": RECEIVE_FAILURES_MAX,
             },
         )
-        self.arena = _huge_mapping(lib.nu_ring_arena_bytes(config))
+        self.arena = allocate(lib.nu_ring_arena_bytes(config))
         self._arena = ffi.from_buffer("uint8_t[]", self.arena, require_writable=True)
         config.arena, config.arena_bytes = self._arena, len(self.arena)
         self._ring = self._open(config)
