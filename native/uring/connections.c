@@ -135,18 +135,28 @@ static void serve(struct nu_ring *ring, uint32_t index) {
     nu_connection_sort(ring, index);
 }
 
-void nu_connections_serve(struct nu_ring *ring) {
+void nu_connections_serve(struct nu_ring *ring, bool ends) {
     for (uint32_t left = ring->ready.count; left; left--) {
+        uint32_t index = (uint32_t)ring->ready.first;
         if (ring->results->count + 2 > ring->completions_max)
             return;
-        serve(ring, (uint32_t)ring->ready.first);
+        if (ends || ring->connections[index].first_buffer != NU_NONE) {
+            serve(ring, index);
+        } else {
+            leave(ring, index);
+            push(ring, &ring->ready, index);
+        }
     }
 }
 
-void nu_connections_settle(struct nu_ring *ring) {
+void nu_connections_take_back(struct nu_ring *ring) {
     for (uint32_t i = 0; i < ring->leased_count; i++)
         nu_pools_give_back(&ring->pools, ring->leased[i]);
     ring->leased_count = 0;
+}
+
+void nu_connections_settle(struct nu_ring *ring) {
+    nu_connections_take_back(ring);
     ring->results->count = ring->results->next = 0;
     ring->results->received_bytes = 0;
 }

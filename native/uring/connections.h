@@ -32,6 +32,7 @@ struct nu_connection {
     uint8_t cancelling; /* and was asked to end */
     uint8_t armed_pool; /* that it takes from */
     uint8_t pool;       /* that the next one takes from */
+    uint8_t little;     /* what came last did not fill a small buffer */
     uint8_t ended;      /* there will be nothing more: see end */
     uint8_t end;        /* an nu_end */
     /* As accept4(2) tells it: the longest address of our listeners. Of AF_UNIX only the family. */
@@ -77,6 +78,9 @@ struct nu_ring {
     int32_t wakeup_fd;
     bool wakeup_armed;
     bool woken;
+    bool armed_any;       /* receives that were not submitted yet */
+    bool quiet;           /* something else came in this pass than chunks in bulk */
+    uint32_t bulk_left;   /* connections that have a turn in this pass yet */
     bool ending;          /* every request is being cancelled */
     bool draining;        /* none is under way any more */
     uint32_t drain_place; /* the first connection to receive from in the next pass */
@@ -92,8 +96,9 @@ void nu_ring_hand_out(struct nu_ring *ring, uint32_t kind, uint32_t connection, 
 /* Puts the connection into the list that its state says. */
 void nu_connection_sort(struct nu_ring *ring, uint32_t index);
 
-/* Returns what the connections in `ready` have, as far as there is space for completions. */
-void nu_connections_serve(struct nu_ring *ring);
+/* Hands out what the connections in `ready` have, as far as there is space for completions; their
+ * ends only if that is asked for. */
+void nu_connections_serve(struct nu_ring *ring, bool ends);
 
 /* Accepts from the listeners that are ready. In accept.c, as are the next two. */
 void nu_connections_accept(struct nu_ring *ring);
@@ -107,7 +112,10 @@ void nu_listener_failed(struct nu_ring *ring, struct nu_listener *listener, int 
 /* Returns true if one more client may be accepted. */
 bool nu_connections_have_room(const struct nu_ring *ring);
 
-/* Takes back what the last pass handed out. */
+/* Takes back the buffers that were handed out. */
+void nu_connections_take_back(struct nu_ring *ring);
+
+/* The same, and forgets what the last pass handed out. */
 void nu_connections_settle(struct nu_ring *ring);
 
 /* Notes that a receive is to end, and asks for that. */
@@ -134,5 +142,10 @@ int nu_drain_pass(struct nu_ring *ring);
 /* Deals with all completions of the queue; returns true if there were any, and sets *error to 0 or
  * -errno. In pass.c. */
 bool nu_ring_reap(struct nu_ring *ring, int *error);
+
+/* Called when everything that was handed out is taken in: goes on with the pass, and receives in
+ * bulk from those that have not had their turn in it. Returns false where the pass is over: all
+ * have had theirs, or something else has come. In pass.c. */
+bool nu_ring_receive_more(struct nu_ring *ring);
 
 #endif

@@ -79,6 +79,6 @@ int nu_drain_pass(struct nu_ring *ring) {
         if (connection->fd >= 0 && !connection->ended && connection->first_buffer == NU_NONE)
             receive_from(ring, index, pool);
     }
-    nu_connections_serve(ring);
+    nu_connections_serve(ring, true);
     return (int)ring->results->count;
 }

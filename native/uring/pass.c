@@ -5,11 +5,14 @@
  *   that waits for a single completion runs NU_RUN_MIN pieces of that work and leaves the others:
  *   a second one, which waits for nothing, then runs all of them. Packets that are to pile up do
  *   so within the wait (min_wait_usec, since Linux 6.12), which then runs all by itself.
- * - A connection starts with a multishot receive into small buffers: no submission for each packet.
- *   A client that fills a small buffer is moved to large ones, received into one at a time: a
- *   multishot receive would take up to 32 buffers at once for a client that floods
- *   (MULTISHOT_MAX_RETRY in io_uring/net.c). Like this none holds more than one large buffer, and
- *   all are served in turn.
+ * - A client that sends little is received from by one multishot receive into small buffers: no
+ *   submission for each packet. One that fills a small buffer is moved to large ones, received into
+ *   one at a time: a multishot receive would take up to 32 buffers at once for a client that floods
+ *   (MULTISHOT_MAX_RETRY in io_uring/net.c). So would the first one of a connection, which is
+ *   therefore received into a single small buffer.
+ * - Linux has one large buffer. Those that send in bulk have their turns behind each other, in one
+ *   pass (nu_ring_receive_more), and each of them receives into the memory that the one before has
+ *   just been taken in from: it is in the processor's cache, as epoll's only buffer is.
  * - A receive that finds its pool empty ends with -ENOBUFS, also a multishot one: it is armed again
  *   as soon as its pool holds buffers, the longest waiting first. Whatever ends a receive, a
  *   completion without F_MORE is its last one.
@@ -27,7 +30,7 @@
 
 #include <errno.h>
 
-enum { LARGE_STOCK = 2, CONNECTIONS_PER_LARGE = 8, SMALL_STOCK = 32, SMALL_PER_CONNECTION = 2 };
+enum { LARGE_STOCK = 1, SMALL_STOCK = 32, SMALL_PER_CONNECTION = 2 };
 
 /* A completion queue that stays full is flushed this often a pass; the rest comes with the next. */
 enum { FLUSHES_MAX = 16 };
@@ -59,6 +62,7 @@ static void receive_ended(struct nu_ring *ring, struct nu_connection *connection
 static void choose_pool(struct nu_ring *ring, uint32_t index, uint32_t size) {
     struct nu_connection *connection = &ring->connections[index];
     uint32_t small_bytes = ring->pools.pools[NU_SMALL].buffer_bytes;
+    connection->little = size < small_bytes;
     if (connection->armed_pool == NU_LARGE) {
         connection->pool = size <= small_bytes / 2 ? NU_SMALL : NU_LARGE;
     } else if (size == small_bytes) {
@@ -74,6 +78,8 @@ static void received(struct nu_ring *ring, uint32_t index, const struct io_uring
         ring->results->starved++;
     if (cqe->res > 0)
         connection->failures = 0;
+    if (cqe->res > 0 && connection->armed_pool == NU_SMALL)
+        ring->quiet = true;
     if (!(cqe->flags & IORING_CQE_F_MORE)) {
         connection->armed = false;
         receive_ended(ring, connection, cqe->res);
@@ -108,12 +114,14 @@ static void completed(struct nu_ring *ring, const struct io_uring_cqe *cqe) {
     uint32_t index = (uint32_t)cqe->user_data;
     switch (cqe->user_data >> 56) {
     case NU_REQUEST_WAKEUP:
+        ring->quiet = true;
         ring->wakeup_armed = false;
         ring->woken = ring->wakeup_fd >= 0 && cqe->res > 0;
         if (cqe->res < 0)
             ring->results->ring_errno = -cqe->res;
         break;
     case NU_REQUEST_LISTENER:
+        ring->quiet = true;
         ring->listeners[index].armed = false;
         ring->listeners[index].ready = cqe->res > 0;
         if (cqe->res < 0 && cqe->res != -ECANCELED)
@@ -143,22 +151,20 @@ bool nu_ring_reap(struct nu_ring *ring, int *error) {
 /* Arming. */
 
 /* Lets the kernel have as few buffers as do: it takes the one that it has had for longest, so the
- * fewer go round, the less memory is touched, and the more of it is still in the processor's cache.
- */
+ * fewer go round, the more of their memory is still in the processor's cache. */
 static void provide(struct nu_ring *ring) {
     uint32_t open = ring->connections_max - ring->free_count;
     nu_pools_provide(&ring->pools, NU_SMALL, SMALL_STOCK + open * SMALL_PER_CONNECTION);
-    nu_pools_provide(&ring->pools, NU_LARGE,
-                     LARGE_STOCK + ring->unarmed[NU_LARGE].count / CONNECTIONS_PER_LARGE);
+    nu_pools_provide(&ring->pools, NU_LARGE, LARGE_STOCK);
 }
 
 static bool arm_receive(struct nu_ring *ring, uint32_t index) {
     struct nu_connection *connection = &ring->connections[index];
     uint64_t data = nu_user_data(NU_REQUEST_RECEIVE, index, connection->generation);
-    if (!nu_queue_receive(&ring->queue, connection->fd, connection->pool,
-                          connection->pool == NU_SMALL, data))
+    bool multishot = connection->pool == NU_SMALL && connection->little;
+    if (!nu_queue_receive(&ring->queue, connection->fd, connection->pool, multishot, data))
         return false;
-    connection->armed = true;
+    connection->armed = ring->armed_any = true;
     connection->armed_pool = connection->pool;
     connection->cancelling = false;
     nu_connection_sort(ring, index);
@@ -179,6 +185,7 @@ static bool arm_receives(struct nu_ring *ring, int pool) {
 
 static bool arm(struct nu_ring *ring) {
     provide(ring);
+    ring->armed_any = false;
     if (ring->wakeup_fd >= 0 && !ring->wakeup_armed)
         ring->wakeup_armed =
             nu_queue_poll(&ring->queue, ring->wakeup_fd, nu_user_data(NU_REQUEST_WAKEUP, 0, 0));
@@ -209,24 +216,20 @@ static bool try_again(struct nu_ring *ring, int error) {
     return true;
 }
 
-int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns, int64_t pile_up_ns) {
+static int pass(struct nu_ring *ring, int64_t timeout_ns, int64_t pile_up_ns) {
     int64_t end_ns = timeout_ns > 0 ? nu_now_ns() + timeout_ns : 0;
-    bool all_armed;
+    bool waits;
     int error;
-    nu_connections_settle(ring);
-    ring->woken = false;
-    ring->results->accept_errno = 0;
-    ring->results->receive_errno = 0;
-    ring->results->ring_errno = 0;
-    if (ring->draining)
-        return nu_drain_pass(ring);
+    ring->woken = ring->quiet = false;
     do {
-        all_armed = arm(ring);
+        bool all_armed = arm(ring);
         if (ring->refuse_at_ns && timeout_ns > 0)
             timeout_ns = until(ring->refuse_at_ns, timeout_ns);
         /* Those that are not may have data: arming goes on, a poolful at a time, before a wait. It
-         * comes to its end: a buffer that is not the kernel's is on its way to the caller. */
-        if (!all_armed || ring->ready.count)
+         * comes to its end: a buffer that is not the kernel's is on its way to the caller. Nor do
+         * those wait for packets to pile up that have something already, most often their end. */
+        waits = all_armed && !ring->ready.count && !(pile_up_ns > 0 && ring->armed_any);
+        if (!waits)
             error = nu_queue_enter(&ring->queue, 0);
         else if (pile_up_ns > 0 && timeout_ns > pile_up_ns)
             error = nu_queue_enter_for_all(&ring->queue, timeout_ns, pile_up_ns);
@@ -245,15 +248,50 @@ int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns, int64_t pile_up_ns) {
             any |= nu_ring_reap(ring, &error);
         if (error && !try_again(ring, error))
             return error;
-        nu_connections_serve(ring);
+        nu_connections_serve(ring, true);
         nu_connections_accept(ring);
         if (ring->results->count || ring->woken || interrupted || ring->results->accept_errno ||
             ring->results->ring_errno)
             break;
         /* Without a completion it was the timeout, or a signal. */
-        if (!any && all_armed)
+        if (!any && waits)
             break;
         timeout_ns = end_ns ? end_ns - nu_now_ns() : 0;
-    } while (timeout_ns > 0 || !all_armed);
+    } while (timeout_ns > 0 || !waits);
     return (int)ring->results->count;
+}
+
+int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns, int64_t pile_up_ns) {
+    nu_connections_settle(ring);
+    ring->results->accept_errno = 0;
+    ring->results->receive_errno = 0;
+    ring->results->ring_errno = 0;
+    int count = ring->draining ? nu_drain_pass(ring) : pass(ring, timeout_ns, pile_up_ns);
+    /* Also of those that it received from: their turns are the last. */
+    ring->bulk_left = ring->quiet || ring->draining ? 0 : ring->unarmed[NU_LARGE].count;
+    return count;
+}
+
+bool nu_ring_receive_more(struct nu_ring *ring) {
+    const struct nu_list *list = &ring->unarmed[NU_LARGE];
+    uint32_t count = ring->results->count;
+    int error = 0;
+    if (!ring->bulk_left)
+        return false;
+    nu_connections_take_back(ring);
+    while (ring->bulk_left && list->count && !ring->quiet && !error) {
+        ring->bulk_left--;
+        nu_pools_provide(&ring->pools, NU_LARGE, LARGE_STOCK);
+        if (!arm_receive(ring, (uint32_t)list->first))
+            break;
+        error = nu_queue_enter(&ring->queue, 0);
+        if (!error)
+            nu_ring_reap(ring, &error);
+        /* What goes wrong here does so in the next pass, which tells of it. */
+        nu_connections_serve(ring, false);
+        if (ring->results->count > count)
+            return true;
+    }
+    ring->bulk_left = 0;
+    return false;
 }

@@ -5,7 +5,7 @@
 
 static int take(struct nu_ring *ring, struct nu_intake *intake) {
     struct nu_ring_results *results = ring->results;
-    while (results->next < results->count) {
+    while (results->next < results->count || nu_ring_receive_more(ring)) {
         const struct nu_completion *row = &ring->completions[results->next];
         if (row->kind != NU_RECEIVED)
             return NU_ROWS_OTHER;

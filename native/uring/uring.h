@@ -34,9 +34,9 @@ struct nu_pool_config {
     uint32_t buffer_bytes; /* a multiple of 64 */
 };
 
-/* What the last pass did, and what all did. */
+/* What the last pass did, until the next one begins, and what all did. */
 struct nu_ring_results {
-    uint32_t count;          /* completions */
+    uint32_t count;          /* completions; nu_ring_take may add some */
     uint32_t next;           /* the first of them that nu_ring_take was not through with */
     uint64_t received_bytes; /* in all of them */
     int32_t accept_errno;  /* why no client is accepted any more, of one listener or of all; 0 where
@@ -112,8 +112,10 @@ struct nu_intake;
 struct nu_log;
 
 /* Takes in what the last pass has received, from its completion `next` on, until Python is to
- * decide on something; leaves out connections that nu_ring_disconnect has ended. Appends what it
- * takes in if there is a log; that may be NULL. Returns an nu_rows. */
+ * decide on something; leaves out connections that nu_ring_disconnect has ended. Then goes on with
+ * the pass: receives from those that send in bulk, each in its turn, until all had theirs or
+ * something else comes; results may then tell of errors. Appends what it takes in if there is a
+ * log; that may be NULL. Returns an nu_rows. */
 int nu_ring_take(struct nu_ring *ring, struct nu_intake *intake, struct nu_log *log);
 
 /* A pass, as nu_ring_pass, that goes on as nu_ring_take. Returns NU_ROWS_OVER, with nothing else

@@ -200,11 +200,17 @@ class UringReactor:
             self._rows = self._unpacked_rows(0, count)
         else:
             self._first_step = done if count else None
+        self._note_errors()
+        self._retries.note(0 if count else results.ring_errno)
+
+    def _note_errors(self) -> None:
+        results = self._results
         if results.accept_errno:
             self._backoff.begin(results.accept_errno)
+            results.accept_errno = 0
         if results.receive_errno:
             self._receive_warnings.note(results.receive_errno)
-        self._retries.note(0 if count else results.ring_errno)
+            results.receive_errno = 0
 
     def _unpacked_rows(self, begin: int, end: int) -> Iterator[Completion]:
         rows: Iterator[Completion] = _ROW.iter_unpack(
@@ -236,6 +242,7 @@ class UringReactor:
         while True:
             if step is None:
                 step = lib.nu_ring_take(self._ring, taken, self._log)
+                self._note_errors()
             if taken.taken_bytes or step == _ROWS_TAKEN:
                 yield _TAKEN, taken.connection, taken.verdict, taken.taken_bytes
             if step == _ROWS_OTHER:

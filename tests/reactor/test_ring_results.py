@@ -17,7 +17,7 @@ from numbers_uring.limits import RECEIVE_FAILURES_MAX
 from numbers_uring.reactor.contract import End, Kind
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
-HEADERS = ["uring/abi.h", "uring/uring.h"]
+HEADERS = ["base.h", "ingest/ingest.h", "ingest/intake.h", "uring/abi.h", "uring/uring.h"]
 SOURCES = ["pass.c", "connections.c", "accept.c", "pools.c", "open.c", "drain.c", "take.c"]
 RECEIVE, LISTENER, WAKEUP = 1, 3, 4
 """Of native/uring/queue.h's nu_request."""
@@ -72,7 +72,7 @@ class Ring:
 
     def __init__(self, ffi: FFI, lib: Any, listener: socket.socket) -> None:
         lib.scripted_reset()
-        self._ffi, self.lib = ffi, lib
+        self.ffi, self.lib = ffi, lib
         self.results: Any = ffi.new("struct nu_ring_results *")
         self._rows: Any = ffi.new("struct nu_completion[]", 64)
         self._fds = ffi.new("int32_t[]", [listener.fileno()])
@@ -113,6 +113,22 @@ class Ring:
         self.clients.append(far)
         connection: int = self.lib.nu_ring_adopt(self.ring, near.detach())
         return connection
+
+    def intake(self) -> Any:
+        """Return an intake whose kernel takes everything in, and what must live as long."""
+
+        def kernel(ingest: Any, _arena: Any, start: int, stop: int) -> int:
+            ingest.consumed = stop - start
+            return 0
+
+        parts = (
+            self.ffi.callback("int(struct nu_ingest *, const uint8_t *, size_t, size_t)", kernel),
+            self.ffi.new("struct nu_ingest *", {"batch_bytes": 1 << 20}),
+            self.ffi.new("struct nu_tail[]", 4),
+        )
+        values = dict(zip(("kernel", "ingest", "tails"), parts, strict=True))
+        values |= {"arena": self._arena, "call_bytes_max": 1 << 20}
+        return self.ffi.new("struct nu_intake *", values), parts
 
     def receive(self, piece: bytes, flags: int) -> int:
         """Complete a receive into the small buffer that was not used for longest."""
@@ -229,6 +245,24 @@ def test_a_listener_that_cannot_be_polled_is_left_alone_until_told(ring: Ring, n
     ring.lib.nu_ring_listen(ring.ring)
     ring.turn()
     assert ring.lib.scripted_requests(LISTENER) == 1
+
+
+def test_a_listener_that_fails_while_more_is_received_is_told_of(ring: Ring) -> None:
+    intake, _parts = ring.intake()
+    ring.lib.nu_ring_listen(ring.ring)
+    ring.client()
+    ring.turn()
+    assert ring.lib.scripted_complete(RECEIVE, SMALL_BYTES, BUFFER)
+    assert [row[0] for row in ring.turn()] == [Kind.RECEIVED]
+    ring.turn()
+    assert ring.lib.scripted_complete(RECEIVE, 256, BUFFER)
+    assert [row[0] for row in ring.turn()] == [Kind.RECEIVED]
+    assert ring.lib.scripted_complete(LISTENER, -errno.EINVAL, 0)
+    taken = ring.lib.nu_ring_take(ring.ring, intake, ring.ffi.NULL)
+    assert taken == ring.lib.NU_ROWS_OVER
+    assert intake.taken_bytes == 256
+    assert ring.lib.scripted_requests(RECEIVE) == 1, "nothing more was received"
+    assert ring.results.accept_errno == errno.EINVAL
 
 
 @pytest.mark.parametrize("name", OURS + MAY_PASS)

@@ -21,11 +21,17 @@ import pytest
 
 from numbers_uring._native import ffi, lib
 from numbers_uring.config import WhenFull
+from numbers_uring.ingest.intake import Intake
+from numbers_uring.ingest.kernel import Verdict
+from numbers_uring.ingest.native import variants
 from numbers_uring.limits import (
+    BATCH_BYTES,
+    BITMAP_BYTES,
     HEADROOM_BYTES,
     RECEIVE_FAILURES_MAX,
     RING_LARGE_BYTES,
     RING_SMALL_BYTES,
+    RING_TOUCHED_BYTES,
 )
 from numbers_uring.net.listeners import listen_tcp
 from numbers_uring.reactor.contract import Kind
@@ -238,6 +244,20 @@ def _send_later(client: socket.socket) -> None:
     client.sendall(b"here")
 
 
+def test_an_end_that_is_there_waits_for_no_packets_to_pile_up(
+    make_piling_ring: Callable[..., Ring],
+) -> None:
+    ring = make_piling_ring()
+    connection = ring.client()
+    ring.settle()
+    ring.clients[connection].sendall(b"x" * 64)
+    ring.clients[connection].shutdown(socket.SHUT_WR)
+    assert ring.turn(DEADLINE_S) == [(Kind.RECEIVED, connection, b"x" * 64)]
+    begin_s = time.monotonic()
+    assert ring.turn(DEADLINE_S, pile_up_s=DEADLINE_S / 2) == [(Kind.CLOSED, connection, b"")]
+    assert time.monotonic() - begin_s < DEADLINE_S / 2
+
+
 def test_a_pass_whose_time_is_up_before_packets_have_piled_up_ends(
     make_piling_ring: Callable[..., Ring],
 ) -> None:
@@ -311,7 +331,18 @@ def test_a_client_that_fills_small_buffers_gets_large_ones_until_it_sends_little
         assert ring.collect(5) == {connection: b"short"}
 
 
-@pytest.mark.parametrize(("size", "buffers_max"), [(1, 40), (1000, 4)], ids=["small", "large"])
+def test_a_flood_fills_one_small_buffer_and_then_large_ones(make_ring: MakeRing) -> None:
+    """Linux would receive into 32 of them at once, and a large one holds as much as all those."""
+    ring = make_ring()
+    connection = ring.client()
+    ring.clients[connection].sendall(b"x" * 20_000)
+    sizes: list[int] = []
+    while sum(sizes) < 20_000:
+        sizes += [len(data) for _, _, data in ring.turn(1)]
+    assert sizes[:2] == [64, 1024]
+
+
+@pytest.mark.parametrize(("size", "buffers_max"), [(1, 40), (1000, 2)], ids=["small", "large"])
 def test_few_buffers_go_round_where_few_clients_send(
     make_ring: MakeRing, size: int, buffers_max: int
 ) -> None:
@@ -469,6 +500,22 @@ def waiting_connections(listener: socket.socket) -> int:
     return int(struct.unpack("=24xI", info)[0])
 
 
+def mapping(arena: mmap.mmap) -> str:
+    """Return what proc_pid_smaps(5) says of the arena."""
+    first = int(ffi.cast("uintptr_t", ffi.from_buffer(arena)))
+    smaps = Path("/proc/self/smaps").read_text()
+    (found,) = (
+        lines
+        for lines in re.split(r"\n(?=[0-9a-f]+-)", smaps)
+        if int(lines.partition("-")[0], 16) <= first < int(re.split("[- ]", lines)[1], 16)
+    )
+    return found
+
+
+def resident_bytes(arena: mmap.mmap) -> int:
+    return int(mapping(arena).split("Rss:")[1].split()[0]) * 1024
+
+
 def test_the_arena_is_asked_to_lie_on_huge_pages(stack: ExitStack) -> None:
     """A fault for each small page takes a third of the time of a short and fast stream."""
     try:
@@ -476,16 +523,85 @@ def test_the_arena_is_asked_to_lie_on_huge_pages(stack: ExitStack) -> None:
             memory.madvise(mmap.MADV_HUGEPAGE)
     except OSError:
         pytest.skip("this kernel has no transparent huge pages")
-    reactor = Reactor(stack, 1).reactor
-    first = int(ffi.cast("uintptr_t", ffi.from_buffer(reactor.arena)))
-    assert len(reactor.arena) % lib.NU_HUGE_PAGE_BYTES == 0
-    smaps = Path("/proc/self/smaps").read_text()
-    (flags,) = (
-        lines.split("VmFlags:")[1].split()
-        for lines in re.split(r"\n(?=[0-9a-f]+-)", smaps)
-        if int(lines.partition("-")[0], 16) <= first < int(re.split("[- ]", lines)[1], 16)
-    )
-    assert "hg" in flags
+    arena = Reactor(stack, 1).reactor.arena
+    assert len(arena) % lib.NU_HUGE_PAGE_BYTES == 0
+    assert "hg" in mapping(arena).split("VmFlags:")[1].split()
+
+
+@pytest.fixture(scope="module")
+def bitmap() -> bytearray:
+    return bytearray(BITMAP_BYTES)
+
+
+class Taken:
+    """A reactor that takes in, and clients whose sockets are full of lines."""
+
+    def __init__(self, stack: ExitStack, bitmap: bytearray, floods: int) -> None:
+        self.bench = Reactor(stack, floods + 1)
+        self.reactor = self.bench.reactor
+        self._intake = Intake(
+            variants()[0],
+            self.reactor.arena,
+            bitmap,
+            connections_max=floods + 1,
+            batch_bytes=BATCH_BYTES,
+        )
+        self.reactor.take_in(self._intake)
+        self.clients = [
+            stack.enter_context(socket.create_connection(self.bench.address, timeout=DEADLINE_S))
+            for _ in range(floods + 1)
+        ]
+        opened = 0
+        while opened < floods + 1:
+            opened += sum(kind == Kind.OPENED for kind, _, _, _ in self.reactor.wait(1))
+        self.quiet = self.clients.pop()
+        for client in self.clients:
+            client.setblocking(False)
+        for _ in range(2):
+            self.fill()
+            self.turn()
+
+    def fill(self) -> None:
+        """Send until nothing more fits into the sockets, and the server has had time to receive."""
+        for client in self.clients:
+            while select.select([], [client], [], 0)[1]:
+                client.send(b"000000007\n" * 6554)
+
+    def turn(self) -> int:
+        """Make a pass; return how much it took in."""
+        taken = 0
+        for kind, connection, start, size in self.reactor.wait(1):
+            assert kind == Kind.TAKEN
+            assert start == Verdict.MORE
+            assert 0 <= connection <= len(self.clients)
+            self._intake.discard(len(self._intake.batch))
+            taken += size
+        return taken
+
+
+def test_a_pass_receives_in_bulk_from_all_through_memory_that_was_touched_before(
+    stack: ExitStack, bitmap: bytearray
+) -> None:
+    """One piece behind the other, each where the one before was, as long as nothing else comes."""
+    taken = Taken(stack, bitmap, floods=20)
+    resident = resident_bytes(taken.reactor.arena)
+    assert RING_TOUCHED_BYTES <= resident <= RING_TOUCHED_BYTES + lib.NU_HUGE_PAGE_BYTES
+    for _ in range(10):
+        taken.fill()
+        held = [
+            taken.reactor.held_bytes(connection) for connection in range(len(taken.clients) + 1)
+        ]
+        assert taken.turn() >= sum(min(each, RING_LARGE_BYTES) for each in held)
+    assert resident_bytes(taken.reactor.arena) == resident
+
+
+def test_a_line_of_a_quiet_client_ends_a_pass_in_bulk(stack: ExitStack, bitmap: bytearray) -> None:
+    """What was taken in is on file only after the pass."""
+    taken = Taken(stack, bitmap, floods=20)
+    for _ in range(10):
+        taken.fill()
+        taken.quiet.sendall(b"000000009\n")
+        assert taken.turn() <= 2 * RING_LARGE_BYTES
 
 
 def test_no_client_beyond_the_limit_is_accepted(stack: ExitStack) -> None:
