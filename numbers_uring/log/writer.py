@@ -230,9 +230,8 @@ class NumbersLog:
             try:
                 as_expected = self._stop_passes()
                 self._noted_lines = self._compiled.lines
-                file = self._place.file
-                self._durability.grown(file)
                 if as_expected:
+                    file = self._place.file
                     self._place.note_append()
                     self._compiled.allow(file.fd, file.end_bytes)
             except SinkError as error:
@@ -248,6 +247,9 @@ class NumbersLog:
         if end is None:
             return False
         self._place.file.note(end)
+        if end.lines:
+            # Whatever comes next, which may be that there is no space for long.
+            self._durability.grown(self._place.file)
         if end.fstat_errno not in _NO_FAILURE:
             raise check_error(self.path, os.strerror(end.fstat_errno))
         if end.write_errno not in _NO_FAILURE:

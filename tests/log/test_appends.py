@@ -6,6 +6,7 @@ import resource
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numbers_uring.config import Fsync
 from numbers_uring.errors import SinkError
 from numbers_uring.log import appends
 from numbers_uring.log.background import LogBackground
+from numbers_uring.log.calls import FileCalls
 from numbers_uring.log.writer import NumbersLog
 from support.logs import lines, logged_once
 
@@ -185,6 +187,43 @@ def test_an_append_that_takes_long_is_the_last_one(
     assert not Batch(SECOND).append(log)
     log.close()
     assert log.path.read_bytes() == FIRST + SECOND
+
+
+def note(log: NumbersLog) -> None:
+    log.note_appends()
+
+
+def find_no_space(log: NumbersLog) -> None:
+    def refuse(fd: int, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    log._place.file._calls = replace(FileCalls(), write=refuse)
+    assert log.append(memoryview(lines([30]))) == 0
+
+
+def find_no_file(log: NumbersLog) -> None:
+    log.path.unlink()
+    log.path.mkdir()
+    assert log.append(memoryview(lines([30]))) == 0
+
+
+def reopen(log: NumbersLog) -> None:
+    log.reopen()
+
+
+@pytest.mark.parametrize("then", [note, find_no_space, find_no_file, reopen])
+def test_the_background_hears_of_appends_whatever_comes_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: Callable[[NumbersLog], None]
+) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(LogBackground, "grown", lambda _, end_bytes: ends.append(end_bytes))
+    log = NumbersLog(tmp_path / "numbers.log", say=print, fsync=Fsync.INTERVAL)
+    log.truncate()
+    log.append(memoryview(FIRST))
+    assert Batch(SECOND).append(log)
+    then(log)
+    log.close()
+    assert ends == [100, 200]
 
 
 def test_the_background_hears_of_appends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
