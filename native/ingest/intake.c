@@ -7,8 +7,6 @@ void nu_intake_begin(struct nu_intake *intake) {
     intake->taken_bytes = 0;
     intake->verdict = NU_MORE;
     intake->complete_count = 0;
-    if (intake->unwritten)
-        __atomic_store_n(intake->unwritten, 1, __ATOMIC_RELEASE);
 }
 
 void nu_intake_end(struct nu_intake *intake) {
@@ -46,6 +44,8 @@ static int64_t gather(struct nu_intake *intake, size_t start, size_t stop) {
 bool nu_intake_take(struct nu_intake *intake, uint32_t connection, size_t start, size_t size) {
     struct nu_tail *tail = &intake->tails[connection];
     size_t stop = start + size;
+    if (intake->unwritten)
+        __atomic_store_n(intake->unwritten, 1, __ATOMIC_RELEASE);
     start -= tail->size;
     memcpy(intake->arena + start, tail->bytes, tail->size);
     int verdict = NU_MORE;

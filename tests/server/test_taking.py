@@ -138,6 +138,8 @@ class Play:
         self.receives = 0
         self.order: list[int] = []
         """Of each receive that gave something: its client."""
+        self.untold_takes = 0
+        """Of which other loops' closes do not know, so that they do not wait for them."""
         self.appended_lines = 0
         """By passes."""
         self.begun_at: list[int] = []
@@ -222,8 +224,6 @@ class Play:
 
         @ffi.callback("int(int, uint8_t *, int)")
         def receive(fd: int, place: Any, size: int) -> int:
-            told = self.batch.unwritten or self.draining
-            assert told, "other loops' closes do not wait for what comes now"
             result = self.receive(fd)
             if isinstance(result, int):
                 return result
@@ -268,6 +268,21 @@ class Play:
 
         monkeypatch.setattr(epoll_pass, "lib", Lib())
         monkeypatch.setattr(appends, "lib", Lib())
+
+    def _look_at_takes(self, intake: Intake) -> None:
+        """Make sure that it is known of each take before anything is taken in."""
+        assert intake.compiled is not None
+        pointer = intake.compiled.pointer
+        kernel = pointer.kernel
+
+        @real_ffi.callback("int(struct nu_ingest *, const uint8_t *, size_t, size_t)")
+        def take(ingest: Any, arena: Any, start: int, stop: int) -> int:
+            self.untold_takes += not (self.batch.unwritten or self.draining)
+            verdict: int = kernel(ingest, arena, start, stop)
+            return verdict
+
+        pointer.kernel = take
+        self._kept.append(take)
 
     # The log, and time.
 
@@ -354,7 +369,9 @@ class Play:
                 # So small that there is often no room for the next piece.
                 batch_bytes=CHUNK_BYTES_MAX + 45,
             )
-            if not compiled:
+            if compiled:
+                self._look_at_takes(intake)
+            else:
                 intake.compiled = None
             shared = Shared(
                 sink=log,
@@ -388,6 +405,7 @@ class Play:
             self.draining = True
             loop.drain(0.0)
             log.finish()
+            assert not self.untold_takes
             if log.compiled is not None:
                 self.appended_lines = log.compiled.lines
             numbers = logged_once(self._path)
