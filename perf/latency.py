@@ -171,6 +171,8 @@ class _Prober:
             if due_s <= now_s < begin_s + seconds:
                 self._send()
                 due_s += random.expovariate(1 / PROBE_INTERVAL_S)
+            else:
+                self._open_more()
             self._sizes.look()
             end_s = time.monotonic()
             pause_s = self._pause_s(end_s, end_s - now_s, due_s - end_s)
@@ -187,14 +189,22 @@ class _Prober:
         return max(min(max(LOOK_S, LOOK_SHARE * waited_s, awake_s), left_s), 0)
 
     def _send(self) -> None:
-        client = self._opened.pop(0)
+        client = self._opened.pop(0) if self._opened else self._connect()
         probe = _Probe(next(self._lines), time.monotonic_ns(), self._sizes.look())
         if client.send(probe.line) != LINE_BYTES:
             raise RuntimeError("a line could not be sent at once")
         client.shutdown(socket.SHUT_WR)
         self._pending[client.fileno()] = client, probe
         self._ends.register(client, select.EPOLLIN)
-        self._opened.append(self._connect())
+
+    def _open_more(self) -> None:
+        """Make up for the probes that were sent; while one is pending, only if few are left.
+
+        A connect takes about as long as a line until it is on file, on the processor on which the
+        server is woken, and the prober does not look at the log meanwhile.
+        """
+        if len(self._opened) < (PROBES_AHEAD // 2 if self._pending else PROBES_AHEAD):
+            self._opened.append(self._connect())
 
     def _close(self, fd: int) -> None:
         client, probe = self._pending.pop(fd)
