@@ -10,6 +10,7 @@ system; a seed, which is printed, makes the same rounds.
 import argparse
 import random
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -42,8 +43,14 @@ _CALLS = {
     "io_uring_enter": "EAGAIN EBUSY EINTR",
     "newfstatat": "ESTALE",
     "openat": "EMFILE EACCES",
-    "write": "ENOSPC EINTR EIO",
+    "write": "ENOSPC EINTR EIO EFBIG",
 }
+_DELAYS_US = ["1000", "4000", "20000"]
+"""Of a call that takes long: one that is no failure, one that is just not slow, one that is."""
+_SHARED_FIRST = 9 * 10**8
+_SHARED_PER_S = 20
+_SHARED = 0.3
+"""The share of clients whose numbers others send at the same time."""
 
 
 @dataclass
@@ -62,7 +69,7 @@ def make_round(seed: int) -> Round:
     """Return the round of this seed."""
     chance = random.Random(seed)
     options = ["--backend", chance.choice(["epoll", "uring"])]
-    options += ["--reactors", chance.choice(["1", "2"])]
+    options += ["--reactors", chance.choice(["1", "2", "4"])]
     options += ["--fsync", chance.choice(["never", "interval", "always"])]
     options += ["--write-behind", chance.choice(["on", "off"])]
     options += ["--max-clients", chance.choice(["2", "5", "50"])]
@@ -70,6 +77,12 @@ def make_round(seed: int) -> Round:
     options += chance.choice([[], ["--verbose"], ["--idle-timeout", "0.5"]])
     end = chance.choice(["SIGTERM", "SIGTERM", "SIGINT", "terminate", "SIGKILL"])
     return Round(seed, options, chance.uniform(0.5, 6), end)
+
+
+def _shared(count: int) -> list[int]:
+    """Return numbers that other clients send now, too: each is new in one reactor's batch."""
+    first = _SHARED_FIRST + int(time.monotonic() * _SHARED_PER_S) % 10_000 * 1000
+    return list(range(first, first + count))
 
 
 class _Clients:
@@ -90,8 +103,11 @@ class _Clients:
         first = index * 10**8
         while not self._stopping.is_set() and self._server.process.poll() is None:
             count = chance.choice([1, 10, 500, 20_000])
-            client = Client(f"{index}", list(range(first, first + count)))
-            first += count
+            if chance.random() < _SHARED:
+                client = Client(f"{index}", _shared(min(count, 500)))
+            else:
+                client = Client(f"{index}", list(range(first, first + count)))
+                first += count
             self.sent.append(client)
             self._session(client, chance)
             time.sleep(chance.uniform(0, 0.1))
@@ -136,7 +152,10 @@ class _Faults:
 
     def go_on(self, end_s: float) -> None:
         """Inject faults until that time; leaves the disk with room."""
-        kinds = [self._rotate, self._fill, self._stand_still, self._fail, self._report]
+        kinds = [
+            *(self._rotate, self._fill, self._stand_still, self._report),
+            *(self._fail, self._delay, self._limit),
+        ]
         while time.monotonic() < end_s and self._server.process.poll() is None:
             self._chance.choice(kinds)(end_s)
             time.sleep(self._chance.uniform(0, 0.2))
@@ -188,12 +207,30 @@ class _Faults:
     def _fail(self, end_s: float) -> None:
         call = self._chance.choice(sorted(_CALLS))
         error = self._chance.choice(_CALLS[call].split())
-        when = self._chance.choice(["1", "3", "1+7"])
-        self.injected += f" {call}:{error}:{when}"
+        self._inject(call, f"error={error}", self._chance.choice(["1", "3", "1+7"]), end_s)
+
+    def _delay(self, end_s: float) -> None:
+        call = self._chance.choice(["write", "write", "newfstatat", "fdatasync"])
+        delay = self._chance.choice(["delay_enter", "delay_exit"])
+        action = f"{delay}={self._chance.choice(_DELAYS_US)}"
+        self._inject(call, action, self._chance.choice(["1+", "1+3"]), end_s)
+
+    def _limit(self, _: float) -> None:
+        """Let writes end short of their line, and the next one fail."""
+        pid, free = self._server.process.pid, resource.RLIM_INFINITY
+        with suppress(OSError):
+            end_bytes = self._server.log_path.stat().st_size
+            size = end_bytes + self._chance.choice([1, 10, 105, 200_001])
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, free))
+            time.sleep(self._chance.uniform(0, 0.01))
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (free, free))
+
+    def _inject(self, call: str, action: str, when: str, end_s: float) -> None:
+        self.injected += f" {call}:{action}:{when}"
         tracer = subprocess.Popen(
             [
                 *("strace", "-f", "-o", "/dev/null", "-e", f"trace={call}"),
-                *("-e", f"inject={call}:error={error}:when={when}"),
+                *("-e", f"inject={call}:{action}:when={when}"),
                 *("-p", str(self._server.process.pid)),
             ],
             stdout=subprocess.DEVNULL,
