@@ -30,7 +30,7 @@ AGAIN := --last-failed --last-failed-no-failures=none
 test: $(VENV)/dev.stamp
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal -m "not alone" $(ARGS) || [ $$? = 5 ] || \
 	    $(BIN)/pytest $(AGAIN) -m "not alone" $(ARGS)
-	$(BIN)/pytest -n 3 --dist load -m "alone and waiting" $(ARGS) || [ $$? = 5 ] || \
+	$(BIN)/pytest -n 4 --dist load -m "alone and waiting" $(ARGS) || [ $$? = 5 ] || \
 	    $(BIN)/pytest $(AGAIN) -m "alone and waiting" $(ARGS)
 	$(BIN)/pytest -m "alone and not waiting" $(ARGS) || [ $$? = 5 ] || \
 	    $(BIN)/pytest $(AGAIN) -m "alone and not waiting" $(ARGS)

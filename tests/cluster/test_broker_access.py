@@ -260,6 +260,7 @@ def test_a_cluster_works_with_credentials(tmp_path: Path) -> None:
 
 
 @pytest.mark.alone  # A collector has to start before its credentials expire.
+@pytest.mark.waiting
 def test_credentials_that_expire_can_be_replaced_meanwhile(tmp_path: Path) -> None:
     operator = Operator()
     credentials, ours = tmp_path / "theirs.creds", tmp_path / "ours.creds"
@@ -271,7 +272,7 @@ def test_credentials_that_expire_can_be_replaced_meanwhile(tmp_path: Path) -> No
         credentials.write_text(operator.credentials())
         done = run_command("cluster", "init", "--partitions", "1", *access)
         assert done.returncode == 0, done.stderr
-        credentials.write_text(operator.credentials(lasts_s=3))
+        credentials.write_text(operator.credentials(lasts_s=4))
         with CommandProcess(
             "collect", "--partitions", "0", f"--log-dir={tmp_path}", *access
         ) as collector:
@@ -279,7 +280,7 @@ def test_credentials_that_expire_can_be_replaced_meanwhile(tmp_path: Path) -> No
             credentials.write_text(operator.credentials())
             collector.wait_for("reconnected to the NATS server")
             assert collector.stop(signal.SIGTERM) == 0
-        credentials.write_text(operator.credentials(lasts_s=2))
+        credentials.write_text(operator.credentials(lasts_s=4))
         with CommandProcess(
             "collect", "--partitions", "0", f"--log-dir={tmp_path}", *access
         ) as collector:
