@@ -14,11 +14,23 @@ from numbers_uring.reactor.probe import receives
 from support.notify_socket import NotifySocket
 from support.outer_make import without_outer_make
 from support.processes import ServerProcess
+from support.selection import dealt, some_cases
 
 for _name in set(os.environ) - set(without_outer_make(os.environ)):
     del os.environ[_name]
 
 BACKENDS = os.environ.get("TEST_BACKENDS", "epoll uring").split()
+CASES_MAX = int(os.environ.get("TEST_CASES_MAX", "0"))
+"""How many cases of a test run, where it has more than that; 0 is all."""
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept = some_cases(items, CASES_MAX) if CASES_MAX else items
+    names = {item.nodeid for item in kept}
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in names])
+    items[:] = dealt(kept, WORKERS) if WORKERS else kept
 
 
 @pytest.fixture(autouse=True, scope="session")
