@@ -149,17 +149,20 @@ cluster: $(VENV)/dev.stamp
 # The tests again on Debian's own Python, the oldest that is supported, on one backend, and only those
 # that depend on the interpreter: the command line, signals, standard streams, threads, sockets, asyncio,
 # the client of NATS, and the extension. Pages and packages, benchmarks, kernels in C, system calls that
-# fail and most of the cluster depend on other things. `make test PYTHON=/usr/bin/python3` runs everything.
+# fail and most of the cluster depend on other things. Further cases of a test run the same Python again,
+# and are left out but for some. `make test PYTHON=/usr/bin/python3` runs everything.
 OLDEST_PYTHON ?= /usr/bin/python3
 CLUSTER_ON_OLDEST := $(addprefix tests/cluster/test_,broker_access.py checkpoints.py collector.py \
     collector_steps.py index.py membership.py node.py outbox.py pack.py partitions.py)
-SAME_ON_EACH_PYTHON := tests/docs tests/packaging tests/perf tests/sweep tests/ingest/test_kernel.py \
+SAME_ON_EACH_PYTHON := tests/docs tests/packaging tests/perf tests/sweep tests/test_outer_make.py tests/test_selection.py \
+    $(addprefix tests/ingest/test_,kernel.py processors.py) \
     tests/profiling/test_profile.py tests/doctor/test_start_steps.py tests/load/test_plot.py \
     tests/systemd/test_units.py $(addprefix tests/metrics/test_,dashboard.py faults.py real_prometheus.py) \
     $(addprefix tests/server/test_,accept_faults.py broken_backend.py close.py durability.py \
-    failed_start.py failing_closes.py log_faults.py memory_limit.py ring_faults.py) \
+    failed_start.py failing_closes.py idle_clients.py log_faults.py memory_limit.py ring_faults.py) \
     $(filter-out $(CLUSTER_ON_OLDEST),$(wildcard tests/cluster/test_*.py))
 test-oldest: export TEST_BACKENDS := epoll
+test-oldest: export TEST_CASES_MAX := 2
 test-oldest: $(VENV)/dev.stamp
 	$(BIN)/pytest -n $(TEST_PROCESSES) --dist worksteal -m "not alone" \
 	    $(addprefix --ignore=,$(SAME_ON_EACH_PYTHON)) $(ARGS) || \
@@ -173,7 +176,7 @@ ci:
 	sample="--sample 50 --seed $$(date +%Y%m%d)"; \
 	    $(MAKE) sweep ARGS="$$sample" || $(MAKE) sweep ARGS="$$sample"
 	$(MAKE) --jobs 2 --output-sync=target lint sanitize
-	$(if $(SAME_PYTHON),,$(MAKE) test-oldest PYTHON=$(OLDEST_PYTHON) TEST_PROCESSES=5)
+	$(if $(SAME_PYTHON),,$(MAKE) test-oldest PYTHON=$(OLDEST_PYTHON) TEST_PROCESSES=6)
 
 needs: $(VENV)/needs.stamp
 
