@@ -281,12 +281,12 @@ $(VENV)/serve.stamp: $(VENV)/venv.stamp $(BUILT)
 	@touch $@
 
 # What the tests and checks need, apart from the server, whose building writes into this folder: `make ci`
-# installs it for two Pythons at once.
+# installs it for two Pythons at once. Modules are compiled when they are imported, which most never are.
 NEEDS := import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
     print(*project["dependencies"], *project["optional-dependencies"]["dev"], sep="\n")
 $(VENV)/needs.stamp: $(VENV)/venv.stamp pyproject.toml
 	$(BIN)/python -c '$(NEEDS)' > $(VENV)/needs.txt
-	$(BIN)/pip install --quiet --requirement $(VENV)/needs.txt
+	$(BIN)/pip install --quiet --no-compile --requirement $(VENV)/needs.txt
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/needs.stamp $(BUILT)
