@@ -83,6 +83,15 @@ static void written(struct nu_log *log, struct nu_ingest *ingest, size_t size) {
     __atomic_store_n(&log->lines, log->lines + whole_bytes / NU_LINE_BYTES, __ATOMIC_RELEASE);
 }
 
+/* Cuts an unfinished line off, as Python does: another process may append at any time. */
+static void cut_torn(struct nu_log_end *end, int fd) {
+    uint64_t end_bytes = end->end_bytes - end->torn_bytes;
+    if (!end->torn_bytes || ftruncate(fd, (off_t)end_bytes))
+        return;
+    end->end_bytes = end_bytes;
+    end->torn_bytes = 0;
+}
+
 /* Returns false where the next append is Python's. */
 static bool append(struct nu_log *log, struct nu_ingest *ingest) {
     if (!is_ours(log))
@@ -95,6 +104,7 @@ static bool append(struct nu_log *log, struct nu_ingest *ingest) {
     __atomic_store_n(&log->write_ns, log->write_ns + taken_ns, __ATOMIC_RELEASE);
     if (size > 0)
         written(log, ingest, (size_t)size);
+    cut_torn(&log->end, log->file.fd);
     return !ingest->batch_used && taken_ns < log->file.slow_ns;
 }
 

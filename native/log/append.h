@@ -25,8 +25,8 @@ struct nu_log_end {
     bool as_expected;    /* none of them has found anything unusual */
     int32_t fstat_error; /* an errno; or 0 */
     int32_t write_error;
-    /* The file's last bytes, where they are the start of a line: the batch that it is from begins
-     * with them. */
+    /* The file's last bytes, where they are the start of a line that could not be cut off: the
+     * batch that it is from begins with them. */
     uint32_t torn_bytes;
     uint8_t torn[NU_LINE_BYTES];
 };

@@ -141,6 +141,7 @@ def test_what_did_not_fit_is_left_and_nothing_is_torn(log: NumbersLog, room_byte
     with no_file_beyond(len(FIRST) + room_bytes):
         assert not batch.append(log)
     assert batch.left == SECOND[room_bytes // 10 * 10 :]
+    assert log.path.read_bytes() == FIRST + SECOND[: room_bytes // 10 * 10], "it is cut at once"
     assert not Batch(other).append(log), "the file may end within a line"
     if room_bytes:
         # A write that was refused is a failure, see below; one that was short is none.
