@@ -76,10 +76,12 @@ class LogFile:
             return
         appended_bytes = size_bytes - self.end_bytes
         begin = self.end_bytes - len(self._torn)
+        # They came between our check of the file and our write, or behind one that was short.
         fused = begin > 0 and self._line_end(begin - 1, begin) == begin - 1
-        done = self._end_line(self._line_end(begin, size_bytes), size_bytes)
+        end = self._line_end(begin, size_bytes)
+        fused = fused or (self._torn != b"" and end != begin)
+        done = self._end_line(end, size_bytes)
         if fused:
-            # They came between our check of the file and our write.
             done += "; a number may be fused with them, which 'numbers-uring check' finds"
         now_s = time.monotonic()
         if now_s >= self._warning_due_s:

@@ -557,6 +557,31 @@ def test_a_torn_line_that_another_process_appends_to_is_written_anew(path: Path)
     assert path.read_bytes() == LINES
 
 
+@pytest.mark.parametrize("others", [b"123456789\n", b"\n", b"123456789\n12", b"1\n2\n"])
+@pytest.mark.parametrize("cuttable", [True, False])
+def test_a_torn_line_that_another_process_has_ended_is_said(
+    path: Path, others: bytes, cuttable: bool
+) -> None:
+    def cut(fd: int, size: int) -> None:
+        if not may_cut:
+            raise failure(errno.EIO)
+        os.ftruncate(fd, size)
+
+    said: list[str] = []
+    may_cut = False
+    script: list[int | OSError] = [15, failure(errno.ENOSPC)]
+    log = open_log(path, said=said, write=Writes(iter(script)), ftruncate=cut)
+    assert log.append(memoryview(LINES)) == 10
+    with path.open("ab") as other:
+        other.write(others)
+    may_cut = cuttable
+    assert log.append(memoryview(LINES)[10:]) == len(LINES) - 10
+    ended = others[: others.rindex(b"\n") + 1] if cuttable else others.rstrip(b"\n") + b"\n"
+    assert path.read_bytes() == LINES[:15] + ended + LINES[10:]
+    assert len(said) == 1
+    assert "may be fused" in said[0]
+
+
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
 def test_a_file_that_cannot_be_looked_at_is_a_final_failure(path: Path, number: int) -> None:
     failures: list[OSError] = []
