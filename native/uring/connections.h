@@ -80,6 +80,7 @@ struct nu_ring {
     bool woken;
     bool armed_any;       /* receives that were not submitted yet */
     bool quiet;           /* something else came in this pass than chunks in bulk */
+    uint32_t many_left;   /* passes in which it is known that many connections send */
     uint32_t bulk_left;   /* connections that have a turn in this pass yet */
     bool ending;          /* every request is being cancelled */
     bool draining;        /* none is under way any more */

@@ -3,8 +3,9 @@
  * - One io_uring_enter(2) a pass: it submits, runs the deferred work (DEFER_TASKRUN: nothing is
  *   received outside of it) and waits, with a timeout of its own (EXT_ARG). Since Linux 6.13 one
  *   that waits for a single completion runs NU_RUN_MIN pieces of that work and leaves the others:
- *   a second one, which waits for nothing, then runs all of them. Packets that are to pile up do
- *   so within the wait (min_wait_usec, since Linux 6.12), which then runs all by itself.
+ *   a second one, which waits for nothing, then runs all of them. Packets of many clients that are
+ *   to pile up do so within the wait (min_wait_usec, since Linux 6.12), which then runs all by
+ *   itself; those of few clients, which would be received one by one, do so before it.
  * - A client that sends little is received from by one multishot receive into small buffers: no
  *   submission for each packet. One that fills a small buffer is moved to large ones, received into
  *   one at a time: a multishot receive would take up to 32 buffers at once for a client that floods
@@ -31,6 +32,10 @@
 #include <errno.h>
 
 enum { LARGE_STOCK = 1, SMALL_STOCK = 32, SMALL_PER_CONNECTION = 2 };
+
+/* As long as no pass, of so many, hands out more rows than this, few connections send, and so each
+ * of them many packets in a rush, which cost least if they pile up in its socket. */
+enum { FEW_ROWS = 64, FEW_PASSES = 64 };
 
 /* A completion queue that stays full is flushed this often a pass; the rest comes with the next. */
 enum { FLUSHES_MAX = 16 };
@@ -232,7 +237,7 @@ static int pass(struct nu_ring *ring, int64_t timeout_ns, int64_t pile_up_ns) {
         if (!waits)
             error = nu_queue_enter(&ring->queue, 0);
         else if (pile_up_ns > 0 && timeout_ns > pile_up_ns)
-            error = nu_queue_enter_for_all(&ring->queue, timeout_ns, pile_up_ns);
+            error = nu_queue_enter_for_all(&ring->queue, timeout_ns, pile_up_ns, !ring->many_left);
         else
             error = nu_queue_enter(&ring->queue, timeout_ns);
         bool interrupted = error == -EINTR;
@@ -244,7 +249,7 @@ static int pass(struct nu_ring *ring, int64_t timeout_ns, int64_t pile_up_ns) {
         bool ran_no_more = !error && nu_queue_count(&ring->queue) >= NU_RUN_MIN;
         bool any = nu_ring_reap(ring, &error);
         /* Only now: this one ends the multishot receives of clients that flood. */
-        if (ran_no_more && !error && !(error = nu_queue_enter_for_all(&ring->queue, 0, 0)))
+        if (ran_no_more && !error && !(error = nu_queue_enter_for_all(&ring->queue, 0, 0, false)))
             any |= nu_ring_reap(ring, &error);
         if (error && !try_again(ring, error))
             return error;
@@ -262,6 +267,10 @@ static int pass(struct nu_ring *ring, int64_t timeout_ns, int64_t pile_up_ns) {
 }
 
 int nu_ring_pass(struct nu_ring *ring, int64_t timeout_ns, int64_t pile_up_ns) {
+    if (ring->results->count > FEW_ROWS)
+        ring->many_left = FEW_PASSES;
+    else if (ring->many_left)
+        ring->many_left--;
     nu_connections_settle(ring);
     ring->results->accept_errno = 0;
     ring->results->receive_errno = 0;

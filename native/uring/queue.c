@@ -121,8 +121,9 @@ int nu_queue_enter(struct nu_queue *queue, int64_t wait_ns) {
 /* Each request has at most one piece of work at a time, so with one completion more than there are
  * requests the kernel neither wakes up early nor leaves a piece out. With many more it would not
  * come to an end: it goes round as long as packets come in, until there are as many. */
-int nu_queue_enter_for_all(struct nu_queue *queue, int64_t wait_ns, int64_t pile_up_ns) {
-    if (pile_up_ns && queue->can_pile_up)
+int nu_queue_enter_for_all(struct nu_queue *queue, int64_t wait_ns, int64_t pile_up_ns,
+                           bool in_sockets) {
+    if (pile_up_ns && !in_sockets && queue->can_pile_up)
         return enter(queue, queue->in_flight + 1, wait_ns, pile_up_ns);
     if (pile_up_ns) {
         sleep_ns(pile_up_ns);

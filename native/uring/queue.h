@@ -58,9 +58,11 @@ int nu_queue_register_buffers(struct nu_queue *queue, struct io_uring_buf_ring *
 int nu_queue_enter(struct nu_queue *queue, int64_t wait_ns);
 
 /* Submits what is prepared and makes the kernel run all of its deferred work. With pile_up_ns it
- * first lets completions pile up for so long, and if there is none by then, waits for one until
- * wait_ns are over. Returns 0 or -errno. */
-int nu_queue_enter_for_all(struct nu_queue *queue, int64_t wait_ns, int64_t pile_up_ns);
+ * first lets completions pile up for so long, or until there are more than requests; and if there
+ * is none by then, waits for one until wait_ns are over. With in_sockets what comes meanwhile is
+ * left in the sockets, however much that is. Returns 0 or -errno. */
+int nu_queue_enter_for_all(struct nu_queue *queue, int64_t wait_ns, int64_t pile_up_ns,
+                           bool in_sockets);
 
 /* Returns true for the -errno of a call that is worth another try: -EINTR, a signal ended the wait;
  * -EAGAIN, no memory for a request; -EBUSY, completions must be taken first. */

@@ -114,8 +114,9 @@ int nu_queue_enter(struct nu_queue *queue, int64_t wait_ns) {
     return 0;
 }
 
-int nu_queue_enter_for_all(struct nu_queue *queue, int64_t wait_ns, int64_t pile_up_ns) {
-    (void)pile_up_ns;
+int nu_queue_enter_for_all(struct nu_queue *queue, int64_t wait_ns, int64_t pile_up_ns,
+                           bool in_sockets) {
+    (void)pile_up_ns, (void)in_sockets;
     return nu_queue_enter(queue, wait_ns);
 }
 

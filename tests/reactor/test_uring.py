@@ -244,6 +244,23 @@ def _send_later(client: socket.socket) -> None:
     client.sendall(b"here")
 
 
+def test_packets_of_few_clients_pile_up_in_their_sockets(
+    make_piling_ring: Callable[..., Ring],
+) -> None:
+    """Received one by one, each packet would take a buffer, and as long as one that is alone."""
+    ring = make_piling_ring(small=(4, 64))
+    connection = ring.client()
+    ring.clients[connection].sendall(b"x")
+    assert ring.collect(1) == {connection: b"x"}
+    ring.settle()
+    with ThreadPoolExecutor(1) as pool:
+        sent = pool.submit(lambda: [ring.clients[connection].send(b"x") for _ in range(50)])
+        rows = ring.turn(DEADLINE_S, pile_up_s=0.5)
+        sent.result()
+    assert rows == [(Kind.RECEIVED, connection, b"x" * 50)]
+    assert ring.results.starved == 0
+
+
 def test_an_end_that_is_there_waits_for_no_packets_to_pile_up(
     make_piling_ring: Callable[..., Ring],
 ) -> None:
