@@ -432,7 +432,7 @@ def no_memory_for_the_thread(scene: Scene) -> None:
 
 def no_memory_for_the_ring(scene: Scene) -> None:
     # How much address space malloc reserves for a thread depends on what the others do meanwhile.
-    scene.prefix = ["env", "MALLOC_ARENA_MAX=1", "prlimit", f"--as={178 * MEGABYTE}"]
+    scene.prefix = ["env", "MALLOC_ARENA_MAX=1", "prlimit", f"--as={166 * MEGABYTE}"]
     scene.options += ["--backend", "uring"]
 
 
