@@ -30,8 +30,12 @@ RECEIVE_BYTES_PYTHON = 64 * 1024
 CHUNK_BYTES_MAX = TAIL_BYTES_MAX + RECEIVE_BYTES
 """The most that a kernel is given at once, and so the most that one call adds to the batch."""
 
-TAKE_BYTES_MAX = 8 * 1024 * 1024
+TAKE_BYTES_MAX = 32 * 1024 * 1024
 """What a compiled pass takes in, the last piece aside, before Python sees whether to stop."""
+
+COMPLETE_MIN = 256
+"""Where clients may not be idle for ever: pieces that a compiled call takes in before it returns to
+say whose they were; with more clients, as many as there are."""
 
 GATHER_BYTES = 4096
 """Lines of small pieces that a kernel takes in at once, few enough for the first-level cache."""
@@ -46,6 +50,10 @@ BULK_BYTES = 64 * 1024
 BULK_SHARE_BYTES = 16 * 1024
 """What a pass receives in bulk, times the clients that are ready for it, where RECEIVE_BYTES are
 less: each pass looks at all of those again."""
+
+BULK_PASS_BYTES = 1024 * 1024
+"""A compiled pass that takes so much in has another one behind it, within the same call: Python's
+part of a pass takes a tenth of a millisecond, because bulk drives it out of the caches."""
 
 BATCH_BYTES = 2304 * 1024
 """Lines that wait for the log: appended before each wait, and when a piece might not fit."""

@@ -40,9 +40,10 @@ struct nu_epoll_pass {
     uint32_t bulk_bytes;
     uint32_t bulk_share_bytes;
     uint32_t bulk_look_bytes;
+    uint32_t bulk_pass_bytes; /* a pass that takes so much in has another one behind it */
 
     /* Of the pass and its last look. */
-    uint32_t ready; /* events of its first look */
+    uint32_t ready; /* events of its first look, in all passes of the call */
     bool again;     /* it is not the first one */
     bool quiet;
     uint32_t count;      /* events that were found */
@@ -57,8 +58,9 @@ struct nu_epoll_pass {
     int32_t error;
 };
 
-/* Begins a pass: waits for events, at most timeout_ms, and goes on as nu_epoll_take. Returns
- * NU_PASS_OVER, with nothing else done, where there are none; or -errno: -EINTR after a signal. */
+/* Begins a pass: waits for events, at most timeout_ms, and goes on as nu_epoll_take. In bulk, where
+ * all was appended, it begins another one with what is ready at once. Returns NU_PASS_OVER, with
+ * nothing else done, where there are no events; or -errno: -EINTR after a signal. */
 int nu_epoll_pass(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log,
                   int timeout_ms);
 

@@ -131,19 +131,41 @@ static int take(struct nu_epoll_pass *pass, struct nu_intake *intake) {
     }
 }
 
-int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log) {
+/* Returns the step, and whether the same call may go on behind it. */
+static int take_and_append(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log,
+                           bool *goes_on) {
     int step;
-    nu_intake_begin(intake);
-    do
+    do {
         step = take(pass, intake);
-    while (nu_pass_append(intake, log, step != NU_PASS_TAKEN) && step == NU_PASS_TAKEN);
+        *goes_on = nu_pass_append(intake, log, step != NU_PASS_TAKEN);
+    } while (*goes_on && step == NU_PASS_TAKEN);
     return step;
+}
+
+int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log) {
+    bool goes_on;
+    nu_intake_begin(intake);
+    return take_and_append(pass, intake, log, &goes_on);
 }
 
 int nu_epoll_pass(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log,
                   int timeout_ms) {
-    pass->again = pass->quiet = false;
-    int ready = look(pass, timeout_ms);
-    pass->ready = ready > 0 ? (uint32_t)ready : 0;
-    return ready > 0 ? nu_epoll_take(pass, intake, log) : ready;
+    uint64_t before_bytes;
+    bool goes_on;
+    pass->ready = 0;
+    nu_intake_begin(intake);
+    do {
+        pass->again = pass->quiet = false;
+        int ready = look(pass, timeout_ms);
+        /* What fails behind a pass fails again in the next wait. */
+        if (ready <= 0)
+            return pass->ready ? NU_PASS_OVER : ready;
+        pass->ready += (uint32_t)ready;
+        before_bytes = intake->taken_bytes;
+        int step = take_and_append(pass, intake, log, &goes_on);
+        if (step != NU_PASS_OVER)
+            return step;
+        timeout_ms = 0;
+    } while (goes_on && intake->taken_bytes - before_bytes >= pass->bulk_pass_bytes);
+    return NU_PASS_OVER;
 }

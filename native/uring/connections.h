@@ -68,6 +68,7 @@ struct nu_ring {
     struct nu_listener *listeners;
     uint32_t listener_count;
     uint32_t accepts_per_pass_max;
+    uint32_t bulk_pass_bytes;
     uint32_t receive_failures_max;
     bool listening;
     bool refuse;

@@ -67,6 +67,7 @@ int nu_ring_open(const struct nu_ring_config *config, struct nu_ring **opened, c
         .unarmed = {empty, empty},
         .listener_count = config->listeners,
         .accepts_per_pass_max = config->accepts_per_pass_max,
+        .bulk_pass_bytes = config->bulk_pass_bytes,
         .receive_failures_max = config->receive_failures_max,
         .refuse = config->refuse,
         .refuse_grace_ns = config->refuse_grace_ns,

@@ -70,6 +70,7 @@ struct nu_ring_config {
     uint32_t queued_max;       /* entries of the kernel's completion queue */
     uint32_t ignored_features; /* NU_URING_FEAT_ that count as missing though Linux has them */
     uint32_t accepts_per_pass_max;
+    uint32_t bulk_pass_bytes;      /* a pass that takes so much in has another one behind it */
     uint32_t receive_failures_max; /* in a row, with an error that may pass, until a connection is
                                       ended */
 };
@@ -118,8 +119,9 @@ struct nu_log;
  * log; that may be NULL. Returns an nu_rows. */
 int nu_ring_take(struct nu_ring *ring, struct nu_intake *intake, struct nu_log *log);
 
-/* A pass, as nu_ring_pass, that goes on as nu_ring_take. Returns NU_ROWS_OVER, with nothing else
- * done, where nothing has happened; or -errno. */
+/* A pass, as nu_ring_pass, that goes on as nu_ring_take. In bulk, where all was appended, another
+ * one follows, with what has happened meanwhile. Returns NU_ROWS_OVER, with nothing else done,
+ * where nothing has happened; or -errno. */
 int nu_ring_serve(struct nu_ring *ring, struct nu_intake *intake, struct nu_log *log,
                   int64_t timeout_ns, int64_t pile_up_ns);
 

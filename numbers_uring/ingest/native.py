@@ -8,6 +8,7 @@ from numbers_uring.ingest.kernel import BoundKernel, Kernel, Memory, Result, Ver
 from numbers_uring.limits import (
     BITMAP_BYTES,
     CHUNK_BYTES_MAX,
+    COMPLETE_MIN,
     GATHER_BYTES,
     GATHER_PIECE_BYTES,
     LINE_BYTES,
@@ -81,7 +82,7 @@ class CompiledIntake:
 
     def __init__(self, kernel: Any, ingest: Any, arena: Any, tails: bytearray) -> None:
         self._tails: Any = ffi.from_buffer("struct nu_tail[]", tails, require_writable=True)
-        self._complete: Any = ffi.new("uint32_t[]", len(self._tails))
+        self._complete: Any = ffi.new("uint32_t[]", max(len(self._tails), COMPLETE_MIN))
         self._gathered: Any = ffi.new("uint8_t[]", GATHER_BYTES)
         self.pointer: Any = ffi.new(
             "struct nu_intake *",

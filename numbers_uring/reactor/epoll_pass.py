@@ -10,6 +10,7 @@ from numbers_uring._native import ffi, lib
 from numbers_uring.ingest.kernel import CompiledIntake
 from numbers_uring.limits import (
     BULK_BYTES,
+    BULK_PASS_BYTES,
     BULK_SHARE_BYTES,
     HEADROOM_BYTES,
     RECEIVE_FAILURES_MAX,
@@ -71,6 +72,7 @@ class EpollPass:
                 "bulk_bytes": BULK_BYTES,
                 "bulk_share_bytes": BULK_SHARE_BYTES,
                 "bulk_look_bytes": turns.look_bytes,
+                "bulk_pass_bytes": BULK_PASS_BYTES,
             },
         )
         self._first_step = _OVER

@@ -27,6 +27,7 @@ from numbers_uring.ingest.kernel import CompiledIntake
 from numbers_uring.limits import (
     ACCEPT_FAILURES_MAX,
     ACCEPTS_PER_PASS_MAX,
+    BULK_PASS_BYTES,
     DRAIN_BYTES_MAX,
     DRAIN_FULL_BYTES,
     DRAIN_PAUSE_S,
@@ -135,6 +136,7 @@ class UringReactor:
                 "submissions_max": RING_SUBMISSIONS_MAX,
                 "queued_max": max(RING_QUEUED_MIN, 2 * connections_max),
                 "accepts_per_pass_max": ACCEPTS_PER_PASS_MAX,
+                "bulk_pass_bytes": BULK_PASS_BYTES,
                 "receive_failures_max": RECEIVE_FAILURES_MAX,
             },
         )
@@ -199,7 +201,7 @@ class UringReactor:
         if self._intake is None:
             self._rows = self._unpacked_rows(0, count)
         else:
-            self._first_step = done if count else None
+            self._first_step = done if count or taken.taken_bytes else None
         self._note_errors()
         self._retries.note(0 if count else results.ring_errno)
 

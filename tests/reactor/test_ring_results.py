@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cffi import FFI
 
-from numbers_uring.limits import RECEIVE_FAILURES_MAX
+from numbers_uring.limits import BULK_PASS_BYTES, RECEIVE_FAILURES_MAX
 from numbers_uring.reactor.contract import End, Kind
 
 NATIVE = Path(__file__).resolve().parents[2] / "native"
@@ -92,6 +92,7 @@ class Ring:
                 "submissions_max": 64,
                 "queued_max": 64,
                 "accepts_per_pass_max": 16,
+                "bulk_pass_bytes": BULK_PASS_BYTES,
                 "receive_failures_max": RECEIVE_FAILURES_MAX,
             },
         )

@@ -27,6 +27,7 @@ from numbers_uring.ingest.native import variants
 from numbers_uring.limits import (
     BATCH_BYTES,
     BITMAP_BYTES,
+    BULK_PASS_BYTES,
     HEADROOM_BYTES,
     RECEIVE_FAILURES_MAX,
     RING_LARGE_BYTES,
@@ -81,6 +82,7 @@ class Ring:
                 "queued_max": queued_max,
                 "ignored_features": ignored_features,
                 "accepts_per_pass_max": 256,
+                "bulk_pass_bytes": BULK_PASS_BYTES,
                 "receive_failures_max": RECEIVE_FAILURES_MAX,
             },
         )
