@@ -64,9 +64,9 @@ struct nu_epoll_pass {
 int nu_epoll_pass(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log,
                   int timeout_ms);
 
-/* Goes on with the pass, in the order that
- * numbers_uring/reactor/bulk_turns.py describes, until Python is to decide on something. Appends
- * what it takes in if there is a log; that may be NULL. Returns an nu_epoll_step. */
+/* Goes on with the pass, in the order that numbers_uring/reactor/bulk_turns.py describes, until
+ * Python is to decide on something. Appends what it takes in if there is a log; that may be NULL.
+ * Returns an nu_epoll_step. */
 int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log);
 
 /* Receives once from this descriptor, to receive_start in the arena, and takes in nothing. Returns

@@ -54,7 +54,6 @@ class EpollPass:
         turns: BulkTurns,
     ) -> None:
         self._intake = intake
-        self._appends = appends  # Else what it points to would be freed.
         self._log: Any = ffi.NULL if appends is None else appends.pointer
         self._events: Any = ffi.new("uint64_t[]", events_max * lib.NU_EPOLL_EVENT_BYTES // 8)
         self._rounds: Any = ffi.from_buffer("uint64_t[]", turns.rounds, require_writable=True)

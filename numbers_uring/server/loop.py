@@ -273,7 +273,7 @@ class Loop:
         """Append the batch; return False if it did not fit. Raises SinkError."""
         lines = self._intake.batch
         if not lines:
-            if self.batch.unwritten:
+            if self.batch.unwritten and self._sink.compiled is not None:
                 # A pass appends only while that is quick.
                 self._append_s = 0.0
                 self._sink.note_appends()

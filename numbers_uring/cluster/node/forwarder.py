@@ -105,7 +105,7 @@ class Forwarder:
         """No pass publishes."""
 
     def note_appends(self) -> None:
-        pass
+        """There are none."""
 
     @property
     def full_status(self) -> str:
