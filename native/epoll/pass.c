@@ -71,11 +71,11 @@ static void begin_turns(struct nu_epoll_pass *pass) {
 
 /* Receives from those that are quiet, and puts the others off. Returns NU_PASS_OVER, or where
  * Python is to decide. */
-static int take_quiet(struct nu_epoll_pass *pass, struct nu_intake *intake) {
+static int take_quiet(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log) {
     struct epoll_event *events = pass->events;
     int step;
     while (pass->next < pass->count) {
-        if (!nu_intake_has_room(intake))
+        if (!nu_pass_has_room(intake, log))
             return NU_PASS_TAKEN;
         pass->fd = events[pass->next++].data.fd;
         int32_t connection = connection_of(pass, pass->fd);
@@ -93,7 +93,7 @@ static int take_quiet(struct nu_epoll_pass *pass, struct nu_intake *intake) {
 }
 
 /* Receives from some of those that were put off. */
-static int take_bulk(struct nu_epoll_pass *pass, struct nu_intake *intake) {
+static int take_bulk(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log) {
     const struct epoll_event *events = pass->events;
     int step;
     if (!pass->bulk_next) {
@@ -104,7 +104,7 @@ static int take_bulk(struct nu_epoll_pass *pass, struct nu_intake *intake) {
         pass->bulk_left_bytes = (int64_t)(share_bytes > least_bytes ? share_bytes : least_bytes);
     }
     while (pass->bulk_next < pass->bulk_count && pass->bulk_left_bytes > 0) {
-        if (!nu_intake_has_room(intake))
+        if (!nu_pass_has_room(intake, log))
             return NU_PASS_TAKEN;
         pass->fd = events[pass->bulk_next++].data.fd;
         int32_t connection = connection_of(pass, pass->fd);
@@ -117,11 +117,11 @@ static int take_bulk(struct nu_epoll_pass *pass, struct nu_intake *intake) {
     return NU_PASS_OVER;
 }
 
-static int take(struct nu_epoll_pass *pass, struct nu_intake *intake) {
+static int take(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log) {
     for (;;) {
-        int step = take_quiet(pass, intake);
+        int step = take_quiet(pass, intake, log);
         if (step == NU_PASS_OVER && !(pass->again && pass->quiet))
-            step = take_bulk(pass, intake);
+            step = take_bulk(pass, intake, log);
         if (step != NU_PASS_OVER || pass->quiet || pass->bulk_left_bytes > 0)
             return step;
         pass->again = true;
@@ -131,21 +131,11 @@ static int take(struct nu_epoll_pass *pass, struct nu_intake *intake) {
     }
 }
 
-/* Returns the step, and whether the same call may go on behind it. */
-static int take_and_append(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log,
-                           bool *goes_on) {
-    int step;
-    do {
-        step = take(pass, intake);
-        *goes_on = nu_pass_append(intake, log, step != NU_PASS_TAKEN);
-    } while (*goes_on && step == NU_PASS_TAKEN);
-    return step;
-}
-
 int nu_epoll_take(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log) {
-    bool goes_on;
     nu_intake_begin(intake);
-    return take_and_append(pass, intake, log, &goes_on);
+    int step = take(pass, intake, log);
+    nu_pass_end(intake, log, step == NU_PASS_TAKEN);
+    return step;
 }
 
 int nu_epoll_pass(struct nu_epoll_pass *pass, struct nu_intake *intake, struct nu_log *log,
@@ -162,7 +152,8 @@ int nu_epoll_pass(struct nu_epoll_pass *pass, struct nu_intake *intake, struct n
             return pass->ready ? NU_PASS_OVER : ready;
         pass->ready += (uint32_t)ready;
         before_bytes = intake->taken_bytes;
-        int step = take_and_append(pass, intake, log, &goes_on);
+        int step = take(pass, intake, log);
+        goes_on = nu_pass_end(intake, log, step == NU_PASS_TAKEN);
         if (step != NU_PASS_OVER)
             return step;
         timeout_ms = 0;

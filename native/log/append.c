@@ -118,12 +118,19 @@ bool nu_log_append(struct nu_log *log, struct nu_ingest *ingest) {
     return !ingest->batch_used;
 }
 
-bool nu_pass_append(struct nu_intake *intake, struct nu_log *log, bool at_once) {
+/* Everything that was taken in is known to be numbers. */
+static bool append_batch(struct nu_intake *intake, struct nu_log *log) {
     nu_intake_end(intake);
-    if (!log || intake->verdict != NU_MORE)
-        return false;
-    /* Large writes are quicker than small ones. */
-    if (!at_once && nu_intake_has_room(intake))
-        return nu_intake_may_go_on(intake);
-    return nu_log_append(log, intake->ingest) && nu_intake_may_go_on(intake);
+    return log && nu_log_append(log, intake->ingest);
+}
+
+bool nu_pass_has_room(struct nu_intake *intake, struct nu_log *log) {
+    return nu_intake_has_room(intake) || append_batch(intake, log);
+}
+
+bool nu_pass_end(struct nu_intake *intake, struct nu_log *log, bool taken) {
+    if (!taken)
+        return append_batch(intake, log) && nu_intake_may_go_on(intake);
+    nu_intake_end(intake);
+    return false;
 }

@@ -3,7 +3,7 @@
 #include "log/pass.h"
 #include "uring/connections.h"
 
-static int take(struct nu_ring *ring, struct nu_intake *intake) {
+static int take(struct nu_ring *ring, struct nu_intake *intake, struct nu_log *log) {
     struct nu_ring_results *results = ring->results;
     while (results->next < results->count || nu_ring_receive_more(ring)) {
         const struct nu_completion *row = &ring->completions[results->next];
@@ -11,7 +11,7 @@ static int take(struct nu_ring *ring, struct nu_intake *intake) {
             return NU_ROWS_OTHER;
         /* Of a slot that is used again there is no row before the next pass. */
         bool left_out = ring->connections[row->connection].end == NU_DISCONNECTED;
-        if (!left_out && !nu_intake_has_room(intake))
+        if (!left_out && !nu_pass_has_room(intake, log))
             return NU_ROWS_TAKEN;
         results->next++;
         if (!left_out && !nu_intake_take(intake, row->connection, row->start, row->size))
@@ -20,21 +20,11 @@ static int take(struct nu_ring *ring, struct nu_intake *intake) {
     return NU_ROWS_OVER;
 }
 
-/* Returns the step, and whether the same call may go on behind it. */
-static int take_and_append(struct nu_ring *ring, struct nu_intake *intake, struct nu_log *log,
-                           bool *goes_on) {
-    int step;
-    do {
-        step = take(ring, intake);
-        *goes_on = nu_pass_append(intake, log, step != NU_ROWS_TAKEN);
-    } while (*goes_on && step == NU_ROWS_TAKEN);
-    return step;
-}
-
 int nu_ring_take(struct nu_ring *ring, struct nu_intake *intake, struct nu_log *log) {
-    bool goes_on;
     nu_intake_begin(intake);
-    return take_and_append(ring, intake, log, &goes_on);
+    int step = take(ring, intake, log);
+    nu_pass_end(intake, log, step == NU_ROWS_TAKEN);
+    return step;
 }
 
 static bool has_failed(const struct nu_ring_results *results) {
@@ -51,7 +41,8 @@ int nu_ring_serve(struct nu_ring *ring, struct nu_intake *intake, struct nu_log 
         if (count <= 0)
             return count;
         before_bytes = intake->taken_bytes;
-        int step = take_and_append(ring, intake, log, &goes_on);
+        int step = take(ring, intake, log);
+        goes_on = nu_pass_end(intake, log, step == NU_ROWS_TAKEN);
         if (step != NU_ROWS_OVER)
             return step;
         timeout_ns = pile_up_ns = 0;
