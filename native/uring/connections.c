@@ -91,6 +91,7 @@ void nu_ring_hand_out(struct nu_ring *ring, uint32_t kind, uint32_t connection, 
                       uint32_t size) {
     ring->completions[ring->results->count++] =
         (struct nu_completion){kind, connection, start, size};
+    ring->results->received += kind == NU_RECEIVED;
     ring->results->received_bytes += size;
 }
 
@@ -157,7 +158,7 @@ void nu_connections_take_back(struct nu_ring *ring) {
 
 void nu_connections_settle(struct nu_ring *ring) {
     nu_connections_take_back(ring);
-    ring->results->count = ring->results->next = 0;
+    ring->results->count = ring->results->received = ring->results->next = 0;
     ring->results->received_bytes = 0;
 }
 

@@ -37,6 +37,7 @@ struct nu_pool_config {
 /* What the last pass did, until the next one begins, and what all did. */
 struct nu_ring_results {
     uint32_t count;          /* completions; nu_ring_take may add some */
+    uint32_t received;       /* how many of them are NU_RECEIVED */
     uint32_t next;           /* the first of them that nu_ring_take was not through with */
     uint64_t received_bytes; /* in all of them */
     int32_t accept_errno;  /* why no client is accepted any more, of one listener or of all; 0 where

@@ -139,11 +139,11 @@ class EpollReactor:
             timeout_s = 0
         self._pace()
         take = self._receive_each if self._pass is None else self._take_all
-        events, received_bytes = yield from take(max(timeout_s, 0), self._acceptable)
+        packets, received_bytes, others = yield from take(max(timeout_s, 0), self._acceptable)
         yield from self._take_ended()
         if not received_bytes:
             yield from self._accept_reported()
-        self._pacing.note_pass(time.monotonic(), events, received_bytes)
+        self._pacing.note_pass(time.monotonic(), packets, received_bytes, others)
 
     def _pace(self) -> None:
         pause_s = self._pacing.pause_s(time.monotonic())
@@ -152,13 +152,13 @@ class EpollReactor:
 
     def _receive_each(
         self, timeout_s: float, acceptable: list[socket.socket]
-    ) -> Generator[Completion, None, tuple[int, int]]:
+    ) -> Generator[Completion, None, tuple[int, int, int]]:
         """Receive from each connection that is ready; add listeners that are to `acceptable`.
 
-        Returns how many were ready, and how much was received.
+        Returns how many had packets, how much was received, and how much else was ready.
         """
         events = self._epoll.poll(timeout_s, self._events_max)
-        count, received_bytes = len(events), 0
+        count, packets, received_bytes = len(events), 0, 0
         self._turns.begin_pass()
         while events:
             for connection in self._turns.order(self._ready(events, acceptable)):
@@ -166,10 +166,11 @@ class EpollReactor:
                 if completion is not None:
                     size = completion[3]
                     self._turns.note(connection, size)
+                    packets += size > 0
                     received_bytes += size
                     yield completion
             events = self._look_again() if self._turns.looks_again else []
-        return count, received_bytes
+        return packets, received_bytes, max(count - packets, 0)
 
     def _look_again(self) -> list[tuple[int, int]]:
         # What fails here fails again in the next wait, or was of no importance.
@@ -188,17 +189,19 @@ class EpollReactor:
 
     def _take_all(
         self, timeout_s: float, acceptable: list[socket.socket]
-    ) -> Generator[Completion, None, tuple[int, int]]:
+    ) -> Generator[Completion, None, tuple[int, int, int]]:
         """Do the same by a compiled pass, which takes in what it receives."""
         assert self._pass is not None
         events = self._wait_or_retry(self._pass, timeout_s)
-        received_bytes = 0
+        received_bytes = others = 0
         for step in self._pass.steps() if events else ():
             connection, verdict, size = self._pass.taken
             if step == Step.ENDED:
+                others += 1
                 # Its end is known: an error is told once. So it is kept if the pass is left here.
                 self._note_end(*self._pass.ended)
             elif step == Step.OTHER:
+                others += 1
                 listener = self._listeners.find(self._pass.other_fd)
                 if listener is not None:
                     acceptable.append(listener)
@@ -206,7 +209,7 @@ class EpollReactor:
                 received_bytes += size
                 yield _TAKEN, connection, verdict, size
             yield from self._take_ended()
-        return events, received_bytes
+        return events - others, received_bytes, others
 
     def _wait_or_retry(self, compiled: EpollPass, timeout_s: float) -> int:
         """Return how many descriptors are ready: none where the wait was interrupted."""

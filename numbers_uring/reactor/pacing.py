@@ -18,8 +18,9 @@ class Pacing:
     begin PACING_PERIOD_S apart, packets pile up in the sockets, and one pass takes them all. A pass
     that takes longer has no pause behind it: packets pile up meanwhile in any case, and each of
     them would only wait longer. A stream with pauses of its own has none either: in PACING_SIGNS
-    passes in a row, events must have come within PACING_INTERVAL_S of each other. It is checked
-    again after PACING_PASSES passes.
+    passes in a row, packets must have come within PACING_INTERVAL_S of each other. It is checked
+    again after PACING_PASSES passes. Nor have clients that come and leave: each would wait for
+    three passes, to be accepted, for its lines and for its end, and piles up nothing meanwhile.
     """
 
     def __init__(self) -> None:
@@ -38,15 +39,19 @@ class Pacing:
         self._begun_s = now_s + pause_s
         return pause_s
 
-    def note_pass(self, now_s: float, events: int, received_bytes: int) -> None:
-        """Learn from a pass that ended at `now_s`, of so many events with so many bytes in all."""
+    def note_pass(self, now_s: float, packets: int, received_bytes: int, others: int) -> None:
+        """Learn from a pass that ended at `now_s`, of so many packets with so many bytes in all.
+
+        And of so many other events: clients that came or left.
+        """
         if self._left:
             self._left -= 1
-            if not events:
+            if not packets:
                 self._left = 0
         elif (
-            received_bytes < events * PACING_CHUNK_BYTES
-            and now_s - self._pass_s < events * PACING_INTERVAL_S
+            not others
+            and received_bytes < packets * PACING_CHUNK_BYTES
+            and now_s - self._pass_s < packets * PACING_INTERVAL_S
         ):
             self._signs += 1
             if self._signs >= PACING_SIGNS:

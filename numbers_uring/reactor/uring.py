@@ -171,10 +171,15 @@ class UringReactor:
             if self._retries.pause_s:
                 self.sleep(min(timeout_s, self._retries.pause_s))
             self._pass(timeout_s, self._pacing.pause_s(time.monotonic()))
-            self._pacing.note_pass(
-                time.monotonic(), self._results.count, self._results.received_bytes
-            )
+            self._note_pass()
         return self._take_rows() if self._intake is None else self._take_all(self._intake)
+
+    def _note_pass(self) -> None:
+        results = self._results
+        packets = results.received
+        self._pacing.note_pass(
+            time.monotonic(), packets, results.received_bytes, results.count - packets
+        )
 
     @property
     def _has_rows(self) -> bool:
