@@ -11,6 +11,7 @@ HEADERS = [
     "ingest/ingest.h",
     "ingest/intake.h",
     "log/append.h",
+    "net/sockets.h",
     "epoll/epoll.h",
     "load/lines.h",
     "load/send.h",

@@ -1,12 +1,12 @@
 /* Clients accepted, and refused where all slots are taken. */
 #define _GNU_SOURCE
+#include "net/sockets.h"
 #include "os/clock.h"
 #include "uring/connections.h"
 
 #include <errno.h>
-#include <netinet/tcp.h>
 #include <poll.h>
-#include <sys/socket.h>
+#include <string.h>
 #include <unistd.h>
 
 /* A listener whose accepts fail so often in a row is left alone for a while. */
@@ -33,40 +33,13 @@ static void accept_failed(struct nu_ring *ring, struct nu_listener *listener, in
         nu_listener_failed(ring, listener, error);
 }
 
-static bool resets_at_close(int fd) {
-    struct linger linger = {0};
-    socklen_t bytes = sizeof linger;
-    return !getsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, &bytes) && linger.l_onoff;
-}
-
-/* Gives a connection its listener's options where it does not have them: a connection takes them
- * over when it is established, and a service manager's listener may have had some before it had
- * these options. */
-static void take_over_options(int listener_fd, int fd) {
-    static const int options[][2] = {
-        {SOL_SOCKET, SO_LINGER},     {SOL_SOCKET, SO_OOBINLINE},   {SOL_SOCKET, SO_KEEPALIVE},
-        {IPPROTO_TCP, TCP_KEEPIDLE}, {IPPROTO_TCP, TCP_KEEPINTVL}, {IPPROTO_TCP, TCP_KEEPCNT},
-    };
-    if (resets_at_close(fd) || !resets_at_close(listener_fd))
-        return;
-    for (size_t i = 0; i < sizeof options / sizeof options[0]; i++) {
-        struct linger value; /* the longest of them */
-        socklen_t bytes = sizeof value;
-        if (!getsockopt(listener_fd, options[i][0], options[i][1], &value, &bytes))
-            setsockopt(fd, options[i][0], options[i][1], &value, bytes);
-    }
-}
-
 /* Accepts one client; returns its slot, or -errno: -ECONNREFUSED where it was refused. */
 static int accept_one(struct nu_ring *ring, struct nu_listener *listener) {
     /* A blocking socket: for others the ring would complete with EAGAIN instead of waiting. */
-    struct sockaddr_in6 peer = {0};
-    socklen_t peer_bytes = sizeof peer;
-    int fd = accept4(listener->fd, (struct sockaddr *)&peer, &peer_bytes, SOCK_CLOEXEC);
+    uint8_t peer[NU_PEER_BYTES];
+    int fd = nu_accept(listener->fd, false, peer);
     if (fd < 0)
-        return -errno;
-    if (peer.sin6_family != AF_UNIX)
-        take_over_options(listener->fd, fd);
+        return fd;
     listener->failures = 0;
     int connection = nu_connections_have_room(ring) ? nu_connection_open(ring, fd) : -ENOSPC;
     if (connection < 0) {
@@ -74,7 +47,7 @@ static int accept_one(struct nu_ring *ring, struct nu_listener *listener) {
         ring->results->refused++;
         return -ECONNREFUSED;
     }
-    ring->connections[connection].peer = peer;
+    memcpy(ring->connections[connection].peer, peer, NU_PEER_BYTES);
     return connection;
 }
 

@@ -9,8 +9,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-_Static_assert(NU_PEER_BYTES == sizeof(struct sockaddr_in6), "the longest address of a listener");
-
 /* Lists. */
 
 static void push(struct nu_ring *ring, struct nu_list *list, uint32_t index) {
@@ -230,14 +228,7 @@ void nu_ring_disconnect(struct nu_ring *ring, uint32_t index) {
 }
 
 void nu_ring_finish_close(struct nu_ring *ring, uint32_t index, int orderly) {
-    const struct linger close_with_fin = {0, 0};
-    /* Where it is refused, the client sees a reset. Linux frees a descriptor whatever close(2)
-     * says.
-     */
-    if (orderly)
-        setsockopt(ring->connections[index].ended_fd, SOL_SOCKET, SO_LINGER, &close_with_fin,
-                   sizeof close_with_fin);
-    close(ring->connections[index].ended_fd);
+    nu_close(ring->connections[index].ended_fd, orderly);
     ring->connections[index].ended_fd = NU_NONE;
     ring->free[ring->free_count++] = index;
     ring->ended_count--;
@@ -268,7 +259,7 @@ void nu_ring_set_connections_elsewhere(struct nu_ring *ring, uint32_t connection
 }
 
 void nu_ring_peer(const struct nu_ring *ring, uint32_t connection, uint8_t *address) {
-    memcpy(address, &ring->connections[connection].peer, NU_PEER_BYTES);
+    memcpy(address, ring->connections[connection].peer, NU_PEER_BYTES);
 }
 
 int nu_ring_next_open(struct nu_ring *ring, uint32_t connection) {

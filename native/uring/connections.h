@@ -5,11 +5,12 @@
 #ifndef NUMBERS_URING_CONNECTIONS_H
 #define NUMBERS_URING_CONNECTIONS_H
 
+#include "net/sockets.h"
 #include "uring/pools.h"
 #include "uring/queue.h"
 #include "uring/uring.h"
 
-#include <netinet/in.h>
+#include <poll.h>
 
 /* A list of connections; each is in one at most. */
 struct nu_list {
@@ -35,8 +36,8 @@ struct nu_connection {
     uint8_t little;     /* what came last did not fill a small buffer */
     uint8_t ended;      /* there will be nothing more: see end */
     uint8_t end;        /* an nu_end */
-    /* As accept4(2) tells it: the longest address of our listeners. Of AF_UNIX only the family. */
-    struct sockaddr_in6 peer;
+    /* As nu_accept tells it. */
+    uint8_t peer[NU_PEER_BYTES];
 };
 
 struct nu_listener {

@@ -76,10 +76,6 @@ struct nu_ring_config {
                                       ended */
 };
 
-enum nu_ring_sizes {
-    NU_PEER_BYTES = 28 /* of a sockaddr_in6 */
-};
-
 struct nu_ring;
 
 /* Returns how many bytes of arena the pools of config need. */
@@ -161,9 +157,8 @@ int32_t nu_ring_release(struct nu_ring *ring, uint32_t connection);
  * accepted. */
 void nu_ring_set_connections_elsewhere(struct nu_ring *ring, uint32_t connections);
 
-/* Copies the address of the client that was accepted last into this slot: a sockaddr_in, a
- * sockaddr_in6, or one whose family is AF_UNIX and whose rest means nothing. Zeros where none was.
- */
+/* Copies the address of the client that was accepted last into this slot, as nu_accept does. Zeros
+ * where none was. */
 void nu_ring_peer(const struct nu_ring *ring, uint32_t connection, uint8_t *address);
 
 /* Returns the first open connection from this one on, or -1: between passes, a walk over all. */

@@ -261,17 +261,6 @@ def set_options(listener: socket.socket) -> None:
                     raise
 
 
-def complete_options(connection: socket.socket) -> None:
-    """Set them on an accepted connection that did not inherit them.
-
-    It inherits them when it is established: those that were in the backlog of a service manager's
-    listener before `set_options` have none. An error leaves it as it is.
-    """
-    with suppress(OSError):
-        if not connection.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER):
-            set_options(connection)
-
-
 def address_text(listener: socket.socket) -> str:
     """Return the listener's address as HOST:PORT, an IPv6 host in brackets, or as unix:PATH.
 

@@ -21,6 +21,7 @@ same in few calls of native/epoll/pass.c. What both stand on:
 
 import errno
 import fcntl
+import os
 import select
 import socket
 import termios
@@ -42,8 +43,9 @@ from numbers_uring.limits import (
     RECEIVE_FAILURES_MAX,
     REFUSE_GRACE_S,
 )
+from numbers_uring.net import sockets
 from numbers_uring.net.closing import close_all
-from numbers_uring.net.listeners import CLOSE_WITH_FIN, backlog_connections
+from numbers_uring.net.listeners import backlog_connections
 from numbers_uring.reactor.accept_backoff import StopAccepts
 from numbers_uring.reactor.bulk_turns import BulkTurns
 from numbers_uring.reactor.contract import Appends, Completion, End, Kind
@@ -60,6 +62,7 @@ _OPENED, _RECEIVED, _CLOSED = int(Kind.OPENED), int(Kind.RECEIVED), int(Kind.CLO
 _TAKEN = int(Kind.TAKEN)
 _EOF, _RESET, _DISCONNECTED = int(End.EOF), int(End.RESET), int(End.DISCONNECTED)
 
+_NO_FD = -1
 _CONNECTION_EVENTS = select.EPOLLIN | select.EPOLLRDHUP
 _LEAVING = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 """Level-triggered like EPOLLIN, so a client that leaves is seen behind what it has sent."""
@@ -84,12 +87,13 @@ class EpollReactor:
     ) -> None:
         self.arena = bytearray(HEADROOM_BYTES + receive_bytes)
         self.refused = 0
-        self._payload = memoryview(self.arena)[HEADROOM_BYTES:]
+        self._payload = [memoryview(self.arena)[HEADROOM_BYTES:]]
         self._wakeup_fd = wakeup_fd
         self._refuse = when_full is WhenFull.REFUSE
         self._events_max = min(connections_max, 4096) + len(listeners) + 1
-        self._sockets: list[socket.socket | None] = [None] * connections_max
-        self._peers = [Peer("", 0)] * connections_max
+        self._fds = [_NO_FD] * connections_max
+        self._peers: list[Peer | bytes] = [Peer("", 0)] * connections_max
+        """Those that were accepted here are an address: most often no one asks for the peer."""
         self._slots: dict[int, int] = {}
         self._free = list(reversed(range(connections_max)))
         self._connections_elsewhere = 0
@@ -98,7 +102,7 @@ class EpollReactor:
         """Accepted while all slots are taken, each with the time when it is refused."""
         self._ended: list[tuple[int, int]] = []
         """Connections that are taken out, and how they ended, until that is handed out."""
-        self._closing: dict[int, socket.socket] = {}
+        self._closing: dict[int, int] = {}
         """Those that `finish_close` has to come for."""
         self._acceptable: list[socket.socket] = []
         """Listeners with a client, while what came in the same pass is to be appended first."""
@@ -237,7 +241,7 @@ class EpollReactor:
                 intake.compiled,
                 appends,
                 events_max=self._events_max,
-                receive_bytes=len(self._payload),
+                receive_bytes=len(self._payload[0]),
                 turns=self._turns,
             )
 
@@ -247,9 +251,7 @@ class EpollReactor:
     # Connections.
 
     def _receive(self, connection: int) -> Completion | None:
-        sock = self._sockets[connection]
-        assert sock is not None
-        size, error = self._receive_once(connection, sock)
+        size, error = self._receive_once(connection, self._fds[connection])
         if size < 0:
             return None
         if error:
@@ -260,15 +262,15 @@ class EpollReactor:
             return _RECEIVED, connection, HEADROOM_BYTES, size
         return self._end(connection, _EOF)
 
-    def _receive_once(self, connection: int, sock: socket.socket) -> tuple[int, int]:
+    def _receive_once(self, connection: int, fd: int) -> tuple[int, int]:
         """Return the size, or -1 where it is worth another try; and why nothing more comes.
 
         That is an errno; 0 beside a size of 0 is the end of the stream.
         """
         if self._pass is not None:
-            return self._pass.receive(sock.fileno())
+            return self._pass.receive(fd)
         try:
-            size = sock.recv_into(self._payload)
+            size = os.readv(fd, self._payload)
         except BlockingIOError as error:
             self._receive_failures[connection] += 1
             may_try = self._receive_failures[connection] < RECEIVE_FAILURES_MAX
@@ -283,20 +285,13 @@ class EpollReactor:
         return _CLOSED, connection, end, 0
 
     def finish_close(self, connection: int, *, orderly: bool) -> None:
-        sock = self._closing.pop(connection)
-        # Without effect on a unix socket. Where it is refused, the client sees a reset.
-        with suppress(OSError):
-            if orderly:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, CLOSE_WITH_FIN)
-        close_all(sock)
+        sockets.close(self._closing.pop(connection), orderly=orderly)
         self._free.append(connection)
         self._listen_if_possible()
 
     def held_bytes(self, connection: int) -> int:
-        sock = self._sockets[connection]
-        assert sock is not None
         try:
-            answer = fcntl.ioctl(sock, termios.FIONREAD, b"\0" * 4)
+            answer = fcntl.ioctl(self._fds[connection], termios.FIONREAD, b"\0" * 4)
         except OSError:
             return 0
         return int.from_bytes(answer, "little", signed=True)
@@ -306,22 +301,21 @@ class EpollReactor:
         self._ended.append((connection, _DISCONNECTED))
 
     def peer(self, connection: int) -> Peer:
-        return self._peers[connection]
+        peer = self._peers[connection]
+        return sockets.peer_of(peer) if isinstance(peer, bytes) else peer
 
     def _take_out(self, connection: int) -> None:
         """Receive from the connection no more; it stays open until `finish_close`."""
-        sock = self._sockets[connection]
-        assert sock is not None
-        self._closing[connection] = sock
-        self._forget(connection, sock)
+        self._closing[connection] = self._fds[connection]
+        self._forget(connection)
 
-    def _forget(self, connection: int, sock: socket.socket) -> None:
-        del self._slots[sock.fileno()]
+    def _forget(self, connection: int) -> None:
+        fd, self._fds[connection] = self._fds[connection], _NO_FD
+        del self._slots[fd]
         if self._pass is not None:
-            self._pass.remove(sock.fileno())
-        self._sockets[connection] = None
+            self._pass.remove(fd)
         # If it stayed open and unread, it would always be ready.
-        self._ignore(sock.fileno())
+        self._ignore(fd)
 
     def _ignore(self, fd: int) -> None:
         try:
@@ -371,26 +365,24 @@ class EpollReactor:
                 self._listeners.ignore()
 
     def _open_accepted(self, accepted: Accepted) -> Iterator[Completion]:
-        sock, peer = accepted
         try:
-            connection = self._open(sock, peer)
+            connection = self._open(*accepted)
         except OSError as error:
-            close_all(sock)
-            self._listeners.pause(error)
+            close_all(accepted[0])
+            self._listeners.pause(error.errno or 0)
         else:
             yield _OPENED, connection, 0, 0
 
-    def _open(self, sock: socket.socket, peer: Peer) -> int:
-        sock.setblocking(False)
-        self._epoll.register(sock, _CONNECTION_EVENTS)
+    def _open(self, fd: int, peer: Peer | bytes) -> int:
+        self._epoll.register(fd, _CONNECTION_EVENTS)
         connection = self._free.pop()
-        self._sockets[connection] = sock
+        self._fds[connection] = fd
         self._peers[connection] = peer
         self._receive_failures[connection] = 0
-        self._slots[sock.fileno()] = connection
+        self._slots[fd] = connection
         self._turns.open(connection)
         if self._pass is not None:
-            self._pass.add(sock.fileno(), connection)
+            self._pass.add(fd, connection)
         return connection
 
     def _take_newcomers(self) -> Iterator[Completion]:
@@ -433,11 +425,10 @@ class EpollReactor:
     # Between reactors.
 
     def release(self, connection: int) -> int:
-        sock = self._sockets[connection]
-        assert sock is not None
-        self._forget(connection, sock)
+        fd = self._fds[connection]
+        self._forget(connection)
         self._free.append(connection)
-        return sock.detach()
+        return fd
 
     def adopt(self, fd: int, peer: Peer) -> None:
         self._adopted.append((fd, peer))
@@ -445,15 +436,14 @@ class EpollReactor:
     def _take_adopted(self) -> Iterator[Completion]:
         while self._adopted:
             fd, peer = self._adopted.pop()
-            # Python would ask Linux for what is left out, and that may fail.
-            sock = socket.socket(socket.AF_UNSPEC, socket.SOCK_STREAM, 0, fileno=fd)
             try:
-                connection = self._open(sock, peer)
+                os.set_blocking(fd, False)
+                connection = self._open(fd, peer)
             except OSError as error:
-                self._listeners.pause(error)
+                self._listeners.pause(error.errno or 0)
                 connection = self._free.pop()
                 self._peers[connection] = peer
-                self._closing[connection] = sock
+                self._closing[connection] = fd
                 yield _OPENED, connection, 0, 0
                 yield _CLOSED, connection, _RESET, 0
             else:
@@ -523,7 +513,7 @@ class EpollReactor:
                 return
 
     def _is_over(self, connection: int) -> bool:
-        return self._sockets[connection] is None
+        return self._fds[connection] == _NO_FD
 
     def _ready_connections(self, timeout_s: float, bound: DrainBound) -> list[int]:
         begin_s = time.monotonic()
@@ -560,7 +550,6 @@ class EpollReactor:
         return failed
 
     def close(self) -> None:
-        newcomers = (sock for (sock, _), _ in self._newcomers)
-        connected = (sock for sock in self._sockets if sock is not None)
-        close_all(*connected, *self._closing.values(), *newcomers, *self._listeners.sockets)
+        newcomers = (fd for (fd, _), _ in self._newcomers)
+        close_all(*self._slots, *self._closing.values(), *newcomers, *self._listeners.sockets)
         close_all(*(fd for fd, _ in self._adopted), self._epoll)

@@ -11,15 +11,16 @@ import select
 import socket
 from collections.abc import Callable, Sequence
 
-from numbers_uring.addresses import Peer
+from numbers_uring._native import lib
 from numbers_uring.limits import ACCEPT_FAILURES_MAX
-from numbers_uring.net.listeners import complete_options
+from numbers_uring.net.sockets import PeerAddress
 from numbers_uring.reactor.accept_backoff import AcceptBackoff
 from numbers_uring.reactor.epoll_set import EpollSet
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC}
 
-Accepted = tuple[socket.socket, Peer]
+Accepted = tuple[int, bytes]
+"""A descriptor, and the address of its peer: see net.sockets.peer_of."""
 
 
 class EpollListeners:
@@ -36,6 +37,7 @@ class EpollListeners:
         self._failed: set[int] = set()
         self._watched: set[int] = set()
         self._backoff = AcceptBackoff(warn)
+        self._peer = PeerAddress()
         for each in sockets:
             each.setblocking(False)
 
@@ -54,11 +56,13 @@ class EpollListeners:
 
     def watch(self) -> None:
         """Make the epoll report waiting clients, of listeners that have not failed."""
+        if len(self._watched) == len(self._by_fd):
+            return
         for fd in self._by_fd.keys() - self._watched - self._failed:
             try:
                 self._epoll.register(fd, select.EPOLLIN)
             except OSError as error:
-                self.pause(error)
+                self.pause(error.errno or 0)
                 return
             self._watched.add(fd)
 
@@ -74,37 +78,36 @@ class EpollListeners:
         """
         fd = listener.fileno()
         while True:
-            try:
-                sock, address = listener.accept()
-            except OSError as error:
-                if isinstance(error, BlockingIOError) and not expected:
-                    return None
-                self._failures[fd] += 1
-                if error.errno in _EXHAUSTED:
-                    self.pause(error)
-                elif self._failures[fd] >= ACCEPT_FAILURES_MAX:
-                    self._fail(fd, error)
-                elif not isinstance(error, BlockingIOError):
-                    continue
+            accepted: int = lib.nu_accept(fd, True, self._peer.pointer)
+            if accepted >= 0:
+                self._failures[fd] = 0
+                return accepted, self._peer.copy()
+            error = -accepted
+            if error == errno.EAGAIN and not expected:
                 return None
-            self._failures[fd] = 0
-            complete_options(sock)
-            return sock, Peer(*address[:2]) if address else Peer("", 0)
+            self._failures[fd] += 1
+            if error in _EXHAUSTED:
+                self.pause(error)
+            elif self._failures[fd] >= ACCEPT_FAILURES_MAX:
+                self._fail(fd, error)
+            elif error != errno.EAGAIN:
+                continue
+            return None
 
-    def _fail(self, fd: int, error: OSError) -> None:
+    def _fail(self, fd: int, error: int) -> None:
         self._failures[fd] = 0
         self._failed.add(fd)
-        self._backoff.begin(error.errno or 0)
+        self._backoff.begin(error)
         if fd in self._watched:
             self._watched.remove(fd)
             self._epoll.unregister(fd)
 
-    def pause(self, error: OSError) -> None:
-        """Accept nothing for ACCEPT_BACKOFF_S."""
+    def pause(self, error: int) -> None:
+        """Accept nothing for ACCEPT_BACKOFF_S, because of the errno `error`."""
         for fd in self._by_fd:
             self._fail(fd, error)
         if not self._by_fd:
-            self._backoff.begin(error.errno or 0)
+            self._backoff.begin(error)
 
     def pause_left_s(self) -> float:
         """Return how long a pause lasts yet; 0 ends it."""

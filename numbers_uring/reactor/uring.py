@@ -20,7 +20,7 @@ from operator import length_hint
 from typing import Any
 
 from numbers_uring._native import ffi, lib
-from numbers_uring.addresses import Peer, host_text
+from numbers_uring.addresses import Peer
 from numbers_uring.config import WhenFull
 from numbers_uring.ingest.intake import Intake
 from numbers_uring.ingest.kernel import CompiledIntake
@@ -45,6 +45,7 @@ from numbers_uring.limits import (
 )
 from numbers_uring.net.closing import close_all
 from numbers_uring.net.listeners import backlog_connections
+from numbers_uring.net.sockets import PeerAddress, peer_of
 from numbers_uring.reactor.accept_backoff import AcceptBackoff, StopAccepts
 from numbers_uring.reactor.contract import Appends, Completion, End, Kind
 from numbers_uring.reactor.drain_bound import DrainBound
@@ -66,11 +67,6 @@ _ROWS_OVER, _ROWS_TAKEN, _ROWS_OTHER = (
 _EXHAUSTED = {-errno.EMFILE, -errno.ENFILE, -errno.ENOBUFS, -errno.ENOMEM}
 
 _ROW = struct.Struct("=4I")
-_FAMILY = struct.Struct("=H")
-_PORT = struct.Struct("!2xH")
-"""Where sockaddr_in and sockaddr_in6 have them; their hosts are 4 and 8 bytes from the start."""
-_SCOPE_ID = struct.Struct("=24xI")
-"""Of sockaddr_in6."""
 
 
 class UringReactor:
@@ -115,7 +111,7 @@ class UringReactor:
         self._wakeup.register(wakeup_fd, select.POLLIN)
         self._results: Any = ffi.new("struct nu_ring_results *")
         self._completions: Any = ffi.new("struct nu_completion[]", RING_COMPLETIONS_MAX)
-        self._peer: Any = ffi.new("uint8_t[]", lib.NU_PEER_BYTES)
+        self._peer = PeerAddress()
         self._completion_bytes: Any = ffi.buffer(self._completions)
         descriptors = ffi.new("int32_t[]", [listener.fileno() for listener in listeners])
         config: Any = ffi.new(
@@ -283,15 +279,8 @@ class UringReactor:
     def peer(self, connection: int) -> Peer:
         if connection in self._adopted:
             return self._adopted[connection]
-        lib.nu_ring_peer(self._ring, connection, self._peer)
-        address = bytes(ffi.buffer(self._peer))
-        family, port = _FAMILY.unpack_from(address)[0], _PORT.unpack_from(address)[0]
-        if family == socket.AF_INET:
-            return Peer(socket.inet_ntop(family, address[4:8]), port)
-        if family == socket.AF_INET6:
-            (scope_id,) = _SCOPE_ID.unpack_from(address)
-            return Peer(host_text(socket.inet_ntop(family, address[8:24]), scope_id), port)
-        return Peer("", 0)
+        lib.nu_ring_peer(self._ring, connection, self._peer.pointer)
+        return peer_of(self._peer.copy())
 
     # Between reactors.
 

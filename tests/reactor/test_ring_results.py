@@ -19,6 +19,7 @@ from numbers_uring.reactor.contract import End, Kind
 NATIVE = Path(__file__).resolve().parents[2] / "native"
 HEADERS = ["base.h", "ingest/ingest.h", "ingest/intake.h", "uring/abi.h", "uring/uring.h"]
 SOURCES = ["pass.c", "connections.c", "accept.c", "pools.c", "open.c", "drain.c", "take.c"]
+OTHER_SOURCES = ["ingest/intake.c", "log/append.c", "net/sockets.c"]
 RECEIVE, LISTENER, WAKEUP = 1, 3, 4
 """Of native/uring/queue.h's nu_request."""
 MORE, BUFFER = 2, 1
@@ -55,7 +56,7 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> tuple[FFI, Any]:
             *(("-fsanitize=address,undefined",) if "TEST_NATIVE" in os.environ else ()),
             str(Path(__file__).resolve().parents[1] / "native" / "scripted_queue.c"),
             *(str(NATIVE / "uring" / source) for source in SOURCES),
-            *(str(NATIVE / source) for source in ("ingest/intake.c", "log/append.c")),
+            *(str(NATIVE / source) for source in OTHER_SOURCES),
         ],
         check=True,
     )

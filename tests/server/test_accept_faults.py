@@ -57,8 +57,6 @@ def processor_s(server: ServerProcess) -> float:
 def test_accepts_that_keep_failing_are_paused_with_one_line(
     serve: Serve, backend: str, tmp_path: Path, error: str
 ) -> None:
-    if backend == "epoll" and error == "EINTR":
-        pytest.skip("Python itself goes on with a call that is interrupted")
     server = serve("--backend", backend)
     with serve_one(server) as client:
         with (

@@ -148,7 +148,7 @@ class Play:
         self.written_at: list[int] = []
         """Of each write: the receives before it."""
         monkeypatch.setattr(select, "epoll", self._make_epoll)
-        monkeypatch.setattr(socket, "socket", self._make_socket_class())
+        monkeypatch.setattr(os, "readv", self._readv)
 
     # The system calls, for both.
 
@@ -198,21 +198,16 @@ class Play:
     def close(self) -> None:
         """Nothing is open."""
 
-    def _make_socket_class(self) -> type[socket.socket]:
-        play = self
-
-        class Scripted(socket.socket):
-            def recv_into(self, buffer: Any, *_: Any) -> int:
-                result = play.receive(self.fileno())
-                while result == -errno.EINTR:
-                    # As Python does it: see PEP 475.
-                    result = play.receive(self.fileno())
-                if isinstance(result, int):
-                    raise OSError(-result, os.strerror(-result))
-                buffer[: len(result)] = result
-                return len(result)
-
-        return Scripted
+    def _readv(self, fd: int, buffers: list[Any]) -> int:
+        result = self.receive(fd)
+        while result == -errno.EINTR:
+            # As Python does it: see PEP 475.
+            result = self.receive(fd)
+        if isinstance(result, int):
+            raise OSError(-result, os.strerror(-result))
+        (buffer,) = buffers
+        buffer[: len(result)] = result
+        return len(result)
 
     def use(self, library: tuple[FFI, Any], monkeypatch: pytest.MonkeyPatch) -> None:
         """Make the compiled pass play the script, too."""
