@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from numbers_uring.limits import PROBE_CHUNK_BYTES
+from numbers_uring.limits import BITMAP_BYTES, PROBE_CHUNK_BYTES
 from ports import reserve_port
 from support.logs import lines
 from support.processes import run_text
@@ -431,8 +431,7 @@ def no_memory_for_the_thread(scene: Scene) -> None:
 
 
 def no_memory_for_the_ring(scene: Scene) -> None:
-    # How much address space malloc reserves for a thread depends on what the others do meanwhile.
-    scene.prefix = ["env", "MALLOC_ARENA_MAX=1", "prlimit", f"--as={166 * MEGABYTE}"]
+    limit_address_space_at_the_bitmap(scene, before_bytes=BITMAP_BYTES + 4 * MEGABYTE)
     scene.options += ["--backend", "uring"]
 
 
@@ -554,6 +553,21 @@ DOES_NOT: dict[Callable[[Scene], None], str] = {
 # Faults that can be there two at a time: each adds to what the scene has.
 
 
+def limit_address_space_at_the_bitmap(scene: Scene, before_bytes: int) -> None:
+    """Leave so much, for Pythons and libraries differ in what they take before."""
+    scene.preludes += [
+        "import os, resource",
+        "from numbers_uring.server import steps",
+        "allocate = steps.allocate",
+        "def limited():",
+        "    pages = int(open('/proc/self/statm').read().split()[0])",
+        f"    limit = pages * os.sysconf('SC_PAGESIZE') + {before_bytes}",
+        "    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))",
+        "    return allocate()",
+        "steps.allocate = limited",
+    ]
+
+
 def too_few_descriptors(scene: Scene) -> None:
     scene.prefix += ["prlimit", "--nofile=100:100"]
     scene.options += ["--max-clients", "1000"]
@@ -579,7 +593,7 @@ def no_metrics_library(scene: Scene) -> None:
 
 
 def too_little_address_space(scene: Scene) -> None:
-    scene.prefix += ["prlimit", f"--as={100 * MEGABYTE}"]
+    limit_address_space_at_the_bitmap(scene, before_bytes=BITMAP_BYTES // 2)
 
 
 FAULTS: dict[Callable[[Scene], None], str] = {
