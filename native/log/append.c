@@ -73,6 +73,8 @@ static bool is_ours(struct nu_log *log) {
 /* Notes that so many bytes of the batch are in the file, and takes its whole lines away. */
 static void written(struct nu_log *log, struct nu_ingest *ingest, size_t size) {
     size_t torn_bytes = size % NU_LINE_BYTES, whole_bytes = size - torn_bytes;
+    if (whole_bytes)
+        memcpy(log->end.last_line, ingest->batch + whole_bytes - NU_LINE_BYTES, NU_LINE_BYTES);
     ingest->batch_used -= whole_bytes;
     if (ingest->batch_used)
         memmove(ingest->batch, ingest->batch + whole_bytes, ingest->batch_used);

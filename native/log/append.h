@@ -22,8 +22,9 @@ struct nu_log_file {
 struct nu_log_end {
     uint64_t end_bytes;
     uint64_t lines;
-    bool as_expected;    /* none of them has found anything unusual */
-    int32_t fstat_error; /* an errno; or 0 */
+    uint8_t last_line[NU_LINE_BYTES]; /* of those, if there are any */
+    bool as_expected;                 /* none of them has found anything unusual */
+    int32_t fstat_error;              /* an errno; or 0 */
     int32_t write_error;
     /* The file's last bytes, where they are the start of a line that could not be cut off: the
      * batch that it is from begins with them. */

@@ -13,6 +13,8 @@ class AppendsEnd(NamedTuple):
     """The end of the file."""
     lines: int
     """Whole lines that they have appended."""
+    last_line: bytes
+    """The last of those."""
     as_expected: bool
     """Whether none of them has found anything unusual."""
     torn: bytes
@@ -60,6 +62,7 @@ class CompiledAppends:
         return AppendsEnd(
             end_bytes=end.end_bytes,
             lines=end.lines,
+            last_line=bytes(ffi.buffer(end.last_line)) if end.lines else b"",
             as_expected=end.as_expected,
             torn=bytes(ffi.buffer(end.torn, end.torn_bytes)),
             fstat_errno=end.fstat_error,

@@ -36,6 +36,10 @@ class LogFile:
         self._calls = calls
         self._torn = b""
         """What the file ends with of a line that could be neither finished nor cut off."""
+        self._last_line = b""
+        """The last whole line that was appended, if nothing has happened to the file since."""
+        self._fused = 0
+        """How often a number may have been fused with what others appended, until it is said."""
         self._warning_due_s = 0.0
         self.end_bytes = self.state().st_size
         """The end of the file after our last write or check."""
@@ -67,29 +71,60 @@ class LogFile:
         if size_bytes < self.end_bytes:
             before_bytes = self.end_bytes
             end = self._line_end(0, size_bytes)
+            # Our last line may be there because it came between our check of the file and our
+            # write, and then behind part of a line.
+            ours = bool(self._last_line) and self._is_last_line_at(size_bytes)
+            fused = ours and size_bytes % LINE_BYTES != 0
             # Not read: it is assumed to consist of our lines.
             self._end_line(size_bytes - size_bytes % LINE_BYTES if end is None else end, size_bytes)
             self._say(
                 f"the log {self.path} was truncated by another process, from {before_bytes} "
                 f"to {counted(size_bytes, 'byte')}; appending at its new end"
+                + fused
+                * f"; {_fused_text(1, 'what is left of a line')}"
             )
             return
         appended_bytes = size_bytes - self.end_bytes
         begin = self.end_bytes - len(self._torn)
-        # They came between our check of the file and our write, or behind one that was short.
-        fused = begin > 0 and self._line_end(begin - 1, begin) == begin - 1
         end = self._line_end(begin, size_bytes)
-        fused = fused or (self._torn != b"" and end != begin)
+        # They came between our check of the file and our write, or behind one that was short.
+        fused = not self._is_last_line_at(begin) or (self._torn != b"" and end != begin)
         done = self._end_line(end, size_bytes)
-        if fused:
-            done += "; a number may be fused with them, which 'numbers-uring check' finds"
-        now_s = time.monotonic()
-        if now_s >= self._warning_due_s:
-            self._warning_due_s = now_s + LOG_CHANGES_WARNING_S
+        self._fused += fused
+        if self._may_warn():
+            done += f"; {_fused_text(self._take_fused(), 'them')}" if self._fused else ""
             self._say(
                 f"another process appended {counted(appended_bytes, 'byte')} to the log "
                 f"{self.path}{done}"
             )
+
+    def say_fused(self, *, at_end: bool = False) -> None:
+        """Say what the last warning was too recent for; `at_end` says that there is no later."""
+        if self._fused and (at_end or self._may_warn()):
+            others = f"what another process appended to the log {self.path}"
+            self._say(_fused_text(self._take_fused(), others))
+
+    def _may_warn(self) -> bool:
+        now_s = time.monotonic()
+        if now_s < self._warning_due_s:
+            return False
+        self._warning_due_s = now_s + LOG_CHANGES_WARNING_S
+        return True
+
+    def _take_fused(self) -> int:
+        fused, self._fused = self._fused, 0
+        return fused
+
+    def _is_last_line_at(self, end: int) -> bool:
+        """Return whether the last line that was appended ends there, as far as we may know."""
+        begin = end - len(self._last_line)
+        try:
+            found = again(os.pread, self.fd, len(self._last_line), max(begin, 0))
+        except OSError as error:
+            if error.errno == errno.EBADF:
+                return True
+            raise
+        return found == self._last_line
 
     def is_made_of_lines(self) -> bool:
         """Return whether it may be nothing but lines as ours, by its size and its last byte."""
@@ -104,7 +139,7 @@ class LogFile:
         done = ""
         if end != size_bytes:
             size_bytes, done = self._cut_or_end(end, size_bytes)
-        self._torn, self.end_bytes = b"", size_bytes
+        self._torn, self._last_line, self.end_bytes = b"", b"", size_bytes
         return done
 
     def _cut_or_end(self, end: int | None, size_bytes: int) -> tuple[int, str]:
@@ -172,6 +207,8 @@ class LogFile:
         self.end_bytes += position - start
         self.lines += whole_bytes // LINE_BYTES
         self._torn = bytes(lines[whole_bytes:position]) if torn_bytes else b""
+        if whole_bytes:
+            self._last_line = bytes(lines[whole_bytes - LINE_BYTES : whole_bytes])
         if torn_bytes:
             self._cut_torn()
         if failure is not None and failure.errno not in NO_SPACE:
@@ -182,6 +219,7 @@ class LogFile:
         """Note what compiled passes have appended."""
         self.end_bytes, self._torn = end.end_bytes, end.torn
         self.lines += end.lines
+        self._last_line = end.last_line or self._last_line
 
     def ends_whole_line(self) -> bool:
         """Return whether no unfinished line of ours is at its end, after a try to cut it off."""
@@ -206,7 +244,7 @@ class LogFile:
         before_bytes = self.state().st_size
         if before_bytes != size_bytes:
             again(self._calls.ftruncate, self.fd, size_bytes)
-        self._torn, self.end_bytes = b"", size_bytes
+        self._torn, self._last_line, self.end_bytes = b"", b"", size_bytes
         return before_bytes - size_bytes
 
     def sync(self) -> None:
@@ -215,6 +253,12 @@ class LogFile:
 
     def close(self) -> None:
         """Close the file, which unlocks it; an error means that lines of it may be lost."""
+        self.say_fused(at_end=True)
         fd, self.fd = self.fd, -1
         with suppress(InterruptedError):  # It is closed all the same, on Linux.
             self._calls.close(fd)
+
+
+def _fused_text(numbers: int, others: str) -> str:
+    text = "a number" if numbers == 1 else counted(numbers, "number")
+    return f"{text} may be fused with {others}, which 'numbers-uring check' finds"

@@ -71,6 +71,7 @@ class LogPlace:
     def note_append(self) -> None:
         """Look at the name of the file now and then, as `settle` does it before an append."""
         self._rename_notice.look(self.file)
+        self.file.say_fused()
 
     def settle_at_end(self) -> None:
         """The same when nothing more is appended, for which no new file is made."""
@@ -92,6 +93,7 @@ class LogPlace:
                 self._say(f"the log {self._path} was removed with all lines in it")
             return True
         self._rename_notice.look(self.file)
+        self.file.say_fused()
         if state.st_size != self.file.end_bytes:
             try:
                 self.file.settle(state.st_size)

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -524,6 +525,75 @@ def test_a_line_that_was_fused_in_the_moment_of_the_write_is_said(path: Path) ->
     assert path.read_bytes() == LINES + b"123" + LINES * 2
     assert len(said) == 1
     assert "may be fused" in said[0]
+
+
+def fused(said: list[str]) -> int:
+    """Return how many numbers may be fused, as was said."""
+    found = re.findall(r"(?:a|(\d+)) numbers? may be fused", "\n".join(said))
+    return sum(int(number or 1) for number in found)
+
+
+OTHERS = [b"123", b"0123456789", b"a line of another\nprocess, and 10 bytes"]
+"""What another process appends: in the moment of a write, a number is fused with it."""
+
+
+def append(path: Path, data: bytes) -> None:
+    with path.open("ab") as other:
+        other.write(data)
+
+
+@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.parametrize("others", OTHERS)
+def test_each_number_that_was_fused_in_the_moment_of_the_write_is_said_in_the_end(
+    path: Path, clock: list[float], others: bytes, count: int
+) -> None:
+    def write(fd: int, data: memoryview) -> int:
+        if log.written_lines // count in {3, 6, 9, 19}:
+            append(path, others)
+        return os.write(fd, data)
+
+    said: list[str] = []
+    log = open_log(path, said=said, write=write)
+    for first in range(0, 20 * count, count):
+        log.append(memoryview(lines(range(first, first + count))))
+    assert fused(said) == 1
+    log.finish()
+    whole = set(path.read_bytes().split(b"\n"))
+    assert sum(b"%09d" % number not in whole for number in range(20 * count)) == 4
+    assert fused(said) == 4
+
+
+def test_a_number_that_was_fused_with_what_a_truncation_left_is_said(path: Path) -> None:
+    def write(fd: int, data: memoryview) -> int:
+        if log.written_lines == 2:
+            os.truncate(path, 17)
+        return os.write(fd, data)
+
+    said: list[str] = []
+    log = open_log(path, said=said, write=write)
+    for number in range(4):
+        log.append(memoryview(lines([number])))
+    log.finish()
+    assert path.read_bytes() == lines([0]) + b"0000000" + lines([2, 3])
+    assert len(said) == fused(said) == 1
+
+
+def test_a_number_that_may_be_fused_is_said_within_a_minute(path: Path, clock: list[float]) -> None:
+    def write(fd: int, data: memoryview) -> int:
+        if log.written_lines < 3:
+            append(path, b"123")
+        return os.write(fd, data)
+
+    said: list[str] = []
+    log = open_log(path, said=said, write=write)
+    for number in range(10):
+        log.append(memoryview(lines([number])))
+    assert fused(said) == 1
+    clock[0] += 60
+    log.append(memoryview(lines([10])))
+    assert fused(said) == 3
+    log.finish()
+    assert len(said) == 2
 
 
 def test_another_process_that_keeps_appending_is_mentioned_once_a_minute(
