@@ -85,10 +85,12 @@ static void written(struct nu_log *log, struct nu_ingest *ingest, size_t size) {
     __atomic_store_n(&log->lines, log->lines + whole_bytes / NU_LINE_BYTES, __ATOMIC_RELEASE);
 }
 
-/* Cuts an unfinished line off, as Python does: another process may append at any time. */
-static void cut_torn(struct nu_log_end *end, int fd) {
+/* Cuts an unfinished line off, as Python does: another process may append at any time. If one has
+ * done so since the file was looked at, our line does not end where it would be cut. */
+static void cut_torn(struct nu_log *log) {
+    struct nu_log_end *end = &log->end;
     uint64_t end_bytes = end->end_bytes - end->torn_bytes;
-    if (!end->torn_bytes || ftruncate(fd, (off_t)end_bytes))
+    if (!end->torn_bytes || !is_ours(log) || ftruncate(log->file.fd, (off_t)end_bytes))
         return;
     end->end_bytes = end_bytes;
     end->torn_bytes = 0;
@@ -106,7 +108,7 @@ static bool append(struct nu_log *log, struct nu_ingest *ingest) {
     __atomic_store_n(&log->write_ns, log->write_ns + taken_ns, __ATOMIC_RELEASE);
     if (size > 0)
         written(log, ingest, (size_t)size);
-    cut_torn(&log->end, log->file.fd);
+    cut_torn(log);
     return !ingest->batch_used && taken_ns < log->file.slow_ns;
 }
 

@@ -228,9 +228,15 @@ class LogFile:
         return not self._torn
 
     def _cut_torn(self) -> None:
-        """Cut an unfinished line off; if that fails it is finished when there is space."""
+        """Cut an unfinished line off; if that fails it is finished when there is space.
+
+        Not where another process has appended since the file was looked at: it may have done so
+        before our write, and our line ends elsewhere. `settle` finds out.
+        """
         end_bytes = self.end_bytes - len(self._torn)
         try:
+            if self.state().st_size != self.end_bytes:
+                return
             again(self._calls.ftruncate, self.fd, end_bytes)
         except OSError:
             return

@@ -596,6 +596,29 @@ def test_a_number_that_may_be_fused_is_said_within_a_minute(path: Path, clock: l
     assert len(said) == 2
 
 
+@pytest.mark.parametrize("others", OTHERS)
+def test_where_others_append_in_the_moment_of_a_short_write_no_whole_line_is_cut_off(
+    path: Path, others: bytes
+) -> None:
+    def write(fd: int, data: memoryview) -> int:
+        step = next(script, len(data))
+        if step == 25:
+            append(path, others)
+        if not step:
+            raise failure(errno.ENOSPC)
+        return os.write(fd, data[:step])
+
+    script = iter([50, 25, 0])
+    said: list[str] = []
+    log = open_log(path, said=said, write=write)
+    log.append(memoryview(lines(range(5))))
+    assert log.append(memoryview(lines(range(5, 10)))) == 20
+    assert log.append(memoryview(lines(range(7, 10)))) == 30
+    log.finish()
+    assert path.read_bytes() == lines(range(5)) + others + lines(range(5, 10))
+    assert fused(said) == 1
+
+
 def test_another_process_that_keeps_appending_is_mentioned_once_a_minute(
     path: Path, clock: list[float]
 ) -> None:

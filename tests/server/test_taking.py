@@ -569,6 +569,35 @@ ERRORS = [
 ]
 
 
+@pytest.mark.parametrize("others", [b"123", b"0123456789"])
+def test_where_others_append_in_the_moment_of_a_short_write_no_whole_line_is_cut_off(
+    library: tuple[FFI, Any], tmp_path: Path, others: bytes
+) -> None:
+    ffi, lib = library
+
+    @ffi.callback("int(int, const uint8_t *, int)")
+    def write(fd: int, data: Any, size: int) -> int:
+        with path.open("ab") as other:
+            other.write(others)
+        return os.write(fd, ffi.buffer(data, min(size, 25)))
+
+    path = tmp_path / "numbers.log"
+    path.write_bytes(lines(range(5)))
+    batch = ffi.new("uint8_t[]", lines(range(5, 10)))
+    ingest = ffi.new("struct nu_ingest *", {"batch": batch, "batch_bytes": 50, "batch_used": 50})
+    end: Any = ffi.new("struct nu_log_end *")
+    log = ffi.gc(lib.nu_log_new(), lib.nu_log_free)
+    lib.scripted_hooks(ffi.NULL, ffi.NULL, write)
+    with path.open("ab") as file:
+        known = {"fd": file.fileno(), "end_bytes": 50, "slow_ns": 10**12}
+        lib.nu_log_allow(log, ffi.new("struct nu_log_file *", known))
+        assert not lib.nu_log_append(log, ingest)
+        assert lib.nu_log_stop(log, end)
+    assert path.read_bytes() == lines(range(5)) + others + lines([5, 6]) + b"00000"
+    assert (end.lines, end.end_bytes, end.torn_bytes, end.as_expected) == (2, 75, 5, False)
+    assert ffi.buffer(end.last_line)[:] == lines([6])
+
+
 @pytest.mark.parametrize("name", ERRORS)
 @pytest.mark.parametrize("before", [b"", lines([1, 2]), lines([1]) + b"0000"])
 def test_a_receive_that_fails_resets_its_client_and_no_other(
