@@ -43,10 +43,11 @@ static void leave(struct nu_ring *ring, uint32_t index) {
 
 void nu_connection_sort(struct nu_ring *ring, uint32_t index) {
     struct nu_connection *connection = &ring->connections[index];
-    bool ready = connection->first_buffer != NU_NONE || (connection->ended && !connection->armed);
     struct nu_list *list = NULL;
-    if (ready)
+    if (connection->first_buffer != NU_NONE)
         list = &ring->ready;
+    else if (connection->ended && !connection->armed)
+        list = &ring->over;
     else if (!connection->armed)
         list = &ring->unarmed[connection->pool];
     if (list == connection->list)
@@ -111,41 +112,38 @@ static void merge(struct nu_ring *ring, struct nu_connection *connection) {
     }
 }
 
-/* Hands out the connection's next buffer or, once it had all of them, its end.
- *
- * Never both in one pass, and nothing is closed here: the client sees that, and may take it to mean
- * that all it sent is on file. */
-static void serve(struct nu_ring *ring, uint32_t index) {
+static void hand_out_buffer(struct nu_ring *ring, uint32_t index) {
     struct nu_connection *connection = &ring->connections[index];
     leave(ring, index);
-    if (connection->first_buffer != NU_NONE) {
-        merge(ring, connection);
-        const struct nu_buffer *buffer = &ring->pools.buffers[connection->first_buffer];
-        nu_ring_hand_out(ring, NU_RECEIVED, index, buffer->start, buffer->size);
-        ring->leased[ring->leased_count++] = connection->first_buffer;
-        connection->first_buffer = buffer->next;
-    } else if (connection->ended && !connection->armed) {
-        connection->ended_fd = connection->fd;
-        connection->fd = -1;
-        ring->ended_count++;
-        nu_ring_hand_out(ring, NU_CLOSED, index, connection->end, 0);
-        return;
-    }
+    merge(ring, connection);
+    const struct nu_buffer *buffer = &ring->pools.buffers[connection->first_buffer];
+    nu_ring_hand_out(ring, NU_RECEIVED, index, buffer->start, buffer->size);
+    ring->leased[ring->leased_count++] = connection->first_buffer;
+    connection->first_buffer = buffer->next;
     nu_connection_sort(ring, index);
 }
 
+/* Closes nothing: the client sees that, and may take it to mean that all it sent is on file. */
+static void hand_out_end(struct nu_ring *ring, uint32_t index) {
+    struct nu_connection *connection = &ring->connections[index];
+    leave(ring, index);
+    connection->ended_fd = connection->fd;
+    connection->fd = -1;
+    ring->ended_count++;
+    nu_ring_hand_out(ring, NU_CLOSED, index, connection->end, 0);
+}
+
+static bool has_space(const struct nu_ring *ring) {
+    return ring->results->count + 2 <= ring->completions_max;
+}
+
 void nu_connections_serve(struct nu_ring *ring, bool ends) {
-    for (uint32_t left = ring->ready.count; left; left--) {
-        uint32_t index = (uint32_t)ring->ready.first;
-        if (ring->results->count + 2 > ring->completions_max)
-            return;
-        if (ends || ring->connections[index].first_buffer != NU_NONE) {
-            serve(ring, index);
-        } else {
-            leave(ring, index);
-            push(ring, &ring->ready, index);
-        }
-    }
+    /* Ends come first: that of a connection whose last buffer is handed out now is for the next
+     * pass. */
+    while (ends && ring->over.count && has_space(ring))
+        hand_out_end(ring, (uint32_t)ring->over.first);
+    for (uint32_t left = ring->ready.count; left && has_space(ring); left--)
+        hand_out_buffer(ring, (uint32_t)ring->ready.first);
 }
 
 void nu_connections_take_back(struct nu_ring *ring) {

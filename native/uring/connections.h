@@ -63,7 +63,8 @@ struct nu_ring {
     uint32_t *free;
     uint32_t free_count;
     uint32_t ended_count;             /* handed out as NU_CLOSED, before finish_close */
-    struct nu_list ready;             /* with something to hand out */
+    struct nu_list ready;             /* with buffers to hand out */
+    struct nu_list over;              /* with nothing to hand out but their end */
     struct nu_list unarmed[NU_POOLS]; /* waiting for a receive, by the pool it takes from */
 
     struct nu_listener *listeners;
@@ -99,8 +100,8 @@ void nu_ring_hand_out(struct nu_ring *ring, uint32_t kind, uint32_t connection, 
 /* Puts the connection into the list that its state says. */
 void nu_connection_sort(struct nu_ring *ring, uint32_t index);
 
-/* Hands out what the connections in `ready` have, as far as there is space for completions; their
- * ends only if that is asked for. */
+/* Hands out what the connections in `ready` have, as far as there is space for completions; and the
+ * ends of those in `over`, if that is asked for. */
 void nu_connections_serve(struct nu_ring *ring, bool ends);
 
 /* Accepts from the listeners that are ready. In accept.c, as are the next two. */

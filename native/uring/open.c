@@ -64,6 +64,7 @@ int nu_ring_open(const struct nu_ring_config *config, struct nu_ring **opened, c
         .connections_max = config->connections_max,
         .free_count = config->connections_max,
         .ready = empty,
+        .over = empty,
         .unarmed = {empty, empty},
         .listener_count = config->listeners,
         .accepts_per_pass_max = config->accepts_per_pass_max,

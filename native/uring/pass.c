@@ -233,7 +233,8 @@ static int pass(struct nu_ring *ring, int64_t timeout_ns, int64_t pile_up_ns) {
         /* Those that are not may have data: arming goes on, a poolful at a time, before a wait. It
          * comes to its end: a buffer that is not the kernel's is on its way to the caller. Nor do
          * those wait for packets to pile up that have something already, most often their end. */
-        waits = all_armed && !ring->ready.count && !(pile_up_ns > 0 && ring->armed_any);
+        bool has_some = ring->ready.count || ring->over.count;
+        waits = all_armed && !has_some && !(pile_up_ns > 0 && ring->armed_any);
         if (!waits)
             error = nu_queue_enter(&ring->queue, 0);
         else if (pile_up_ns > 0 && timeout_ns > pile_up_ns)

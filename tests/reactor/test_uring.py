@@ -467,6 +467,22 @@ def test_a_full_answer_leaves_the_rest_to_the_next_pass(make_ring: MakeRing) -> 
     assert sorted(c for kind, c, _ in rows if kind == Kind.CLOSED) == connections
 
 
+def test_an_end_is_handed_out_though_what_others_send_fills_every_pass(make_ring: MakeRing) -> None:
+    ring = make_ring(completions_max=5)
+    leaving, *others = (ring.client() for _ in range(20))
+    ring.settle()
+    ring.clients[leaving].close()
+    rows: list[Row] = []
+    for _ in range(20):
+        for connection in others:
+            ring.clients[connection].sendall(b"x")
+        rows = ring.turn(1)
+        assert len(rows) >= 4, "there was space: nothing was tested"
+        if (Kind.CLOSED, leaving, b"") in rows:
+            return
+    pytest.fail("the end waits")
+
+
 def test_what_is_held_is_told_whether_in_the_socket_or_in_buffers(make_ring: MakeRing) -> None:
     ring = make_ring()
     connection = ring.client()
