@@ -61,6 +61,7 @@ from numbers_uring.reactor.retries import Retries
 _OPENED, _RECEIVED, _CLOSED = int(Kind.OPENED), int(Kind.RECEIVED), int(Kind.CLOSED)
 _TAKEN = int(Kind.TAKEN)
 _EOF, _RESET, _DISCONNECTED = int(End.EOF), int(End.RESET), int(End.DISCONNECTED)
+_STEP_TAKEN, _STEP_ENDED, _STEP_OTHER = int(Step.TAKEN), int(Step.ENDED), int(Step.OTHER)
 
 _NO_FD = -1
 _CONNECTION_EVENTS = select.EPOLLIN | select.EPOLLRDHUP
@@ -200,16 +201,16 @@ class EpollReactor:
         received_bytes = others = 0
         for step in self._pass.steps() if events else ():
             connection, verdict, size = self._pass.taken
-            if step == Step.ENDED:
+            if step == _STEP_ENDED:
                 others += 1
                 # Its end is known: an error is told once. So it is kept if the pass is left here.
                 self._note_end(*self._pass.ended)
-            elif step == Step.OTHER:
+            elif step == _STEP_OTHER:
                 others += 1
                 listener = self._listeners.find(self._pass.other_fd)
                 if listener is not None:
                     acceptable.append(listener)
-            if size or step == Step.TAKEN:
+            if size or step == _STEP_TAKEN:
                 received_bytes += size
                 yield _TAKEN, connection, verdict, size
             yield from self._take_ended()

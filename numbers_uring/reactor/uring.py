@@ -249,7 +249,7 @@ class UringReactor:
             if taken.taken_bytes or step == _ROWS_TAKEN:
                 yield _TAKEN, taken.connection, taken.verdict, taken.taken_bytes
             if step == _ROWS_OTHER:
-                (row,) = self._unpacked_rows(results.next, results.next + 1)
+                row = _ROW.unpack_from(self._completion_bytes, results.next * _ROW.size)
                 results.next += 1
                 yield from self._settled(row)
             if step == _ROWS_OVER:

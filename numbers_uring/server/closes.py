@@ -113,7 +113,8 @@ class PendingCloses:
 
     def _is_stored(self, close: _Close) -> bool:
         if close.mark is None:
-            if any(state.unwritten and state.appends == before for state, before in close.others):
-                return False
+            for state, before in close.others:
+                if state.unwritten and state.appends == before:
+                    return False
             close.mark = self._sink.mark()
         return self._sink.has(close.mark)

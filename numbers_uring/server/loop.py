@@ -30,6 +30,8 @@ from numbers_uring.server.idle import IdleTimeouts
 from numbers_uring.server.statistics import Statistics
 
 _OPENED, _RECEIVED, _TAKEN = int(Kind.OPENED), int(Kind.RECEIVED), int(Kind.TAKEN)
+_RESET, _DISCONNECTED = int(End.RESET), int(End.DISCONNECTED)
+_END_REASONS = tuple(end.name.lower() for end in End)
 _MORE, _TERMINATE = int(Verdict.MORE), int(Verdict.TERMINATE)
 
 
@@ -229,19 +231,19 @@ class Loop:
     def _closed(self, connection: int, end: int) -> None:
         reason = self._reasons[connection]
         if reason is None:
-            if end == End.DISCONNECTED:
+            if end == _DISCONNECTED:
                 reason = "stop"
             elif self._intake.has_tail(connection):
                 reason = "incomplete"
             else:
-                reason = End(end).name.lower()
+                reason = _END_REASONS[end]
         self.statistics.ended[reason] += 1
         if self._disconnects is not None:
             rejected = self._rejected.pop(connection, None)
             self._disconnects.note(self._reactor.peer(connection), reason, rejected)
         if self._idle is not None:
             self._idle.forget(connection)
-        self._closes.add(connection, orderly=end != End.RESET)
+        self._closes.add(connection, orderly=end != _RESET)
 
     def _disconnect(self, connection: int, reason: str) -> None:
         self._reasons[connection] = reason
