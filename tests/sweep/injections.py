@@ -109,11 +109,22 @@ _NOT_OURS = ("/lib/python", "messages.mo", "/encodings", ".pyc")
 """Files that the interpreter opens by itself."""
 
 
-def _place(call: str, arguments: str) -> str:
+_MADE = re.compile(r"socket\((AF_[A-Z0-9]+),.* = \d+<socket:\[(\d+)\]>")
+"""A socket that listens, with its inode. Others were accepted, if only by a ring."""
+
+
+def _listeners(trace: Iterable[str]) -> dict[str, str]:
+    """Return the families of the sockets that were not accepted, by inode."""
+    return {match[2]: match[1] for line in trace if (match := _MADE.search(line))}
+
+
+def _place(call: str, arguments: str, listeners: dict[str, str]) -> str:
     count = 1 if call in _FIRST_ONLY else _ARGUMENTS.get(call, 2)
     text = arguments.partition(" <unfinished")[0]
-    # A descriptor is followed by what it stands for, which may have commas in it.
-    text = re.sub(r"<(TCP|UNIX-STREAM):[^>]*(->)?[^>]*>", r"<\1\2>", text)
+    # A descriptor is followed by what it stands for.
+    text = re.sub(
+        r"<socket:\[(\d+)\]>", lambda inode: f"<{listeners.get(inode[1], 'accepted')}>", text
+    )
     text = re.sub(r"/[^ \"<>,]*/run\b", "DIR", text)
     text = ",".join(text.split(",")[:count]).split(")")[0]
     return f"{call}({re.sub(r'0x[0-9a-f]+|[0-9]+', '#', text)[:60]}"
@@ -127,7 +138,9 @@ def plan(trace: Iterable[str], seen: set[str], chance: random.Random) -> list[In
     ordinals: Counter[tuple[str, str]] = Counter()
     places: dict[tuple[str, str], list[int]] = defaultdict(list)
     main = ""
-    for thread, call, arguments in calls(trace):
+    lines = list(trace)
+    listeners = _listeners(lines)
+    for thread, call, arguments in calls(lines):
         main = main or thread
         ordinals[thread, call] += 1
         if call in _NEVER_FAIL or any(name in arguments for name in _NOT_OURS):
@@ -135,7 +148,7 @@ def plan(trace: Iterable[str], seen: set[str], chance: random.Random) -> list[In
         if call == "mmap" and thread != main:
             # Without memory for its first frame the interpreter waits for ever for a new thread.
             continue
-        where = _place(call, arguments) + ("" if thread == main else " in a thread")
+        where = _place(call, arguments, listeners) + ("" if thread == main else " in a thread")
         places[call, where].append(ordinals[thread, call])
     planned: dict[Injection, None] = {}
     for (call, place), times in places.items():

@@ -223,7 +223,8 @@ class Session:
         self._readers = [_collect(out, self._outcome.stdout), _collect(err, self._outcome.stderr)]
         self._pid = self._launcher.receive(START_S)["pid"]
         self._wait(self._is_stopped, START_S)
-        options = ["-yy"]
+        # With -yy each call would wait for a list of all of this host's connections.
+        options = ["-y"]
         if injection:
             call = injection.removeprefix("inject=").partition(":")[0]
             options += ["-e", injection, "-e", f"trace={call}"]

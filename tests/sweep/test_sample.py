@@ -46,6 +46,24 @@ def test_a_place_that_was_seen_is_not_hit_again() -> None:
     assert plan(TRACE, seen, random.Random(1)) == []
 
 
+def test_a_listener_and_a_client_are_two_places_and_two_clients_are_one() -> None:
+    trace = """\
+7 socket(AF_INET, SOCK_STREAM|SOCK_CLOEXEC, IPPROTO_TCP) = 6<socket:[100]>
+7 recvfrom(15<socket:[102]>, "", 10, MSG_DONTWAIT, NULL, NULL) = 0
+7 recvfrom(14<socket:[101]>, "", 10, MSG_DONTWAIT, NULL, NULL) = 0
+7 close(15<socket:[102]>) = 0
+7 close(14<socket:[101]>) = 0
+7 close(6<socket:[100]>) = 0
+""".splitlines()
+    places = [each.place for each in plan(trace, set(), random.Random(1))]
+    assert set(places) == {
+        "socket(AF_INET, SOCK_STREAM|SOCK_CLOEXEC",
+        "recvfrom(#<accepted>",
+        "close(#<accepted>",
+        "close(#<AF_INET>",
+    }
+
+
 def test_a_sample_has_every_call_before_any_twice() -> None:
     planned = [Injection(call, f"error={n}", "1", call) for call in "abc" for n in range(9)]
     chosen = sample(planned, 6, random.Random(1))
