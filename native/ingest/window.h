@@ -60,11 +60,11 @@ static inline bool test_and_set(uint8_t *bitmap, uint32_t number) {
  * may be the end before the last lines were settled.
  */
 typedef uint8_t *probe_block_fn(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
-                                const uint8_t *lines, uint8_t *out, struct nu_unsettled *unsettled);
+                                const uint8_t *lines, uint8_t *out, struct nu_sharing *sharing);
 
 /* The same for one line, of which no byte more is readable. */
 typedef uint8_t *probe_line_fn(uint8_t *bitmap, uint32_t number, const uint8_t *line, uint8_t *out,
-                               struct nu_unsettled *unsettled);
+                               struct nu_sharing *sharing);
 
 /* Each line is written and only the new ones are kept: a branch here would be a coin toss. A block
  * has COPY_BYTES to read from each of its lines, and the batch has as much room as the input has
@@ -74,8 +74,8 @@ typedef uint8_t *probe_line_fn(uint8_t *bitmap, uint32_t number, const uint8_t *
  */
 NU_INLINE uint8_t *probe_block_alone(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
                                      const uint8_t *lines, uint8_t *out,
-                                     struct nu_unsettled *unsettled) {
-    (void)unsettled;
+                                     struct nu_sharing *sharing) {
+    (void)sharing;
     for (int i = 0; i < BLOCK_LINES; i++) {
         bool is_new = test_and_set(bitmap, numbers[i]);
         memcpy(out, lines + i * NU_LINE_BYTES, COPY_BYTES);
@@ -85,37 +85,54 @@ NU_INLINE uint8_t *probe_block_alone(uint8_t *bitmap, const uint32_t numbers[BLO
 }
 
 NU_INLINE uint8_t *probe_line_alone(uint8_t *bitmap, uint32_t number, const uint8_t *line,
-                                    uint8_t *out, struct nu_unsettled *unsettled) {
-    (void)unsettled;
+                                    uint8_t *out, struct nu_sharing *sharing) {
+    (void)sharing;
     if (!test_and_set(bitmap, number))
         return out;
     memcpy(out, line, NU_LINE_BYTES);
     return out + NU_LINE_BYTES;
 }
 
+NU_INLINE uint8_t *probe_block_in_turn(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
+                                       const uint8_t *lines, uint8_t *out,
+                                       struct nu_sharing *sharing) {
+    size_t new_lines = 0;
+    for (int i = 0; i < BLOCK_LINES; i++) {
+        bool is_new = nu_test_and_set_shared(bitmap, numbers[i]);
+        memcpy(out, lines + i * NU_LINE_BYTES, COPY_BYTES);
+        out += is_new ? NU_LINE_BYTES : 0;
+        new_lines += is_new;
+    }
+    nu_end_turn_if_due(sharing, BLOCK_LINES, new_lines);
+    return out;
+}
+
 NU_INLINE uint8_t *probe_block_shared(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
                                       const uint8_t *lines, uint8_t *out,
-                                      struct nu_unsettled *unsettled) {
-    size_t count = unsettled->count;
+                                      struct nu_sharing *sharing) {
+    if (sharing->in_turn)
+        return probe_block_in_turn(bitmap, numbers, lines, out, sharing);
+    size_t count = sharing->count;
     for (int i = 0; i < BLOCK_LINES; i++) {
         bool clear = nu_is_clear(bitmap, numbers[i]);
         memcpy(out, lines + i * NU_LINE_BYTES, COPY_BYTES);
-        unsettled->numbers[count] = numbers[i];
+        sharing->numbers[count] = numbers[i];
         out += clear ? NU_LINE_BYTES : 0;
         count += clear;
     }
-    unsettled->count = count;
-    return count < NU_TURN_LINES ? out : nu_settle(bitmap, unsettled, out);
+    sharing->count = count;
+    sharing->looked += BLOCK_LINES;
+    return count < NU_TURN_LINES ? out : nu_settle(bitmap, sharing, out);
 }
 
 NU_INLINE uint8_t *probe_line_shared(uint8_t *bitmap, uint32_t number, const uint8_t *line,
-                                     uint8_t *out, struct nu_unsettled *unsettled) {
+                                     uint8_t *out, struct nu_sharing *sharing) {
     if (!nu_is_clear(bitmap, number))
         return out;
     memcpy(out, line, NU_LINE_BYTES);
-    unsettled->numbers[unsettled->count++] = number;
+    sharing->numbers[sharing->count++] = number;
     out += NU_LINE_BYTES;
-    return unsettled->count < NU_TURN_LINES ? out : nu_settle(bitmap, unsettled, out);
+    return sharing->count < NU_TURN_LINES ? out : nu_settle(bitmap, sharing, out);
 }
 
 /* Judges what is no number: a "terminate", the start of some line, or bytes that can be no line. */
@@ -169,7 +186,7 @@ static inline bool parse_line(const uint8_t *line, uint32_t *number) {
 NU_INLINE int ingest_through_window(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
                                     size_t stop, parse_block_fn parse_block,
                                     probe_block_fn probe_block, probe_line_fn probe_line,
-                                    struct nu_unsettled *unsettled) {
+                                    struct nu_sharing *sharing) {
     if (lacks_room(ingest, stop - start))
         return -ENOBUFS;
     uint8_t *bitmap = ingest->bitmap;
@@ -185,21 +202,23 @@ NU_INLINE int ingest_through_window(struct nu_ingest *ingest, const uint8_t *are
     for (; end - line >= BLOCK_REACH_BYTES && parse_block(line, block); line += BLOCK_BYTES) {
         uint32_t *slot = &window[parsed % WINDOW_LINES];
         if (parsed >= WINDOW_LINES)
-            out = probe_block(bitmap, slot, line - WINDOW_BYTES, out, unsettled);
+            out = probe_block(bitmap, slot, line - WINDOW_BYTES, out, sharing);
         memcpy(slot, block, sizeof block);
         for (int i = 0; i < BLOCK_LINES; i++)
             __builtin_prefetch(&bitmap[block[i] >> 3]);
         parsed += BLOCK_LINES;
     }
     for (size_t i = parsed > WINDOW_LINES ? parsed - WINDOW_LINES : 0; i < parsed; i += BLOCK_LINES)
-        out = probe_block(bitmap, &window[i % WINDOW_LINES], lines + i * NU_LINE_BYTES, out,
-                          unsettled);
+        out =
+            probe_block(bitmap, &window[i % WINDOW_LINES], lines + i * NU_LINE_BYTES, out, sharing);
 
     uint32_t number;
     for (; end - line >= NU_LINE_BYTES && parse_line(line, &number); line += NU_LINE_BYTES)
-        out = probe_line(bitmap, number, line, out, unsettled);
-    if (unsettled)
-        out = nu_settle(bitmap, unsettled, out);
+        out = probe_line(bitmap, number, line, out, sharing);
+    if (sharing) {
+        out = nu_settle(bitmap, sharing, out);
+        nu_end_turn(sharing);
+    }
     return finish(ingest, lines, line, end, out);
 }
 
@@ -211,10 +230,12 @@ NU_INLINE int ingest_alone(struct nu_ingest *ingest, const uint8_t *arena, size_
 
 NU_INLINE int ingest_shared(struct nu_ingest *ingest, const uint8_t *arena, size_t start,
                             size_t stop, parse_block_fn parse_block) {
-    struct nu_unsettled unsettled;
-    unsettled.count = 0;
+    struct nu_sharing sharing;
+    sharing.in_turn = false;
+    sharing.short_turns = 0;
+    sharing.looked = sharing.count = 0;
     return ingest_through_window(ingest, arena, start, stop, parse_block, probe_block_shared,
-                                 probe_line_shared, &unsettled);
+                                 probe_line_shared, &sharing);
 }
 
 #endif

@@ -12,8 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { THREADS = 4, LINES = 20000, BYTES = LINES * NU_LINE_BYTES };
-enum { PIECES = 500, PIECE_BYTES = BYTES / PIECES }; /* Several blocks each, and some lines more. */
+enum { THREADS = 4, LINES = 100000, BYTES = LINES * NU_LINE_BYTES };
+enum { PIECES = 250, PIECE_BYTES = BYTES / PIECES }; /* Several turns each, and some lines more. */
 
 typedef int ingest_fn(struct nu_ingest *ingest, const uint8_t *arena, size_t start, size_t stop);
 
