@@ -30,6 +30,16 @@ class StartError(Failure):
     exit_code = ExitCode.NOT_STARTED
 
 
+class ExtraLibraryError(StartError):
+    """`user`, an option or a part, needs a library of an extra; `error` is of its import."""
+
+    def __init__(self, user: str, library: str, extra: str, error: ImportError) -> None:
+        problem = f"{user} needs {library}, which can't be loaded: {error}"
+        if isinstance(error, ModuleNotFoundError):
+            problem = f"{user} needs {library} ({error}): pip install 'numbers-uring[{extra}]'"
+        super().__init__(problem)
+
+
 class BackendError(Failure):
     """The system refused what a reactor, or a connection to the NATS server, depends on."""
 

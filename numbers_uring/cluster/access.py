@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from numbers_uring.config import BrokerAccess
-from numbers_uring.errors import StartError
+from numbers_uring.errors import ExtraLibraryError, StartError
 
 if TYPE_CHECKING:
     from numbers_uring.cluster.client import BoundedClient
@@ -155,10 +155,8 @@ def _credentials(path: Path) -> dict[str, Callable[..., bytes]]:
     try:
         import nkeys  # type: ignore[import-untyped] # noqa: PLC0415
     except ImportError as error:
-        raise StartError(
-            f"--nats-credentials needs the nkeys library ({error}): "
-            "pip install 'numbers-uring[cluster]'"
-        ) from error
+        library = "the nkeys library"
+        raise ExtraLibraryError("--nats-credentials", library, "cluster", error) from error
 
     def read() -> tuple[bytes, Any]:
         try:

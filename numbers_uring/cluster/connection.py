@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from numbers_uring.cluster.access import AccessFileError, NoTlsError, client_for, is_refusal
 from numbers_uring.cluster.tasks import unless_stopped
 from numbers_uring.config import BrokerAccess
-from numbers_uring.errors import StartError
+from numbers_uring.errors import ExtraLibraryError, StartError
 from numbers_uring.limits import (
     BROKER_CONNECT_S,
     BROKER_POLL_S,
@@ -38,14 +38,13 @@ if TYPE_CHECKING:
 
 
 def require_nats_library() -> None:
-    """Raise StartError, with a hint, where the library for clusters is missing."""
+    """Raise ExtraLibraryError where the library for clusters can't be loaded."""
     try:
         # Here, because it is an extra, and takes a tenth of a second to import.
         import nats  # noqa: F401, PLC0415
     except ImportError as error:
-        raise StartError(
-            f"a cluster needs the nats-py library ({error}): pip install 'numbers-uring[cluster]'"
-        ) from error
+        library = "the nats-py library"
+        raise ExtraLibraryError("a cluster", library, "cluster", error) from error
 
 
 def url_text(url: str) -> str:

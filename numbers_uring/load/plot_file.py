@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from numbers_uring.errors import StartError
+from numbers_uring.errors import ExtraLibraryError
 from numbers_uring.system.output_file import OutputFile
 
 FORMATS = ("svg", "png", "pdf")
@@ -17,8 +17,8 @@ FORMATS = ("svg", "png", "pdf")
 class PlotFile(OutputFile):
     """An OutputFile whose name's ending says the format.
 
-    Raises click.UsageError for an ending that is none of FORMATS, StartError where matplotlib is
-    not installed or the file can't be written.
+    Raises click.UsageError for an ending that is none of FORMATS, StartError where matplotlib can't
+    be loaded or the file can't be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,9 +32,7 @@ class PlotFile(OutputFile):
             # Not at the top: it is an extra, and takes half a second.
             import_module("matplotlib.figure")
         except ImportError as error:
-            raise StartError(
-                "--plot needs matplotlib: pip install 'numbers-uring[plot]'"
-            ) from error
+            raise ExtraLibraryError("--plot", "matplotlib", "plot", error) from error
         super().__init__(path)
 
     def save(self, figure: Any) -> None:

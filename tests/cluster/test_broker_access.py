@@ -355,7 +355,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(tmp_path: Path) -> None
 
 
 def test_a_missing_library_for_credentials_is_said_with_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "nkeys.py").write_text("raise ImportError('there is none')\n")
+    (tmp_path / "nkeys.py").write_text("raise ModuleNotFoundError('there is none')\n")
     credentials = tmp_path / "user.creds"
     credentials.write_text(Operator().credentials())
     environment = {"PYTHONPATH": str(tmp_path)}

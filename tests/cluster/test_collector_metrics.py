@@ -355,7 +355,7 @@ def test_a_port_in_use_is_said_and_nothing_made(
 def test_without_the_library_it_is_named_and_not_needed_where_not_asked_for(
     broker: Broker, partition: int, collect: Collect, tmp_path: Path
 ) -> None:
-    (tmp_path / "prometheus_client.py").write_text("raise ImportError('not installed')")
+    (tmp_path / "prometheus_client.py").write_text("raise ModuleNotFoundError('not installed')")
     environment = {"PYTHONPATH": str(tmp_path)}
     logs = tmp_path / "logs"
     arguments = (*collect_arguments(broker.url, partition, logs), *METRICS)

@@ -474,7 +474,7 @@ def test_options_that_do_not_go_together_are_wrong_usage(
     ids=lambda arguments: " ".join(arguments[:2]),
 )
 def test_a_missing_library_is_said_with_what_to_do(tmp_path: Path, arguments: list[str]) -> None:
-    (tmp_path / "nats.py").write_text("raise ImportError('there is none')\n")
+    (tmp_path / "nats.py").write_text("raise ModuleNotFoundError('there is none')\n")
     environment = {"PYTHONPATH": str(tmp_path)}
     done = run_command(*arguments, environment=environment, cwd=tmp_path)
     assert_one_line_error(done, 3, "there is none", "pip install 'numbers-uring[cluster]'")

@@ -398,7 +398,7 @@ def test_a_port_in_use_is_said_and_the_log_left_as_it_is(tmp_path: Path) -> None
 def test_without_the_library_it_is_named_and_the_log_left_as_it_is(tmp_path: Path) -> None:
     log = tmp_path / "numbers.log"
     log.write_bytes(lines(range(10)))
-    (tmp_path / "prometheus_client.py").write_text("raise ImportError('not installed')")
+    (tmp_path / "prometheus_client.py").write_text("raise ModuleNotFoundError('not installed')")
     arguments = ["serve", "--port", "0", "--log-file", str(log), "--metrics", "127.0.0.1:0"]
     environment = {"PYTHONPATH": str(tmp_path)}
     done = run_command(*arguments, environment=environment)
@@ -418,7 +418,7 @@ def test_without_memory_for_a_thread_that_is_said_and_the_log_left_as_it_is(tmp_
 
 
 def test_without_the_option_the_library_is_not_needed(serve: Serve, tmp_path: Path) -> None:
-    (tmp_path / "prometheus_client.py").write_text("raise ImportError('not installed')")
+    (tmp_path / "prometheus_client.py").write_text("raise ModuleNotFoundError('not installed')")
     server = serve(environment={"PYTHONPATH": str(tmp_path)})
     assert "metrics" not in server.stderr
     assert server.terminate() == 0
