@@ -53,8 +53,9 @@ static inline bool nu_test_and_set_shared(uint8_t *bitmap, uint32_t number) {
     return !(bits & bit);
 }
 
-/* Takes a turn. Sets the bits of the lines that `sharing` counts, which end at `out`; drops those
- * that another line was faster with. May keep the turn. Returns the batch's new end. */
+/* Takes a turn, if it is not kept from before. Sets the bits of the lines that `sharing` counts,
+ * which end at `out`; drops those that another line was faster with. May keep the turn. Returns the
+ * batch's new end. */
 uint8_t *nu_settle(uint8_t *bitmap, struct nu_sharing *sharing, uint8_t *out);
 
 /* To be called before the call returns. */

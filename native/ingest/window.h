@@ -56,6 +56,9 @@ static inline bool test_and_set(uint8_t *bitmap, uint32_t number) {
     return clear;
 }
 
+/* Sets the number's bit; returns whether it was clear. */
+typedef bool test_and_set_fn(uint8_t *bitmap, uint32_t number);
+
 /* Probes a block: appends its new lines and returns the batch's new end. With a shared bitmap that
  * may be the end before the last lines were settled.
  */
@@ -72,16 +75,22 @@ typedef uint8_t *probe_line_fn(uint8_t *bitmap, uint32_t number, const uint8_t *
  * first, since the address of the copy waits for the line before: a few numbers that are repeated
  * take two thirds of the time that way.
  */
-NU_INLINE uint8_t *probe_block_alone(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
-                                     const uint8_t *lines, uint8_t *out,
-                                     struct nu_sharing *sharing) {
-    (void)sharing;
+NU_INLINE uint8_t *probe_and_set(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
+                                 const uint8_t *lines, uint8_t *out,
+                                 test_and_set_fn *test_and_set) {
     for (int i = 0; i < BLOCK_LINES; i++) {
         bool is_new = test_and_set(bitmap, numbers[i]);
         memcpy(out, lines + i * NU_LINE_BYTES, COPY_BYTES);
         out += is_new ? NU_LINE_BYTES : 0;
     }
     return out;
+}
+
+NU_INLINE uint8_t *probe_block_alone(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
+                                     const uint8_t *lines, uint8_t *out,
+                                     struct nu_sharing *sharing) {
+    (void)sharing;
+    return probe_and_set(bitmap, numbers, lines, out, test_and_set);
 }
 
 NU_INLINE uint8_t *probe_line_alone(uint8_t *bitmap, uint32_t number, const uint8_t *line,
@@ -96,15 +105,9 @@ NU_INLINE uint8_t *probe_line_alone(uint8_t *bitmap, uint32_t number, const uint
 NU_INLINE uint8_t *probe_block_in_turn(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
                                        const uint8_t *lines, uint8_t *out,
                                        struct nu_sharing *sharing) {
-    size_t new_lines = 0;
-    for (int i = 0; i < BLOCK_LINES; i++) {
-        bool is_new = nu_test_and_set_shared(bitmap, numbers[i]);
-        memcpy(out, lines + i * NU_LINE_BYTES, COPY_BYTES);
-        out += is_new ? NU_LINE_BYTES : 0;
-        new_lines += is_new;
-    }
-    nu_end_turn_if_due(sharing, BLOCK_LINES, new_lines);
-    return out;
+    uint8_t *end = probe_and_set(bitmap, numbers, lines, out, nu_test_and_set_shared);
+    nu_end_turn_if_due(sharing, BLOCK_LINES, (size_t)(end - out) / NU_LINE_BYTES);
+    return end;
 }
 
 NU_INLINE uint8_t *probe_block_shared(uint8_t *bitmap, const uint32_t numbers[BLOCK_LINES],
