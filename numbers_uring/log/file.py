@@ -77,11 +77,10 @@ class LogFile:
             fused = ours and size_bytes % LINE_BYTES != 0
             # Not read: it is assumed to consist of our lines.
             self._end_line(size_bytes - size_bytes % LINE_BYTES if end is None else end, size_bytes)
+            done = f"; {_fused_text(1, 'what is left of a line')}" if fused else ""
             self._say(
                 f"the log {self.path} was truncated by another process, from {before_bytes} "
-                f"to {counted(size_bytes, 'byte')}; appending at its new end"
-                + fused
-                * f"; {_fused_text(1, 'what is left of a line')}"
+                f"to {counted(size_bytes, 'byte')}; appending at its new end{done}"
             )
             return
         appended_bytes = size_bytes - self.end_bytes

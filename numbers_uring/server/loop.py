@@ -31,7 +31,7 @@ from numbers_uring.server.statistics import Statistics
 
 _OPENED, _RECEIVED, _TAKEN = int(Kind.OPENED), int(Kind.RECEIVED), int(Kind.TAKEN)
 _RESET, _DISCONNECTED = int(End.RESET), int(End.DISCONNECTED)
-_END_REASONS = tuple(end.name.lower() for end in End)
+_END_NAMES = tuple(end.name.lower() for end in End)
 _MORE, _TERMINATE = int(Verdict.MORE), int(Verdict.TERMINATE)
 
 
@@ -236,7 +236,7 @@ class Loop:
             elif self._intake.has_tail(connection):
                 reason = "incomplete"
             else:
-                reason = _END_REASONS[end]
+                reason = _END_NAMES[end]
         self.statistics.ended[reason] += 1
         if self._disconnects is not None:
             rejected = self._rejected.pop(connection, None)
